@@ -1,0 +1,101 @@
+"""The dense path: expand the rings to an ordinary kernel and let PyTorch convolve with it.
+
+It runs on every device and dtype that ``F.convNd`` runs on, and in float64 it is the truth that the
+other paths are held against. The expanded kernel lives for one call and is never saved.
+
+Like every execution path it offers four functions, told apart by what they compute and nothing else:
+:func:`forward`, :func:`transpose` (its adjoint in the input), :func:`weight_grad` (its adjoint in the
+ring weight) and :func:`backward` (both adjoints, where they can share work).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sre_triton.rings import RingGeometry
+from sre_triton.spec import ConvSpec
+
+__all__ = ["backward", "collapse", "expand", "forward", "transpose", "weight_grad"]
+
+_CONV = (F.conv1d, F.conv2d, F.conv3d)
+_CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+
+
+def expand(weight: Tensor, geometry: RingGeometry) -> Tensor:
+    """Dense kernel ``(o, i, *kernel_size)`` of ring weights ``(o, i, rings)``, in their dtype."""
+    o, i, rings = weight.shape
+    shape = (o, i, *geometry.kernel_size)
+    if weight.device.type == "cpu":
+        # A product with a one-hot matrix is exact: every sum has one term that is not zero.
+        return torch.mm(weight.reshape(-1, rings), _table(geometry, weight.dtype, weight.device)).view(shape)
+    # Elsewhere a float32 product may run in TF32 and would round the weights themselves.
+    table = _table(geometry, weight.dtype, weight.device)
+    dense = weight.new_zeros(o, i, geometry.num_taps)
+    for ring in range(rings):
+        dense.addcmul_(weight[:, :, ring, None], table[ring])
+    return dense.view(shape)
+
+
+def collapse(dense: Tensor, geometry: RingGeometry) -> Tensor:
+    """Adjoint of :func:`expand`: weighted sum of a dense kernel's taps over each ring."""
+    o, i = dense.shape[:2]
+    table = _table(geometry, dense.dtype, dense.device)
+    flat = dense.reshape(o * i, geometry.num_taps)
+    if dense.device.type == "cpu":
+        return torch.mm(flat, table.t()).view(o, i, geometry.num_rings)
+    return torch.stack([torch.mv(flat, row) for row in table], dim=-1).view(o, i, geometry.num_rings)
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:
+    kernel = expand(weight, spec.geometry)
+    return _CONV[spec.ndim - 1](x, kernel, bias, spec.stride, spec.padding, spec.dilation, spec.groups)
+
+
+def transpose(
+    x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, output_padding: Sequence[int]
+) -> Tensor:
+    kernel = expand(weight, spec.geometry)
+    return _CONV_TRANSPOSE[spec.ndim - 1](
+        x, kernel, bias, spec.stride, spec.padding, output_padding, spec.groups, spec.dilation
+    )
+
+
+def weight_grad(x: Tensor, grad_y: Tensor, spec: ConvSpec) -> Tensor:
+    kernel = x.new_empty(()).expand(grad_y.shape[1], x.shape[1] // spec.groups, *spec.geometry.kernel_size)
+    return collapse(_convolution_backward(grad_y, x, kernel, spec, (False, True))[1], spec.geometry)
+
+
+def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple[Tensor, Tensor]:
+    kernel = expand(weight, spec.geometry)
+    grad_x, grad_kernel = _convolution_backward(grad_y, x, kernel, spec, (True, True))
+    return grad_x, collapse(grad_kernel, spec.geometry)
+
+
+def _convolution_backward(
+    grad_y: Tensor, x: Tensor, kernel: Tensor, spec: ConvSpec, mask: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    grads = torch.ops.aten.convolution_backward(
+        grad_y,
+        x,
+        kernel,
+        None,
+        spec.stride,
+        spec.padding,
+        spec.dilation,
+        False,
+        [0] * spec.ndim,
+        spec.groups,
+        [*mask, False],
+    )
+    return grads[0], grads[1]
+
+
+@lru_cache(maxsize=256)
+def _table(geometry: RingGeometry, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``M[ring, tap]`` as a tensor. A constant of the geometry, shared by all layers that have it."""
+    return torch.from_numpy(geometry.weights.copy()).to(device=device, dtype=dtype)
