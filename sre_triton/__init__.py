@@ -1,1 +1,75 @@
-"""Ring convolutions."""
+"""Ring convolutions for PyTorch: equivariant to rotation and reflection, at a fraction of the dense price.
+
+``SREConv2d`` replaces ``nn.Conv2d``; its weights are shared on concentric rings, so it is computed as ring
+sums and one small matrix product. Importing this package touches no GPU and imports no Triton.
+"""
+
+from sre_triton import functional
+from sre_triton.compat import (
+    GMR_Conv1d,
+    GMR_Conv2d,
+    GMR_Conv3d,
+    SRE_Conv1d,
+    SRE_Conv2d,
+    SRE_Conv3d,
+    SRE_ConvTranspose2d,
+)
+from sre_triton.equivariance import assert_equivariant, equivariance_error
+from sre_triton.explanation import explain
+from sre_triton.functional import (
+    expand_kernel,
+    project_kernel,
+    sre_conv1d,
+    sre_conv2d,
+    sre_conv3d,
+    sre_conv_transpose1d,
+    sre_conv_transpose2d,
+    sre_conv_transpose3d,
+)
+from sre_triton.gmr import GMRConv1d, GMRConv2d, GMRConv3d
+from sre_triton.layers import (
+    SREConv1d,
+    SREConv2d,
+    SREConv3d,
+    SREConvTranspose1d,
+    SREConvTranspose2d,
+    SREConvTranspose3d,
+)
+from sre_triton.plan import backend
+from sre_triton.rings import RingGeometry, ring_geometry
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GMRConv1d",
+    "GMRConv2d",
+    "GMRConv3d",
+    "GMR_Conv1d",
+    "GMR_Conv2d",
+    "GMR_Conv3d",
+    "RingGeometry",
+    "SREConv1d",
+    "SREConv2d",
+    "SREConv3d",
+    "SREConvTranspose1d",
+    "SREConvTranspose2d",
+    "SREConvTranspose3d",
+    "SRE_Conv1d",
+    "SRE_Conv2d",
+    "SRE_Conv3d",
+    "SRE_ConvTranspose2d",
+    "assert_equivariant",
+    "backend",
+    "equivariance_error",
+    "expand_kernel",
+    "explain",
+    "functional",
+    "project_kernel",
+    "ring_geometry",
+    "sre_conv1d",
+    "sre_conv2d",
+    "sre_conv3d",
+    "sre_conv_transpose1d",
+    "sre_conv_transpose2d",
+    "sre_conv_transpose3d",
+]

@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 
 from sre_triton.rings import RingGeometry, ring_geometry
 
-__all__ = ["ConvSpec", "conv_spec"]
+__all__ = ["ConvSpec", "conv_spec", "output_padding", "output_size", "transposed_size"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,43 +40,77 @@ class ConvSpec:
         return all(s == 1 for s in self.stride)
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
-        """Spatial size of the convolution of an input of this spatial size.
-
-        Raises:
-            RuntimeError: the dilated kernel is larger than the padded input.
-        """
-        padded = [n + 2 * p for n, p in zip(input_size, self.padding, strict=True)]
-        for n, reach in zip(padded, self.reach, strict=True):
-            if n <= reach:
-                raise RuntimeError(
-                    f"Calculated padded input size per channel: {tuple(padded)}. Kernel size: "
-                    f"{tuple(r + 1 for r in self.reach)} (dilation {self.dilation} included). "
-                    "Kernel size can't be greater than actual input size"
-                )
-        return tuple((n - r - 1) // s + 1 for n, r, s in zip(padded, self.reach, self.stride, strict=True))
+        """Spatial size of the convolution of an input of this spatial size; see :func:`output_size`."""
+        return output_size(input_size, self.stride, self.padding, self.reach)
 
     def transposed_size(self, input_size: Sequence[int], output_padding: Sequence[int]) -> tuple[int, ...]:
-        """Spatial size of the transposed convolution of an input of this spatial size.
-
-        Raises:
-            RuntimeError: the result would be empty.
-        """
-        size = tuple(
-            (n - 1) * s - 2 * p + r + o + 1
-            for n, s, p, r, o in zip(input_size, self.stride, self.padding, self.reach, output_padding, strict=True)
-        )
-        for n in size:
-            if n < 1:
-                raise RuntimeError(
-                    f"Given input size per channel: {tuple(input_size)}. Calculated output size per channel: "
-                    f"{size}. Output size is too small"
-                )
-        return size
+        """Spatial size of the transposed convolution of such an input; see :func:`transposed_size`."""
+        return transposed_size(input_size, output_padding, self.stride, self.padding, self.reach)
 
     def output_padding(self, input_size: Sequence[int], output_size: Sequence[int]) -> tuple[int, ...]:
-        """What :meth:`transposed_size` must add to lead from ``output_size`` back to ``input_size``."""
-        bare = ((m - 1) * s - 2 * p + r + 1 for m, s, p, r in zip(output_size, self.stride, self.padding, self.reach, strict=True))
-        return tuple(n - b for n, b in zip(input_size, bare, strict=True))
+        """What leads from ``output_size`` back to ``input_size``; see :func:`output_padding`."""
+        return output_padding(input_size, output_size, self.stride, self.padding, self.reach)
+
+
+# Plain arithmetic on ints, so that it also works on the symbolic sizes of a compiler. ``reach`` is the
+# distance between the first and the last tap, dilation * (kernel_size - 1).
+
+
+def output_size(
+    input_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], reach: Sequence[int]
+) -> tuple[int, ...]:
+    """Spatial size of a convolution's output.
+
+    Raises:
+        RuntimeError: the dilated kernel is larger than the padded input.
+    """
+    padded = [n + 2 * p for n, p in zip(input_size, padding, strict=True)]
+    for n, r in zip(padded, reach, strict=True):
+        if n <= r:
+            raise RuntimeError(
+                f"Calculated padded input size per channel: {tuple(padded)}. Kernel size: {tuple(r + 1 for r in reach)} "
+                "(dilation included). Kernel size can't be greater than actual input size"
+            )
+    return tuple((n - r - 1) // s + 1 for n, r, s in zip(padded, reach, stride, strict=True))
+
+
+def transposed_size(
+    input_size: Sequence[int],
+    output_padding: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    reach: Sequence[int],
+) -> tuple[int, ...]:
+    """Spatial size of a transposed convolution's output.
+
+    Raises:
+        RuntimeError: it would be empty.
+    """
+    size = tuple(
+        (n - 1) * s - 2 * p + r + o + 1
+        for n, s, p, r, o in zip(input_size, stride, padding, reach, output_padding, strict=True)
+    )
+    for n in size:
+        if n < 1:
+            raise RuntimeError(
+                f"Given input size per channel: {tuple(input_size)}. Calculated output size per channel: {size}. "
+                "Output size is too small"
+            )
+    return size
+
+
+def output_padding(
+    input_size: Sequence[int],
+    output_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    reach: Sequence[int],
+) -> tuple[int, ...]:
+    """Rows at the far end of a convolution's input that its output is too coarse to tell of."""
+    return tuple(
+        n - ((m - 1) * s - 2 * p + r + 1)
+        for n, m, s, p, r in zip(input_size, output_size, stride, padding, reach, strict=True)
+    )
 
 
 @lru_cache(maxsize=4096)

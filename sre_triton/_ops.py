@@ -1,0 +1,281 @@
+"""The operators: schemas, fakes, batching rules, and the hand-over to an execution path.
+
+One operator per direction of the ring convolution, opaque to tracing, so that a compiled or exported
+graph holds one node per layer and pass. Which path runs is decided inside the operator, where shapes
+are numbers: a compiled graph with dynamic shapes plans each call anew.
+
+Operators know nothing of autograd; :mod:`sre_triton.autograd` wraps them. Every output is laid out
+channels_last if the first argument is, and contiguous otherwise, whatever path made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sre_triton import dense
+from sre_triton.plan import Call, run
+from sre_triton.rings import ring_geometry
+from sre_triton.spec import ConvSpec, conv_spec, output_size, transposed_size
+
+__all__ = [
+    "ConvArgs",
+    "collapse_kernel",
+    "expand_kernel",
+    "ring_conv",
+    "ring_conv_backward",
+    "ring_conv_transpose",
+    "ring_conv_weight_grad",
+]
+
+
+class ConvArgs(NamedTuple):
+    """The trailing arguments that all convolution operators share, in schema order."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    kernel_size: int
+    circular: bool
+    antialias: bool
+    backend: str
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """Distance between the first and the last tap, per dimension."""
+        return tuple(d * (self.kernel_size - 1) for d in self.dilation)
+
+    def spec(self, num_rings: int) -> ConvSpec:
+        """The convolution that these arguments and a weight with this many rings describe."""
+        return conv_spec(
+            len(self.stride),
+            self.kernel_size,
+            num_rings,
+            self.circular,
+            self.antialias,
+            tuple(self.stride),
+            tuple(self.padding),
+            tuple(self.dilation),
+            self.groups,
+        )
+
+
+_CONV_ARGS = (
+    "int[] stride, int[] padding, int[] dilation, int groups, "
+    "int kernel_size, bool circular, bool antialias, str backend"
+)
+_library = torch.library.Library("sre_triton", "DEF")
+
+
+def _define(schema: str) -> tuple[str, Callable[..., Any]]:
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    name = schema.partition("(")[0]
+    return f"sre_triton::{name}", getattr(torch.ops.sre_triton, name).default
+
+
+_RING_CONV, ring_conv = _define(f"ring_conv(Tensor input, Tensor weight, Tensor? bias, {_CONV_ARGS}) -> Tensor")
+_TRANSPOSE, ring_conv_transpose = _define(
+    f"ring_conv_transpose(Tensor input, Tensor weight, Tensor? bias, SymInt[] output_padding, {_CONV_ARGS}) -> Tensor"
+)
+_WEIGHT_GRAD, ring_conv_weight_grad = _define(
+    f"ring_conv_weight_grad(Tensor input, Tensor grad_output, int num_rings, {_CONV_ARGS}) -> Tensor"
+)
+_BACKWARD, ring_conv_backward = _define(
+    f"ring_conv_backward(Tensor input, Tensor grad_output, Tensor weight, {_CONV_ARGS}) -> (Tensor, Tensor)"
+)
+_EXPAND, expand_kernel = _define("expand_kernel(Tensor weight, int[] kernel_size, bool circular, bool antialias) -> Tensor")
+_COLLAPSE, collapse_kernel = _define("collapse_kernel(Tensor dense, int num_rings, bool circular, bool antialias) -> Tensor")
+
+
+# Layout ---------------------------------------------------------------------------------------------
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _layout_of(x: Tensor) -> torch.memory_format:
+    """channels_last if x is laid out so, else contiguous. Strides decide between the two where a
+    size of 1 makes x both."""
+    channels_last = _CHANNELS_LAST.get(x.dim())
+    if (
+        channels_last is not None
+        and x.stride(1) == 1
+        and x.stride(-1) == x.shape[1]
+        and x.is_contiguous(memory_format=channels_last)
+    ):
+        return channels_last
+    return torch.contiguous_format
+
+
+def _empty(x: Tensor, size: Sequence[int]) -> Tensor:
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=_layout_of(x))
+
+
+# Implementations ------------------------------------------------------------------------------------
+
+
+def _ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
+    spec = ConvArgs(*args).spec(weight.shape[2])
+    call = Call("forward", spec, *x.shape[:2], weight.shape[0], tuple(x.shape[2:]), x.dtype, x.device.type)
+    return run(call, args[-1]).forward(x, weight, bias, spec).contiguous(memory_format=_layout_of(x))
+
+
+def _ring_conv_transpose(
+    x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: Sequence[int], *args: Any
+) -> Tensor:
+    spec = ConvArgs(*args).spec(weight.shape[2])
+    out_channels = weight.shape[1] * spec.groups
+    size = spec.transposed_size(x.shape[2:], output_padding)
+    call = Call("transpose", spec, x.shape[0], out_channels, x.shape[1], size, x.dtype, x.device.type)
+    y = run(call, args[-1]).transpose(x, weight, bias, spec, output_padding)
+    return y.contiguous(memory_format=_layout_of(x))
+
+
+def _ring_conv_weight_grad(x: Tensor, grad_y: Tensor, num_rings: int, *args: Any) -> Tensor:
+    spec = ConvArgs(*args).spec(num_rings)
+    call = Call("weight_grad", spec, *x.shape[:2], grad_y.shape[1], tuple(x.shape[2:]), x.dtype, x.device.type)
+    return run(call, args[-1]).weight_grad(x, grad_y, spec).contiguous()
+
+
+def _ring_conv_backward(x: Tensor, grad_y: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    spec = ConvArgs(*args).spec(weight.shape[2])
+    call = Call("backward", spec, *x.shape[:2], weight.shape[0], tuple(x.shape[2:]), x.dtype, x.device.type)
+    grad_x, grad_weight = run(call, args[-1]).backward(grad_y, x, weight, spec)
+    return grad_x.contiguous(memory_format=_layout_of(x)), grad_weight.contiguous()
+
+
+def _expand_kernel(weight: Tensor, kernel_size: Sequence[int], circular: bool, antialias: bool) -> Tensor:
+    return dense.expand(weight, ring_geometry(tuple(kernel_size), weight.shape[2], circular, antialias))
+
+
+def _collapse_kernel(kernel: Tensor, num_rings: int, circular: bool, antialias: bool) -> Tensor:
+    return dense.collapse(kernel, ring_geometry(tuple(kernel.shape[2:]), num_rings, circular, antialias))
+
+
+# Fakes: shapes and exact strides, no data -----------------------------------------------------------
+
+
+def _fake_ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
+    conv = ConvArgs(*args)
+    size = output_size(x.shape[2:], conv.stride, conv.padding, conv.reach)
+    return _empty(x, (x.shape[0], weight.shape[0], *size))
+
+
+def _fake_ring_conv_transpose(
+    x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: Sequence[int], *args: Any
+) -> Tensor:
+    conv = ConvArgs(*args)
+    size = transposed_size(x.shape[2:], output_padding, conv.stride, conv.padding, conv.reach)
+    return _empty(x, (x.shape[0], weight.shape[1] * conv.groups, *size))
+
+
+def _fake_ring_conv_weight_grad(x: Tensor, grad_y: Tensor, num_rings: int, *args: Any) -> Tensor:
+    return x.new_empty(grad_y.shape[1], x.shape[1] // ConvArgs(*args).groups, num_rings)
+
+
+def _fake_ring_conv_backward(x: Tensor, grad_y: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return _empty(x, x.shape), weight.new_empty(weight.shape)
+
+
+def _fake_expand_kernel(weight: Tensor, kernel_size: Sequence[int], circular: bool, antialias: bool) -> Tensor:
+    return weight.new_empty(*weight.shape[:2], *kernel_size)
+
+
+def _fake_collapse_kernel(kernel: Tensor, num_rings: int, circular: bool, antialias: bool) -> Tensor:
+    return kernel.new_empty(*kernel.shape[:2], num_rings)
+
+
+# Batching rules -------------------------------------------------------------------------------------
+# A batch of independent convolutions is one convolution with more groups; where only activations are
+# batched it is one convolution with a longer batch.
+
+
+def _fold_activation(x: Tensor, dim: int | None, size: int) -> Tensor:
+    """(N, C, ...) with a batch dimension anywhere, or none, to (N, size * C, ...)."""
+    x = x.unsqueeze(1).expand(-1, size, *x.shape[1:]) if dim is None else x.movedim(dim, 1)
+    return x.flatten(1, 2)
+
+
+def _fold_leading(w: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """(O, ...) with a batch dimension anywhere, or none, to (size * O, ...)."""
+    if w is None:
+        return None
+    w = w.expand(size, *w.shape) if dim is None else w.movedim(dim, 0)
+    return w.flatten(0, 1)
+
+
+_FOLD = {"activation": _fold_activation, "leading": _fold_leading}
+_UNFOLD_DIM = {"activation": 1, "leading": 0}
+
+
+def _batch_conv(op: Callable[..., Any], takes: tuple[str, ...], returns: tuple[str, ...]) -> Callable[..., Any]:
+    """Batching rule of a convolution operator, from the role of each tensor that it takes and returns."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        size, (tensors, rest) = info.batch_size, (args[: len(takes)], args[len(takes) :])
+        if returns == ("activation",) and in_dims[1] is None and in_dims[2] is None:
+            y = op(tensors[0].movedim(in_dims[0], 0).flatten(0, 1), *args[1:])
+            return y.unflatten(0, (size, -1)), 0
+        folded = [_FOLD[role](t, dim, size) for role, t, dim in zip(takes, tensors, in_dims)]
+        conv_args = ConvArgs(*rest[-len(ConvArgs._fields) :])
+        rest = (*rest[: -len(ConvArgs._fields)], *conv_args._replace(groups=conv_args.groups * size))
+        results = op(*folded, *rest)
+        dims = tuple(_UNFOLD_DIM[role] for role in returns)
+        if len(dims) == 1:
+            return results.unflatten(dims[0], (size, -1)), dims[0]
+        return tuple(r.unflatten(d, (size, -1)) for r, d in zip(results, dims, strict=True)), dims
+
+    return rule
+
+
+def _batch_kernel(op: Callable[..., Any]) -> Callable[..., Any]:
+    def rule(info: Any, in_dims: tuple[int | None, ...], kernel: Tensor, *args: Any) -> Any:
+        return op(_fold_leading(kernel, in_dims[0], info.batch_size), *args).unflatten(0, (info.batch_size, -1)), 0
+
+    return rule
+
+
+# Registration ---------------------------------------------------------------------------------------
+
+
+def _register(name: str, op: Any, real: Callable[..., Any], fake: Callable[..., Any], batch: Callable[..., Any]) -> None:
+    _library.impl(op, real, "CompositeExplicitAutograd")
+    torch.library.register_fake(name, fake, lib=_library)
+    torch.library.register_vmap(name, batch, lib=_library)
+    for key in ("AutocastCPU", "AutocastCUDA", "AutocastXPU"):
+        _library.impl(op, _below_autocast(op, key), key)
+
+
+def _below_autocast(op: Any, key: str) -> Callable[..., Any]:
+    """Callers cast before they call. Paths choose the precision of their own sums, so autocast must
+    not reach the operations inside."""
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def call(*args: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return op(*args)
+
+    return call
+
+
+_register(
+    _RING_CONV, ring_conv, _ring_conv, _fake_ring_conv,
+    _batch_conv(ring_conv, ("activation", "leading", "leading"), ("activation",)),
+)  # fmt: skip
+_register(
+    _TRANSPOSE, ring_conv_transpose, _ring_conv_transpose, _fake_ring_conv_transpose,
+    _batch_conv(ring_conv_transpose, ("activation", "leading", "leading"), ("activation",)),
+)  # fmt: skip
+_register(
+    _WEIGHT_GRAD, ring_conv_weight_grad, _ring_conv_weight_grad, _fake_ring_conv_weight_grad,
+    _batch_conv(ring_conv_weight_grad, ("activation", "activation"), ("leading",)),
+)  # fmt: skip
+_register(
+    _BACKWARD, ring_conv_backward, _ring_conv_backward, _fake_ring_conv_backward,
+    _batch_conv(ring_conv_backward, ("activation", "activation", "leading"), ("activation", "leading")),
+)  # fmt: skip
+_register(_EXPAND, expand_kernel, _expand_kernel, _fake_expand_kernel, _batch_kernel(expand_kernel))
+_register(_COLLAPSE, collapse_kernel, _collapse_kernel, _fake_collapse_kernel, _batch_kernel(collapse_kernel))

@@ -1,0 +1,64 @@
+"""Tells which execution path each ring convolution of a module takes, and why."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from sre_triton.layers import RingConvNd
+from sre_triton.plan import Call, Plan, current_backend, plan_call, recording
+
+__all__ = ["explain"]
+
+
+def explain(module: nn.Module, *inputs: Any) -> str:
+    """Runs ``module(*inputs)`` once without gradients and returns the plan of its ring convolutions in words.
+
+    Args:
+        module: a ring convolution layer or a network that holds some.
+        inputs: what the module is called with; on real devices, since plans are made when operators run.
+
+    Returns:
+        One paragraph per ring convolution that ran, in order: the layer, its input, and the path of the
+        forward and the backward pass with the reason for each.
+
+    Raises:
+        RuntimeError: a requested backend cannot run one of the calls.
+    """
+    names: list[str] = []
+
+    def enter(label: str, layer: nn.Module, args: Any) -> None:
+        names.append(f"{label}: {layer}" if label else str(layer))
+
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, RingConvNd)}
+    hooks = [layer.register_forward_pre_hook(partial(enter, name)) for name, layer in layers.items()]
+    paragraphs = []
+    try:
+        with recording() as records, torch.no_grad():
+            module(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    calls = [(call, plan) for call, plan in records if call.kind in ("forward", "transpose")]
+    if not calls:
+        return "no ring convolution ran"
+    # Ring functions called outside a layer have no name of their own.
+    titles = names if len(names) == len(calls) else [f"ring convolution {i}" for i in range(len(calls))]
+    for title, (call, plan) in zip(titles, calls, strict=True):
+        paragraphs.append(_paragraph(title, call, plan))
+    return "\n".join(paragraphs)
+
+
+def _paragraph(title: str, call: Call, plan: Plan) -> str:
+    passes = {"input": call.kind, "backward": "backward"}
+    if call.kind == "transpose":
+        passes = {"input": "transpose", "grad of input": "forward", "grad of weight": "weight_grad"}
+    shape = (call.batch, call.in_channels, *call.input_size)
+    lines = [f"{title}", f"  fine side {shape}, {call.dtype}, {call.device_type}"]
+    for label, kind in passes.items():
+        chosen = plan if kind == call.kind else plan_call(call._replace(kind=kind), current_backend())
+        lines.append(f"  {'forward' if label == 'input' else label}: {chosen.path} ({chosen.reason})")
+    return "\n".join(lines)

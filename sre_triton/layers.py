@@ -1,0 +1,372 @@
+"""Ring convolution layers with the arguments, attributes and errors of ``torch.nn``'s own.
+
+``SREConv2d`` stands wherever ``nn.Conv2d`` stood. Its weight is (out, in / groups, rings) instead of
+(out, in / groups, k, k); everything else is the same, so optimisers, schedulers, DDP, AMP, compile,
+export, pickling and checkpoints see an ordinary module with ordinary parameters and no buffers.
+
+Source: J. Zhang et al., "Improved Vessel Segmentation with Symmetric Rotation-Equivariant U-Net",
+ISBI 2025; initialisation and ring edges as in the package SRE_Conv 1.0.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.utils import _ntuple
+
+from sre_triton.functional import resolve_padding, ring_conv, ring_conv_transpose
+from sre_triton._ops import ConvArgs
+from sre_triton.plan import current_backend
+from sre_triton.rings import RingGeometry, default_num_rings, ring_geometry
+
+__all__ = [
+    "RingConvNd",
+    "SREConv1d",
+    "SREConv2d",
+    "SREConv3d",
+    "SREConvTranspose1d",
+    "SREConvTranspose2d",
+    "SREConvTranspose3d",
+]
+
+Size = int | Sequence[int]
+_PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+# Buffers of the reference packages' checkpoints, constants all. They are checked and dropped.
+_INDEX_BUFFERS = ("weight_index_mat", "default_weight_index_mat")
+
+
+class RingConvNd(nn.Module):
+    """What every ring convolution layer shares. Subclasses say how many dimensions, and which way."""
+
+    __constants__ = [
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "padding_mode",
+        "output_padding",
+        "in_channels",
+        "out_channels",
+        "kernel_size",
+        "num_rings",
+        "circular",
+        "antialias",
+    ]
+    ndim: ClassVar[int]
+    transposed: ClassVar[bool]
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
+    output_padding: tuple[int, ...]
+    groups: int
+    padding_mode: str
+    num_rings: int
+    circular: bool
+    antialias: bool
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size,
+        padding: Size | str,
+        dilation: Size,
+        output_padding: Size,
+        groups: int,
+        bias: bool,
+        padding_mode: str,
+        num_rings: int | None,
+        circular: bool,
+        antialias: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        ntuple = _ntuple(self.ndim)
+        stride = ntuple(stride)
+        if groups <= 0:
+            raise ValueError(f"groups must be a positive integer, got {groups}")
+        if in_channels % groups != 0:
+            raise ValueError(f"in_channels must be divisible by groups, got in_channels={in_channels}, groups={groups}")
+        if out_channels % groups != 0:
+            raise ValueError(
+                f"out_channels must be divisible by groups, got out_channels={out_channels}, groups={groups}"
+            )
+        if isinstance(padding, str):
+            if padding not in ("same", "valid"):
+                raise ValueError(f"Invalid padding string {padding!r}, should be one of 'same', 'valid'")
+            if padding == "same" and any(s != 1 for s in stride):
+                raise ValueError(f"padding='same' is not supported for strided convolutions, got stride={stride}")
+        modes = ("zeros",) if self.transposed else _PADDING_MODES
+        if padding_mode not in modes:
+            raise ValueError(
+                f"padding_mode must be one of {modes} for {type(self).__name__}, but got padding_mode={padding_mode!r}"
+            )
+        geometry = ring_geometry(ntuple(kernel_size), num_rings, circular, antialias)
+
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = geometry.kernel_size
+        self.stride = stride
+        self.padding = padding if isinstance(padding, str) else ntuple(padding)
+        self.dilation = ntuple(dilation)
+        self.output_padding = ntuple(output_padding)
+        self.groups = groups
+        self.padding_mode = padding_mode
+        self.num_rings = geometry.num_rings
+        self.circular = circular
+        self.antialias = antialias
+
+        first, second = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty((first, second // groups, geometry.num_rings), **factory))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_channels, **factory))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    @property
+    def geometry(self) -> RingGeometry:
+        """The rings of this layer's kernel."""
+        return ring_geometry(self.kernel_size, self.num_rings, self.circular, self.antialias)
+
+    def reset_parameters(self) -> None:
+        """Draws weight and bias from the distribution that ``nn.ConvNd`` of this kernel size draws from:
+        uniform within ``1 / sqrt(fan_in)`` of zero, with the fan of the *dense* kernel."""
+        fan_in = self.weight.shape[1] * math.prod(self.kernel_size)
+        bound = 1 / math.sqrt(fan_in) if fan_in > 0 else 0.0
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def ring_weight(self) -> Tensor:
+        """The weight of each ring that the convolution uses, in the shape of ``weight``."""
+        return self.weight
+
+    def extra_repr(self) -> str:
+        """The arguments that differ from their defaults, as ``nn.ConvNd`` prints them."""
+        parts = [f"{self.in_channels}, {self.out_channels}", f"kernel_size={self.kernel_size}", f"stride={self.stride}"]
+        zero, one = (0,) * self.ndim, (1,) * self.ndim
+        parts += [f"padding={self.padding}"] if self.padding != zero else []
+        parts += [f"dilation={self.dilation}"] if self.dilation != one else []
+        parts += [f"output_padding={self.output_padding}"] if self.output_padding != zero else []
+        parts += [f"groups={self.groups}"] if self.groups != 1 else []
+        parts += ["bias=False"] if self.bias is None else []
+        parts += [f"padding_mode={self.padding_mode}"] if self.padding_mode != "zeros" else []
+        default_rings = default_num_rings(self.kernel_size[0], self.circular)
+        parts += [f"num_rings={self.num_rings}"] if self.num_rings != default_rings else []
+        parts += ["circular=False"] if not self.circular else []
+        parts += ["antialias=True"] if self.antialias else []
+        return ", ".join(parts)
+
+    def _conv_args(self, padding: tuple[int, ...]) -> ConvArgs:
+        return ConvArgs(
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            self.kernel_size[0],
+            self.circular,
+            self.antialias,
+            current_backend(),
+        )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        error_msgs: list[str] = args[-1]
+        for name in _INDEX_BUFFERS:
+            if prefix + name in state_dict:
+                error = self._index_buffer_error(state_dict.pop(prefix + name))
+                if error is not None:
+                    error_msgs.append(f'"{prefix}{name}" {error}')
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _index_buffer_error(self, buffer: Tensor) -> str | None:
+        """Why a reference checkpoint's ring map is not this layer's, or None if it is."""
+        expected = torch.from_numpy(self.geometry.weights.copy())
+        if buffer.numel() != expected.numel():
+            return (
+                f"has shape {tuple(buffer.shape)}, but this layer's ring map is (1, 1, {self.num_rings}, "
+                f"{expected.shape[1]}): kernel_size, num_rings or circular differ"
+            )
+        if torch.equal(buffer.detach().to("cpu", torch.float64).reshape(expected.shape), expected):
+            return None
+        if self.antialias:
+            return "is a map of hard rings, but this layer is anti-aliased: build it with antialias=False"
+        return (
+            "is not the one-hot map of this layer's rings (it may have been trained, or belong to other ring edges), "
+            "so the checkpoint is not a ring convolution of this geometry"
+        )
+
+
+class _SREConvNd(RingConvNd):
+    transposed = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        num_rings: int | None = None,
+        circular: bool = True,
+        antialias: bool = False,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, 0, groups, bias, padding_mode,
+            num_rings, circular, antialias, device, dtype,
+        )  # fmt: skip
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolves (N, in, *space) or (in, *space); see :mod:`sre_triton.functional`."""
+        padding = resolve_padding(self.padding, self.stride, self.dilation, self.kernel_size[0])
+        if self.padding_mode != "zeros":
+            input = F.pad(input, [p for p in reversed(padding) for _ in range(2)], mode=self.padding_mode)
+            padding = (0,) * self.ndim
+        return ring_conv(input, self.ring_weight(), self.bias, self._conv_args(padding))
+
+
+class _SREConvTransposeNd(RingConvNd):
+    transposed = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        output_padding: Size = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Size = 1,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        num_rings: int | None = None,
+        circular: bool = True,
+        antialias: bool = False,
+    ) -> None:
+        if isinstance(padding, str):
+            raise TypeError(f"padding must be an int or a tuple of ints for {type(self).__name__}, got {padding!r}")
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, output_padding, groups, bias,
+            padding_mode, num_rings, circular, antialias, device, dtype,
+        )  # fmt: skip
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """Transposed convolution of (N, in, *space) or (in, *space), to ``output_size`` if it is given."""
+        assert not isinstance(self.padding, str)
+        extra = self.output_padding if output_size is None else self._extra_for(input, output_size)
+        return ring_conv_transpose(input, self.ring_weight(), self.bias, extra, self._conv_args(self.padding))
+
+    def _extra_for(self, input: Tensor, output_size: Sequence[int]) -> tuple[int, ...]:
+        """Output padding that leads to ``output_size``, which may or may not name batch and channels."""
+        space = input.shape[-self.ndim :]
+        size = tuple(output_size)
+        if len(size) == input.dim():
+            size = size[-self.ndim :]
+        if len(size) != self.ndim:
+            raise ValueError(
+                f"{type(self).__name__}: for {input.dim()}D input, output_size must have {self.ndim} or {input.dim()} "
+                f"elements (got {len(size)})"
+            )
+        args = self._conv_args(self.padding)  # type: ignore[arg-type]
+        least = [
+            (n - 1) * s - 2 * p + r + 1
+            for n, s, p, r in zip(space, args.stride, args.padding, args.reach, strict=True)
+        ]
+        most = [m + s - 1 for m, s in zip(least, self.stride, strict=True)]
+        if not all(lo <= n <= hi for lo, n, hi in zip(least, size, most, strict=True)):
+            raise ValueError(
+                f"requested an output size of {size}, but valid sizes range from {least} to {most} (for an input of "
+                f"{tuple(space)})"
+            )
+        return tuple(n - lo for n, lo in zip(size, least, strict=True))
+
+
+class SREConv1d(_SREConvNd):
+    """Ring convolution over (N, in, L) or (in, L); see :class:`SREConv2d`."""
+
+    ndim = 1
+
+
+class SREConv2d(_SREConvNd):
+    """Ring convolution over (N, in, H, W) or (in, H, W), equivariant to quarter turns and flips exactly
+    and to other rotations approximately.
+
+    Arguments up to ``dtype`` are those of :class:`torch.nn.Conv2d`, in its order.
+
+    Args:
+        in_channels, out_channels: channels of input and output.
+        kernel_size: odd; an int, or the same int once per dimension.
+        stride, padding, dilation: an int or one per dimension; padding also "same" or "valid". At a
+            stride above 1 an output is symmetric only if ``size + 2 * padding - dilation *
+            (kernel_size - 1) - 1`` is a multiple of the stride.
+        groups: blocks of channels that are convolved apart.
+        bias: learn a bias per output channel.
+        padding_mode: "zeros", "reflect", "replicate" or "circular".
+        num_rings: rings of the kernel; None for ``kernel_size // 2 + 1`` (one more if not circular).
+        circular: True ends the rings at radius ``kernel_size // 2 + 0.5``; False at the corners.
+        antialias: weigh each tap by the share of its pixel that a ring covers, instead of giving each
+            tap to one ring. Closer to equivariant between quarter turns, at more additions.
+
+    Attributes:
+        weight: (out_channels, in_channels / groups, num_rings).
+        bias: (out_channels,) or None.
+
+    Raises:
+        TypeError, ValueError: an argument describes no convolution, or no ring kernel.
+    """
+
+    ndim = 2
+
+
+class SREConv3d(_SREConvNd):
+    """Ring (spherical shell) convolution over (N, in, D, H, W) or (in, D, H, W); see :class:`SREConv2d`."""
+
+    ndim = 3
+
+
+class SREConvTranspose1d(_SREConvTransposeNd):
+    """Transposed ring convolution over (N, in, L) or (in, L); see :class:`SREConvTranspose2d`."""
+
+    ndim = 1
+
+
+class SREConvTranspose2d(_SREConvTransposeNd):
+    """Transposed ring convolution over (N, in, H, W) or (in, H, W).
+
+    Arguments up to ``dtype`` are those of :class:`torch.nn.ConvTranspose2d`, in its order; the rest are
+    those of :class:`SREConv2d`. ``weight`` is (in_channels, out_channels / groups, num_rings).
+    """
+
+    ndim = 2
+
+
+class SREConvTranspose3d(_SREConvTransposeNd):
+    """Transposed ring convolution over (N, in, D, H, W) or (in, D, H, W); see :class:`SREConvTranspose2d`."""
+
+    ndim = 3

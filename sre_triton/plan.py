@@ -1,0 +1,140 @@
+"""Which execution path a call takes, and why.
+
+There are three paths, all of the same function: ``dense`` (expand, then ``F.convNd``), ``ringwise``
+(ring sums, then one small product per ring) and ``triton`` (the GPU kernels). The plan looks at shapes,
+dtype and device alone, so that it is the same in every process and under ``torch.compile``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType, TracebackType
+from typing import NamedTuple
+
+import torch
+
+from sre_triton import dense, ringwise
+from sre_triton.spec import ConvSpec
+
+__all__ = ["BACKENDS", "Call", "Plan", "backend", "current_backend", "plan_call", "recording", "run"]
+
+BACKENDS = ("auto", "dense", "ringwise", "triton")
+
+# A one-element list and not a ContextVar: torch.compile traces through it and guards on its content.
+_requested: list[str] = ["auto"]
+_records: list[tuple[Call, Plan]] | None = None
+
+
+class backend:
+    """Context manager that forces one execution path: ``with sre_triton.backend("dense"): ...``.
+
+    Args:
+        name: ``"auto"`` (the planner decides, the default outside of any context), ``"dense"``,
+            ``"ringwise"`` or ``"triton"``.
+
+    The request holds for the whole process, as ``torch.backends`` flags do, and a backward pass takes
+    the path that was requested when its forward ran. A request that cannot be met raises
+    :class:`RuntimeError` at the call; nothing falls back silently.
+
+    Raises:
+        ValueError: ``name`` is none of the four.
+    """
+
+    def __init__(self, name: str) -> None:
+        if name not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+        self.name = name
+
+    def __enter__(self) -> None:
+        self._outer = _requested[0]
+        _requested[0] = self.name
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _requested[0] = self._outer
+
+
+def current_backend() -> str:
+    """The path that calls made now will request."""
+    return _requested[0]
+
+
+class Call(NamedTuple):
+    """What the planner may look at: one pass of one convolution, without its data."""
+
+    kind: str  # "forward", "transpose", "weight_grad" or "backward"
+    spec: ConvSpec
+    batch: int
+    in_channels: int  # of the convolution, whichever of its passes this is
+    out_channels: int
+    input_size: tuple[int, ...]
+    dtype: torch.dtype
+    device_type: str
+
+    @property
+    def pixels(self) -> int:
+        """Output pixels of the convolution."""
+        return self.batch * math.prod(self.spec.output_size(self.input_size))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The chosen path and the reason in words."""
+
+    path: str
+    reason: str
+
+
+@lru_cache(maxsize=8192)
+def plan_call(call: Call, request: str) -> Plan:
+    """The plan for this call under this request.
+
+    Raises:
+        RuntimeError: the requested path cannot run this call; the message says why.
+    """
+    if request != "auto":
+        refusal = _triton_refusal(call) if request == "triton" else None
+        if refusal is not None:
+            raise RuntimeError(f"backend 'triton' was requested but cannot run this call: {refusal}")
+        return Plan(request, "requested")
+    return _automatic(call)
+
+
+def run(call: Call, request: str) -> ModuleType:
+    """The module of the path that this call takes."""
+    plan = plan_call(call, request)
+    if _records is not None:
+        _records.append((call, plan))
+    return _PATHS[plan.path]
+
+
+@contextmanager
+def recording() -> Iterator[list[tuple[Call, Plan]]]:
+    """Collects every call planned within the context, in order. Not nestable."""
+    global _records
+    _records = []
+    try:
+        yield _records
+    finally:
+        _records = None
+
+
+_PATHS: dict[str, ModuleType] = {"dense": dense, "ringwise": ringwise}
+
+
+def _triton_refusal(call: Call) -> str | None:
+    return "this version of sre_triton has no Triton kernels yet; request 'dense' or 'ringwise'"
+
+
+def _automatic(call: Call) -> Plan:
+    group_in, group_out = call.in_channels // call.spec.groups, call.out_channels // call.spec.groups
+    if min(group_in, group_out) <= 8:
+        return Plan("dense", f"{group_in} to {group_out} channels a group: too few for the product to pay for ring sums")
+    if call.pixels < 256:
+        return Plan("dense", f"{call.pixels} output pixels: the cost is that of starting operations")
+    return Plan("ringwise", "fewer multiplications than the dense kernel")
