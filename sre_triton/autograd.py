@@ -41,14 +41,8 @@ def _output_padding(x: Tensor, grad_y: Tensor, args: ConvArgs) -> tuple[int, ...
 
 
 class _RingFunction(Function):
+    # No jvp either: the compiler refuses Functions that have one. Forward mode raises PyTorch's own error.
     generate_vmap_rule = True
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        raise NotImplementedError(
-            "ring convolutions have no forward-mode derivative (torch.func.jvp, jacfwd, forward_ad); use reverse "
-            "mode (torch.func.vjp, jacrev, backward), or expand_kernel and torch.nn.functional.convNd"
-        )
 
 
 class RingConv(_RingFunction):
