@@ -33,14 +33,15 @@ FloatArray = npt.NDArray[np.float64]
 _SHARE_UNIT = 2.0**-24
 
 
-def default_num_rings(kernel_size: int, circular: bool = True) -> int:
+def default_num_rings(kernel_size: int, circular: bool = True, ndim: int = 2) -> int:
     """Number of rings that the reference packages give a kernel of this size.
 
-    ``k // 2 + 1`` for circular kernels, one more for non-circular ones (a single tap has one ring).
+    ``k // 2 + 1`` for circular kernels, one more for non-circular ones. In 1-D (where the reference's
+    layers cannot be constructed) and for a single tap there are only ``k // 2 + 1`` distances to tell
+    apart, so one more ring would be empty.
     """
-    if kernel_size == 1:
-        return 1
-    return kernel_size // 2 + (1 if circular else 2)
+    corners = not circular and ndim > 1 and kernel_size > 1
+    return kernel_size // 2 + (2 if corners else 1)
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class RingGeometry:
     def _check_independent_rings(self) -> None:
         advice = (
             f"use fewer rings (the default for kernel_size={self.kernel_size[0]} is "
-            f"{default_num_rings(self.kernel_size[0], self.circular)}) or a larger kernel"
+            f"{default_num_rings(self.kernel_size[0], self.circular, self.ndim)}) or a larger kernel"
         )
         label = (
             f"num_rings={self.num_rings} with kernel_size={self.kernel_size}, "
@@ -194,7 +195,7 @@ def ring_geometry(
     """
     kernel_size = _checked_kernel_size(kernel_size)
     if num_rings is None:
-        num_rings = default_num_rings(kernel_size[0], circular)
+        num_rings = default_num_rings(kernel_size[0], circular, len(kernel_size))
     elif _is_integer(num_rings):
         num_rings = operator.index(num_rings)
     return _cached_geometry(kernel_size, num_rings, circular, antialias)
