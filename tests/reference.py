@@ -110,8 +110,8 @@ def ring_conv(
 ) -> Array:
     """The convolution straight from its definition: a loop over taps, in float64."""
     padded = np.pad(x.astype(np.float64), [(0, 0), (0, 0), *((p, p) for p in padding)])
-    reach = [d * (k - 1) for d, k in zip(dilation, kernel_size)]
-    size = [(n - r - 1) // s + 1 for n, r, s in zip(padded.shape[2:], reach, stride)]
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
+    size = [(n - r - 1) // s + 1 for n, r, s in zip(padded.shape[2:], reach, stride, strict=True)]
     y = np.zeros((len(x), len(weight), *size))
     for tap, mixing in _taps(weight, kernel_size, table):
         seen = padded[(..., *_reached(tap, size, stride, dilation))]
@@ -134,13 +134,13 @@ def ring_conv_transpose(
 ) -> Array:
     """The transposed convolution straight from its definition: every tap scatters the input."""
     size = x.shape[2:]
-    reach = [d * (k - 1) for d, k in zip(dilation, kernel_size)]
-    full = [(n - 1) * s + r + 1 + o for n, s, r, o in zip(size, stride, reach, output_padding)]
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
+    full = [(n - 1) * s + r + 1 + o for n, s, r, o in zip(size, stride, reach, output_padding, strict=True)]
     y = np.zeros((len(x), weight.shape[1] * groups, *full))
     for tap, mixing in _taps(weight, kernel_size, table):
         backwards = mixing.reshape(groups, -1, mixing.shape[1]).transpose(0, 2, 1).reshape(-1, len(mixing) // groups)
         y[(..., *_reached(tap, size, stride, dilation))] += _mix(backwards, x.astype(np.float64), groups)
-    y = y[(..., *(slice(p, n - p) for p, n in zip(padding, full)))]
+    y = y[(..., *(slice(p, n - p) for p, n in zip(padding, full, strict=True)))]
     return y if bias is None else y + bias.reshape(-1, *[1] * len(size))
 
 
@@ -155,7 +155,9 @@ def _reached(
     tap: Sequence[int], size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> tuple[slice, ...]:
     """Where on the fine grid a tap finds the pixels of the coarse grid."""
-    return tuple(slice(d * t, d * t + (n - 1) * s + 1, s) for t, n, s, d in zip(tap, size, stride, dilation))
+    return tuple(
+        slice(d * t, d * t + (n - 1) * s + 1, s) for t, n, s, d in zip(tap, size, stride, dilation, strict=True)
+    )
 
 
 def _mix(mixing: Array, x: Array, groups: int) -> Array:

@@ -86,7 +86,7 @@ def test_taps_kept(ndim: int, k: int) -> None:
 
 def dropped_distances(geometry: RingGeometry) -> list[float]:
     lost = geometry.weights.sum(axis=0) == 0
-    return sorted({round(math.hypot(*offset), 2) for offset, gone in zip(geometry.offsets, lost) if gone})
+    return sorted({round(math.hypot(*offset), 2) for offset, gone in zip(geometry.offsets, lost, strict=True) if gone})
 
 
 @pytest.mark.parametrize(("ndim", "k"), DROPPED)
@@ -104,7 +104,7 @@ def test_non_circular_taps_per_ring(k: int) -> None:
     geometry = ring_geometry((k, k), circular=False)
     assert geometry.tap_counts == NON_CIRCULAR_TAPS[k]
     assert geometry.num_rings == k // 2 + 2
-    corners = {offset for offset, last in zip(geometry.offsets, geometry.weights[-1]) if last}
+    corners = {offset for offset, last in zip(geometry.offsets, geometry.weights[-1], strict=True) if last}
     assert corners == set(itertools.product((-(k // 2), k // 2), repeat=2))
 
 
@@ -112,6 +112,15 @@ def test_non_circular_taps_per_ring(k: int) -> None:
 def test_a_single_tap_has_one_ring(circular: bool) -> None:
     assert default_num_rings(1, circular) == 1
     assert ring_geometry((1, 1), circular=circular).weights.tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize("circular", [True, False])
+@pytest.mark.parametrize("k", range(1, 16, 2))
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_default_number_of_rings_leaves_none_empty(ndim: int, k: int, circular: bool) -> None:
+    geometry = ring_geometry(cube(ndim, k), circular=circular)
+    assert geometry.num_rings == default_num_rings(k, circular, ndim)
+    assert min(geometry.tap_counts) > 0
 
 
 @pytest.mark.parametrize("circular", [True, False])
