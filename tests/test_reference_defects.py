@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from reference import gmr_conv_package, sre_conv_package
 from torch import Tensor, nn
 
 import sre_triton
-from reference import gmr_conv_package, sre_conv_package
 
 SRE = [f"SREConv{n}d" for n in (1, 2, 3)]
 TRANSPOSED = [f"SREConvTranspose{n}d" for n in (1, 2, 3)]
@@ -182,8 +182,8 @@ def test_dtype_in_the_constructor(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", ["SREConv2d", "GMRConv2d", "SRE_Conv2d", "SREConv3d"])
 def test_a_strided_layer_is_exact_where_its_grid_is_symmetric_and_measured_where_not(name: str) -> None:
     layer = make(name, 4, 4, 3, stride=2, padding=1, dtype=torch.float64)
-    sre_triton.assert_equivariant(layer, image(name, size=9).double())
-    even = image(name, size=8).double()
+    sre_triton.assert_equivariant(layer, image(name, size=5).double())
+    even = image(name, size=4).double()
     assert sre_triton.equivariance_error(layer, even) > 0.5
     with pytest.raises(AssertionError, match="not equivariant: relative error"):
         sre_triton.assert_equivariant(layer, even)
