@@ -105,9 +105,7 @@ def equivariance_error(module: Callable[[Tensor], Any], input: Tensor, group: Gr
         ValueError: an argument is none of the above.
         ImportError: angles were asked for and SciPy is not installed.
     """
-    errors = equivariance_errors(module, input, group, **options)
-    # A NaN must win over every number.
-    return max(errors.values(), key=lambda e: math.inf if math.isnan(e) else e)
+    return _worst(equivariance_errors(module, input, group, **options).values())
 
 
 def equivariance_errors(
@@ -128,6 +126,8 @@ def equivariance_errors(
     """
     if not 3 <= input.dim() <= 5:
         raise ValueError(f"input must be (N, C, *space) in 1 to 3 dimensions, got shape {tuple(input.shape)}")
+    if not input.is_floating_point():
+        raise ValueError(f"input must be of a floating dtype, got {input.dtype}")
     if interpolation not in _SPLINE_ORDER:
         raise ValueError(f"interpolation must be 'bilinear' or 'spline', got {interpolation!r}")
     ndim = input.dim() - 2
@@ -142,10 +142,12 @@ def equivariance_errors(
             raise ValueError("module must return a tensor, or a list, tuple or dict that holds some")
         for name, transform in transforms:
             moved = _tensors(module(transform(input)))
-            errors[name] = max(
-                (_relative(a, b, transform, ndim, None if isinstance(group, str) else margin))
+            errors[name] = _worst(
+                _relative(a, b, transform, ndim, None if isinstance(group, str) else margin)
                 for a, b in zip(moved, reference, strict=True)
             )
+    if not errors:
+        raise ValueError(f"group {group!r} holds no transformation of a {ndim}-D input, so nothing was measured")
     return errors
 
 
@@ -164,15 +166,24 @@ def assert_equivariant(
             explains (1e-11 in float64, 1e-4 in float32, 2e-2 in float16, 5e-2 in bfloat16).
         others: as for :func:`equivariance_errors`.
     """
-    allowed = _TOLERANCE[input.dtype] if tolerance is None else tolerance
     errors = equivariance_errors(module, input, group, **options)
+    allowed = _TOLERANCE[input.dtype] if tolerance is None else tolerance
     failed = {name: error for name, error in errors.items() if not error <= allowed}
     if failed:
-        worst = max(failed, key=lambda name: math.inf if math.isnan(failed[name]) else failed[name])
+        worst = max(failed, key=lambda name: _rank(failed[name]))
         raise AssertionError(
             f"not equivariant: relative error {failed[worst]:.3g} under '{worst}' exceeds {allowed:.3g} "
             f"({len(failed)} of {len(errors)} transformations fail)"
         )
+
+
+def _rank(error: float) -> float:
+    """A NaN is worse than every number."""
+    return math.inf if math.isnan(error) else error
+
+
+def _worst(errors: Iterable[float]) -> float:
+    return max(errors, key=_rank)
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
