@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import functional as F
 
 from sre_triton import _ops
 from sre_triton._ops import ConvArgs
@@ -294,6 +295,12 @@ def ring_conv_transpose(
     _check_bias(bias, weight.shape[1] * groups)
     if x.dim() == ndim + 1:
         return ring_conv_transpose(x.unsqueeze(0), weight, bias, output_padding, args).squeeze(0)
+    if any(extra >= stride > 0 for extra, stride in zip(output_padding, args.stride, strict=True)):
+        # A stride or more of output padding is rows of zeros in the input. Without them the convolution of
+        # the output would be larger than the input, and not its gradient.
+        steps = [divmod(extra, stride) for extra, stride in zip(output_padding, args.stride, strict=True)]
+        x = F.pad(x, [side for rows, _ in reversed(steps) for side in (0, rows)])
+        output_padding = tuple(rest for _, rest in steps)
     if _needs_function(x, weight, bias):
         return apply(RingConvTranspose, x, weight, bias, output_padding, args)
     return _ops.ring_conv_transpose(x, weight, bias, output_padding, *args)
