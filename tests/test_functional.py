@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from oracle import BACKENDS, CASES, Case, expand, per_dimension, ring_table
 from torch import Tensor
 from torch.nn import functional as F
-from torch.testing._internal.common_methods_invocations import op_db
 
 import sre_triton
 from sre_triton import functional as S
@@ -51,6 +50,8 @@ def is_odd_and_cubic(kernel: Tensor) -> bool:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", SAMPLES)
 def test_agrees_on_the_samples_of_pytorch(name: str, backend: str) -> None:
+    from torch.testing._internal.common_methods_invocations import op_db  # takes seconds to import
+
     (info,) = [op for op in op_db if op.name == f"nn.functional.{name}"]
     samples = [s for s in info.sample_inputs("cpu", torch.float64) if is_odd_and_cubic(s.args[0])]
     assert len(samples) >= SAMPLES[name]
