@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import index
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import functional as F
 
 from sre_triton import _ops
 from sre_triton._ops import ConvArgs
@@ -197,9 +199,12 @@ def expand_kernel(
         raise TypeError(f"kernel_size must be a tuple with one entry per spatial dimension, got the int {kernel_size}")
     if weight.dim() != 3:
         raise ValueError(f"weight must be (out, in / groups, rings), got shape {tuple(weight.shape)}")
+    if not weight.is_floating_point():
+        raise TypeError(f"weight must be of a floating dtype, got {weight.dtype}")
+    size = _ntuple(kernel_size, len(kernel_size), "kernel_size")
     if torch.is_grad_enabled() and weight.requires_grad or _differentiates_forward():
-        return apply(ExpandKernel, weight, tuple(kernel_size), circular, antialias)
-    return _ops.expand_kernel(weight, tuple(kernel_size), circular, antialias)
+        return apply(ExpandKernel, weight, size, circular, antialias)
+    return _ops.expand_kernel(weight, size, circular, antialias)
 
 
 def project_kernel(
@@ -221,6 +226,8 @@ def project_kernel(
     """
     if not 3 <= dense.dim() <= 5:
         raise ValueError(f"dense must be (out, in / groups, *kernel_size) in 1 to 3 dimensions, got {tuple(dense.shape)}")
+    if not dense.is_floating_point():
+        raise TypeError(f"dense must be of a floating dtype, got {dense.dtype}")
     geometry = ring_geometry(tuple(dense.shape[2:]), num_rings, circular, antialias)
     # In float64: a mean of many taps should be as exact as its dtype can hold.
     inverse = torch.from_numpy(geometry.pseudo_inverse.copy()).to(dense.device)
@@ -233,6 +240,7 @@ def project_kernel(
 def ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) -> Tensor:
     """Ring convolution of as many dimensions as ``args.stride`` has; the arguments are checked here."""
     ndim = len(args.stride)
+    _check_types(x, weight, bias, args.groups)
     x, weight, bias = _autocast(x, weight, bias)
     _check_tensors("sre_conv", ndim, x, weight, bias)
     groups = args.groups
@@ -262,6 +270,7 @@ def ring_conv_transpose(
 ) -> Tensor:
     """Transposed ring convolution of any dimension; the arguments are checked here."""
     ndim = len(args.stride)
+    _check_types(x, weight, bias, args.groups)
     x, weight, bias = _autocast(x, weight, bias)
     _check_tensors("sre_conv_transpose", ndim, x, weight, bias)
     groups = args.groups
@@ -286,6 +295,12 @@ def ring_conv_transpose(
     _check_bias(bias, weight.shape[1] * groups)
     if x.dim() == ndim + 1:
         return ring_conv_transpose(x.unsqueeze(0), weight, bias, output_padding, args).squeeze(0)
+    if any(extra >= stride > 0 for extra, stride in zip(output_padding, args.stride, strict=True)):
+        # A stride or more of output padding is rows of zeros in the input. Without them the convolution of
+        # the output would be larger than the input, and not its gradient.
+        steps = [divmod(extra, stride) for extra, stride in zip(output_padding, args.stride, strict=True)]
+        x = F.pad(x, [side for rows, _ in reversed(steps) for side in (0, rows)])
+        output_padding = tuple(rest for _, rest in steps)
     if _needs_function(x, weight, bias):
         return apply(RingConvTranspose, x, weight, bias, output_padding, args)
     return _ops.ring_conv_transpose(x, weight, bias, output_padding, *args)
@@ -359,12 +374,15 @@ def resolve_padding(
 def _ntuple(value: Size, ndim: int, name: str) -> tuple[int, ...]:
     if isinstance(value, int):
         return (value,) * ndim
-    value = tuple(value)
-    if len(value) == 1:
-        return value * ndim
-    if len(value) != ndim:
-        raise RuntimeError(f"expected {name} to be a single integer value or a list of {ndim} values, got {name}={value}")
-    return value
+    try:
+        size = tuple(index(v) for v in (value if isinstance(value, Iterable) else (value,)))
+    except TypeError:
+        raise TypeError(f"{name} must be an int or a tuple of {ndim} ints, got {value!r}") from None
+    if len(size) == 1:
+        return size * ndim
+    if len(size) != ndim:
+        raise RuntimeError(f"expected {name} to be a single integer value or a list of {ndim} values, got {name}={size}")
+    return size
 
 
 def _cubic(kernel_size: Size, ndim: int) -> int:
@@ -374,6 +392,16 @@ def _cubic(kernel_size: Size, ndim: int) -> int:
     if len(set(size)) > 1:
         raise ValueError(f"kernel_size must be the same in every dimension for rings to be round, got {size}")
     return size[0]
+
+
+def _check_types(x: Any, weight: Any, bias: Any, groups: Any) -> None:
+    for name, value in (("input", x), ("weight", weight)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+    if bias is not None and not isinstance(bias, Tensor):
+        raise TypeError(f"bias must be a Tensor or None, got {type(bias).__name__}")
+    if not isinstance(groups, int):
+        raise TypeError(f"groups must be an int, got {groups!r}")
 
 
 def _check_tensors(name: str, ndim: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
