@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["GridSymmetry", "assert_equivariant", "equivariance_error", "equivariance_errors", "grid_symmetries"]
+__all__ = ["GridSymmetry", "assert_equivariant", "equivariance_error", "equivariance_errors", "grid_symmetries", "rotation"]
 
 Group = str | float | Sequence[float]
 
@@ -132,7 +132,7 @@ def equivariance_errors(
         raise ValueError(f"interpolation must be 'bilinear' or 'spline', got {interpolation!r}")
     ndim = input.dim() - 2
     if not isinstance(group, str):
-        transforms: Iterable[tuple[str, Any]] = _rotations(group, ndim, _SPLINE_ORDER[interpolation])
+        transforms: Iterable[tuple[str, Any]] = _rotations(group, ndim, interpolation)
     else:
         transforms = ((str(g), g) for g in grid_symmetries(ndim, group))
     errors = {}
@@ -222,22 +222,36 @@ def _inscribed_ball(x: Tensor, ndim: int, margin: float) -> Tensor:
     return squares <= radius**2
 
 
-def _rotations(angles: float | Sequence[float], ndim: int, order: int) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
-    if ndim == 1:
-        raise ValueError("a 1-D input has no angles to be turned by; use group='flips'")
+def rotation(angle: float, axes: tuple[int, int] = (-2, -1), interpolation: str = "spline") -> Callable[[Tensor], Tensor]:
+    """A function that turns tensors about the centre of their grid, keeping the size; zeros come in from outside.
+
+    Args:
+        angle: in degrees.
+        axes: the two axes that span the plane of rotation.
+        interpolation: "bilinear" or "spline" (cubic).
+
+    Raises:
+        ImportError: SciPy is not installed.
+    """
     try:
         from scipy import ndimage
     except ImportError as error:
         raise ImportError("turning by an angle needs SciPy: pip install 'sre-triton[equivariance]'") from error
+    order = _SPLINE_ORDER[interpolation]
 
-    def rotation(angle: float, plane: tuple[int, int]) -> Callable[[Tensor], Tensor]:
-        def rotate(x: Tensor) -> Tensor:
-            turned = ndimage.rotate(x.double().cpu().numpy(), angle, axes=plane, reshape=False, order=order)
-            return torch.from_numpy(turned).to(x)
+    def rotate(x: Tensor) -> Tensor:
+        turned = ndimage.rotate(x.double().cpu().numpy(), angle, axes=axes, reshape=False, order=order)
+        return torch.from_numpy(turned).to(x)
 
-        return rotate
+    return rotate
 
+
+def _rotations(
+    angles: float | Sequence[float], ndim: int, interpolation: str
+) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+    if ndim == 1:
+        raise ValueError("a 1-D input has no angles to be turned by; use group='flips'")
     for angle in [angles] if isinstance(angles, (int, float)) else angles:
-        for plane in itertools.combinations(range(2, ndim + 2), 2):
-            name = f"{angle:g} degrees" + (f" in axes {plane[0] - 2}, {plane[1] - 2}" if ndim == 3 else "")
-            yield name, rotation(float(angle), plane)
+        for plane in itertools.combinations(range(ndim), 2):
+            name = f"{angle:g} degrees" + (f" in axes {plane[0]}, {plane[1]}" if ndim == 3 else "")
+            yield name, rotation(float(angle), (plane[0] - ndim, plane[1] - ndim), interpolation)
