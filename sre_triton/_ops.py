@@ -11,6 +11,7 @@ channels_last if the first argument is, and contiguous otherwise, whatever path 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -110,6 +111,22 @@ def _layout_of(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
+def _laid_out(y: Tensor, layout: torch.memory_format) -> Tensor:
+    """``y`` with exactly the strides of a new tensor of this layout.
+
+    ``contiguous`` leaves the strides of dimensions of size 1 as they are. They decide the layout of
+    what follows, so a compiled graph would differ from its fakes.
+    """
+    y = y.contiguous(memory_format=layout)
+    strides = _strides(y.shape, layout)
+    return y if y.stride() == strides else y.as_strided(y.shape, strides)
+
+
+@lru_cache(maxsize=8192)
+def _strides(size: torch.Size, layout: torch.memory_format) -> tuple[int, ...]:
+    return torch.empty(size, device="meta", memory_format=layout).stride()
+
+
 def _empty(x: Tensor, size: Sequence[int]) -> Tensor:
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=_layout_of(x))
 
@@ -120,7 +137,7 @@ def _empty(x: Tensor, size: Sequence[int]) -> Tensor:
 def _ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
     spec = ConvArgs(*args).spec(weight.shape[2])
     call = Call("forward", spec, *x.shape[:2], weight.shape[0], tuple(x.shape[2:]), x.dtype, x.device.type)
-    return run(call, args[-1]).forward(x, weight, bias, spec).contiguous(memory_format=_layout_of(x))
+    return _laid_out(run(call, args[-1]).forward(x, weight, bias, spec), _layout_of(x))
 
 
 def _ring_conv_transpose(
@@ -131,20 +148,20 @@ def _ring_conv_transpose(
     size = spec.transposed_size(x.shape[2:], output_padding)
     call = Call("transpose", spec, x.shape[0], out_channels, x.shape[1], size, x.dtype, x.device.type)
     y = run(call, args[-1]).transpose(x, weight, bias, spec, output_padding)
-    return y.contiguous(memory_format=_layout_of(x))
+    return _laid_out(y, _layout_of(x))
 
 
 def _ring_conv_weight_grad(x: Tensor, grad_y: Tensor, num_rings: int, *args: Any) -> Tensor:
     spec = ConvArgs(*args).spec(num_rings)
     call = Call("weight_grad", spec, *x.shape[:2], grad_y.shape[1], tuple(x.shape[2:]), x.dtype, x.device.type)
-    return run(call, args[-1]).weight_grad(x, grad_y, spec).contiguous()
+    return _laid_out(run(call, args[-1]).weight_grad(x, grad_y, spec), torch.contiguous_format)
 
 
 def _ring_conv_backward(x: Tensor, grad_y: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     spec = ConvArgs(*args).spec(weight.shape[2])
     call = Call("backward", spec, *x.shape[:2], weight.shape[0], tuple(x.shape[2:]), x.dtype, x.device.type)
     grad_x, grad_weight = run(call, args[-1]).backward(grad_y, x, weight, spec)
-    return grad_x.contiguous(memory_format=_layout_of(x)), grad_weight.contiguous()
+    return _laid_out(grad_x, _layout_of(x)), _laid_out(grad_weight, torch.contiguous_format)
 
 
 def _expand_kernel(weight: Tensor, kernel_size: Sequence[int], circular: bool, antialias: bool) -> Tensor:
