@@ -35,10 +35,12 @@ def gmr_conv_package() -> ModuleType:
 def _module_file(package: str, file: str) -> ModuleType:
     """One file of a package, without its ``__init__`` (which imports what it does not declare)."""
     found = importlib.util.find_spec(package)
-    assert found is not None and found.submodule_search_locations, f"{package} is not installed"
+    assert found is not None, f"{package} is not installed"
+    assert found.submodule_search_locations is not None
     path = Path(found.submodule_search_locations[0]) / file
     spec = importlib.util.spec_from_file_location(f"reference_{package}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -77,14 +77,14 @@ def test_a_checkpoint_does_not_depend_on_ring_options() -> None:
 
 def test_other_keys_are_still_reported() -> None:
     layer = sre_triton.SREConv2d(3, 4, 5)
-    with pytest.raises(RuntimeError, match='Missing key.*"bias"'):
+    with pytest.raises(RuntimeError, match=r'Missing key.*"bias"'):
         layer.load_state_dict({"weight": layer.weight})
-    with pytest.raises(RuntimeError, match='Unexpected key.*"other"'):
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"other"'):
         layer.load_state_dict({**layer.state_dict(), "other": torch.zeros(1)})
     with pytest.raises(RuntimeError, match="size mismatch for weight"):
         layer.load_state_dict({**layer.state_dict(), "weight": torch.zeros(4, 3, 4)})
     # A ring layer has no means: to it the key of a GMR layer is unexpected.
-    with pytest.raises(RuntimeError, match='Unexpected key.*"mus"'):
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"mus"'):
         layer.load_state_dict({**layer.state_dict(), "mus": torch.arange(3.0)})
 
 

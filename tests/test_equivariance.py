@@ -233,7 +233,7 @@ def test_only_the_broken_transformations_are_counted() -> None:
 def test_a_stride_that_misses_the_last_pixel_is_caught() -> None:
     strided = sre_triton.SREConv2d(2, 2, 3, stride=2, padding=1, dtype=torch.float64)
     assert_equivariant(strided, X[..., :7, :7])
-    with pytest.raises(AssertionError, match="under '(rotate|flip|anti-transpose)"):
+    with pytest.raises(AssertionError, match=r"under '(rotate|flip|anti-transpose)"):
         assert_equivariant(strided, X)
 
 
@@ -308,7 +308,7 @@ def test_invariant_outputs_under_angles() -> None:
 def test_a_plain_convolution_is_caught_under_angles() -> None:
     torch.manual_seed(1)
     plain = nn.Conv2d(1, 1, 5, padding=2, bias=False, dtype=torch.float64)
-    with pytest.raises(AssertionError, match="under '180 degrees' exceeds 0.05"):
+    with pytest.raises(AssertionError, match=r"under '180 degrees' exceeds 0.05"):
         assert_equivariant(plain, smooth_image(), [0, 180], tolerance=0.05, margin=4)
 
 

@@ -274,9 +274,9 @@ def test_output_size(name: str) -> None:
         torch.testing.assert_close(layer(x[0], output_size=size), twin(x[0], output_size=size), rtol=0, atol=1e-13)
     for wrong in ([n + 3 for n in least], [n - 1 for n in least], [*least, 1, 1, 1, 1]):
         for module in (layer, twin):
-            with pytest.raises(ValueError, match="output.size"):
+            with pytest.raises(ValueError, match=r"output.size"):
                 module(x, wrong)
-    with pytest.raises(ValueError, match="requested an output size .*valid sizes range from"):
+    with pytest.raises(ValueError, match=r"requested an output size .*valid sizes range from"):
         layer(x, [n + 3 for n in least])
 
 
@@ -322,7 +322,7 @@ def outcome(layer: type[nn.Module], arguments: dict[str, Any], x: Any) -> tuple[
 FINE = (2, 4, 9, 9)
 
 # What is wrong: arguments of the layer, the input, and what the message must name (as in re.search).
-MISTAKES: dict[str, tuple[dict[str, Any], Tensor, str]] = {
+MISTAKES: dict[str, tuple[dict[str, Any], Any, str]] = {
     "too many channels": ({}, torch.ones(2, 5, 9, 9), r"\[2, 5, 9, 9\].* to have 4 channels, but got 5"),
     "too few channels": ({}, torch.ones(2, 3, 9, 9), r"to have 4 channels, but got 3"),
     "unbatched with wrong channels": ({}, torch.ones(3, 9, 9), r"to have 4 channels, but got 3"),
@@ -346,6 +346,13 @@ MISTAKES: dict[str, tuple[dict[str, Any], Tensor, str]] = {
     "stride of three": ({"stride": (1, 1, 1)}, torch.ones(FINE), r"stride.* 2 values.*\(1, 1, 1\)"),
     "padding of three": ({"padding": (1, 1, 1)}, torch.ones(FINE), r"padding.* 2 values.*\(1, 1, 1\)"),
     "dilation of three": ({"dilation": (1, 1, 1)}, torch.ones(FINE), r"dilation.* 2 values.*\(1, 1, 1\)"),
+    "stride as float": ({"stride": 1.5}, torch.ones(FINE), r"stride.*1\.5"),
+    "padding as float": ({"padding": 1.5}, torch.ones(FINE), r"padding.*1\.5"),
+    "dilation as float": ({"dilation": (1, 2.0)}, torch.ones(FINE), r"dilation.*2\.0"),
+    "stride as string": ({"stride": "12"}, torch.ones(FINE), "stride.*'1', '2'"),
+    "no stride": ({"stride": None}, torch.ones(FINE), "stride.*None"),
+    "input as list": ({}, [[1.0]], "input must be a Tensor, got list"),
+    "no input": ({}, None, "input must be a Tensor, got NoneType"),
     "zero groups": ({"groups": 0}, torch.ones(FINE), "groups.*positive.*0"),
     "negative groups": ({"groups": -2}, torch.ones(FINE), "groups.*positive.*-2"),
     "groups that do not divide the input": ({"groups": 3}, torch.ones(FINE), "in_channels.*divisible.*4.*3"),
@@ -430,7 +437,7 @@ def test_kernel_size_of_another_dimension_is_refused_by_the_constructor(kernel_s
     ids=str,
 )
 def test_impossible_rings_are_refused_by_the_constructor(name: str, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="num_rings|circular|kernel_size"):
+    with pytest.raises(ValueError, match=r"num_rings|circular|kernel_size"):
         ours(name)(**{"in_channels": 3, "out_channels": 4, "kernel_size": 3, **options})
 
 

@@ -139,7 +139,7 @@ def test_map_is_that_of_the_distance_transform(ndim: int, k: int, circular: bool
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 def test_ring_counts_that_leave_a_ring_empty_are_refused(ndim: int, k: int, circular: bool) -> None:
     for num_rings in sorted(set(range(1, k + 2)) - set(valid_num_rings(ndim, k, circular))):
-        with pytest.raises(ValueError, match="hold no tap|more rings than taps"):
+        with pytest.raises(ValueError, match=r"hold no tap|more rings than taps"):
             ring_geometry(cube(ndim, k), num_rings, circular)
 
 
@@ -363,14 +363,18 @@ def test_refused_with_a_message_that_says_what_to_do(case: str, make: Any) -> No
         make(*arguments)
 
 
-@given(st.integers(1, 3), st.integers(-2, 12), st.integers(-1, 9), st.booleans(), st.booleans())
+@given(st.integers(1, 3), st.integers(1, 11), st.integers(1, 9), st.booleans(), st.booleans())
 def test_every_geometry_is_sound_or_refused(ndim: int, k: int, num_rings: int, circular: bool, antialias: bool) -> None:
-    k = min(k, 7) if ndim == 3 else k
+    size = cube(ndim, min(k, 7) if ndim == 3 else k)
+    possible = size[0] % 2 == 1 and (circular or not antialias)
+    if possible and not antialias:
+        possible = num_rings in valid_num_rings(ndim, size[0], circular)
     try:
-        geometry = ring_geometry(cube(ndim, k), num_rings, circular, antialias)
-    except ValueError as error:
-        assert str(num_rings) in str(error) or str(cube(ndim, k)) in str(error) or "circular=True" in str(error)
-        return
-    assert geometry.weights.shape == (num_rings, k**ndim)
-    assert all(count > 0 for count in geometry.tap_counts)
-    assert np.linalg.matrix_rank(geometry.weights) == num_rings
+        geometry = ring_geometry(size, num_rings, circular, antialias)
+    except ValueError:
+        # Anti-aliased rings are never fewer than the default where they are dependent.
+        assert not possible or (antialias and num_rings > default_num_rings(size[0], circular, ndim))
+    else:
+        assert possible
+        assert geometry.weights.shape == (num_rings, size[0] ** ndim)
+        assert np.linalg.matrix_rank(geometry.weights) == num_rings
