@@ -1,0 +1,401 @@
+"""Ring sums in PyTorch operations: an addition schedule made from the geometry, run block by block.
+
+The ring sum of ring ``b`` is ``(S_b x)[p] = sum_tap M[b, tap] x[stride * p + dilation * tap - padding]``.
+Adding tap by tap would read the input once per tap. A *schedule* does far less, because rings are
+mirror-symmetric and overlap:
+
+1. Fold every dimension but the last, ``x[-h] + x[+h]``. All rings share the folded rows.
+2. For each ring and column of the last dimension, add the folded rows that the ring has there. Columns
+   share partial sums.
+3. For each ring, add its columns, shifted left and right.
+
+The five rings of a 9x9 kernel take 28 additions in place of 64. Where taps belong to several rings by
+fractions, taps of equal fractions are summed first and weighed once.
+
+Whole-tensor temporaries would cost more than the additions: they miss the cache, and their pages go
+back to the system on every free. The schedule therefore runs on one block of output positions at a
+time, in scratch memory that is allocated once per call.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+
+from sre_triton.rings import RingGeometry
+
+__all__ = ["Schedule", "Window", "ring_schedule", "ring_sums", "sum_dtype"]
+
+Offset = tuple[int, ...]
+
+
+# --- Schedules: which additions, as data -----------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Sum:
+    """A partial sum. One of level ``l`` has been summed over the first ``l`` dimensions and is indexed
+    by output positions there, by positions of the padded input in the others. The padded input itself
+    is the sum of level 0 without terms."""
+
+    level: int
+    terms: tuple[_Term, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Term:
+    """``factor`` times a partial sum, read ``offset`` taps from the centre."""
+
+    sum: _Sum
+    offset: Offset
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A buffer, read ``offset`` taps from the centre."""
+
+    buffer: int
+    offset: Offset
+
+
+@dataclass(frozen=True)
+class Step:
+    """``out = left + factor * right``, or ``out = factor * right`` where there is no ``left``.
+
+    The last step of a ring's sum also names the ring that it completes.
+    """
+
+    out: int
+    left: Operand | None
+    right: Operand
+    factor: float
+    completes: int | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps from a padded block, buffer 0, to its ring sums.
+
+    ``levels[i]`` is the level of buffer ``i``: how many leading dimensions it is summed over.
+    """
+
+    num_rings: int
+    levels: tuple[int, ...]
+    steps: tuple[Step, ...]
+
+
+@lru_cache(maxsize=256)
+def ring_schedule(geometry: RingGeometry, half: Offset) -> tuple[tuple[int, ...], Schedule]:
+    """The rings that have a tap within ``half`` taps of the centre, and the schedule of their sums."""
+    sums = _ring_expressions(geometry, half)
+    return tuple(sums), _allocate(list(sums.values()), geometry.ndim)
+
+
+def _ring_expressions(geometry: RingGeometry, half: Offset) -> dict[int, _Sum]:
+    """Every ring's sum as an expression of shared partial sums."""
+    # By mirror symmetry the taps without negative coordinates stand for all. Taps that belong to the
+    # same rings by the same shares form a class; the classes of hard rings are the rings.
+    classes: dict[tuple[float, ...], dict[int, list[Offset]]] = {}
+    for offset, shares in zip(geometry.offsets, geometry.weights.T.tolist(), strict=True):
+        if any(shares) and all(0 <= o <= h for o, h in zip(offset, half, strict=True)):
+            columns = classes.setdefault(tuple(shares), defaultdict(list))
+            columns[offset[-1]].append(offset[:-1])
+
+    column_sums = _column_sums({tuple(rows) for columns in classes.values() for rows in columns.values()})
+    ring_terms: dict[int, list[_Term]] = defaultdict(list)
+    for shares, columns in classes.items():
+        terms = []
+        for shift, rows in columns.items():
+            column = column_sums[tuple(rows)]
+            signs = (-1, 1) if shift else (1,)
+            terms += [_Term(column.sum, (*column.offset[:-1], sign * shift)) for sign in signs]
+        if any(share not in (0.0, 1.0) for share in shares) and len(terms) > 1:
+            terms = [_Term(_Sum(geometry.ndim, tuple(terms)), (0,) * geometry.ndim)]
+        for ring, share in enumerate(shares):
+            if share:
+                ring_terms[ring] += [_Term(term.sum, term.offset, share) for term in terms]
+    return {ring: _Sum(geometry.ndim, tuple(ring_terms[ring])) for ring in sorted(ring_terms)}
+
+
+def _column_sums(columns: set[tuple[Offset, ...]]) -> dict[tuple[Offset, ...], _Term]:
+    """Sums of folded rows, one per set of rows. A pair of rows that several sets hold is added once."""
+    rows = sorted(set(itertools.chain(*columns)))
+    terms = list(_fold(rows))
+    members = {column: {rows.index(row) for row in column} for column in sorted(columns)}
+    while True:
+        pairs = Counter(pair for held in members.values() for pair in itertools.combinations(sorted(held), 2))
+        if not pairs:
+            return {column: terms[held.pop()] for column, held in members.items()}
+        (pair, _), *_ = pairs.most_common(1)
+        for held in members.values():
+            if held.issuperset(pair):
+                held.difference_update(pair)
+                held.add(len(terms))
+        ndim = len(terms[0].offset)
+        terms.append(_Term(_Sum(ndim - 1, tuple(terms[i] for i in pair)), (0,) * ndim))
+
+
+def _fold(rows: list[Offset]) -> Iterable[_Term]:
+    """The sums over all signs of each row offset, one dimension after the other."""
+    ndim = len(rows[0]) + 1
+    centre = (0,) * ndim
+    folded = {(): _Term(_Sum(0), centre)}
+    for d in range(ndim - 1):
+        for prefix in sorted({row[: d + 1] for row in rows}):
+            term, shift = folded[prefix[:-1]], prefix[-1]
+            if shift:
+                before, after = (
+                    _Term(term.sum, (*term.offset[:d], sign * shift, *term.offset[d + 1 :])) for sign in (-1, 1)
+                )
+                term = _Term(_Sum(d + 1, (before, after)), centre)
+            folded[prefix] = term
+    return (folded[row] for row in rows)
+
+
+def _allocate(rings: list[_Sum], ndim: int) -> Schedule:
+    """Put partial sums in the order of their use and give them buffers, reused after the last use."""
+    order: list[_Sum] = []
+    last_use: dict[_Sum, _Sum] = {}
+
+    def visit(node: _Sum) -> None:
+        for term in node.terms:
+            if term.sum not in last_use:
+                visit(term.sum)
+            last_use[term.sum] = node
+        order.append(node)
+
+    for ring in rings:
+        visit(ring)
+
+    levels: list[int] = []
+    free: dict[int, list[int]] = defaultdict(list)
+    buffers: dict[_Sum, int] = {}
+    steps: list[Step] = []
+    for node in order:
+        if free[node.level]:
+            out = free[node.level].pop()
+        else:
+            out = len(levels)
+            levels.append(node.level)
+        buffers[node] = out
+        if node.terms:
+            steps += _steps(node, buffers, completes=rings.index(node) if node in rings else None)
+        released = {term.sum for term in node.terms if last_use[term.sum] is node}
+        for done in (*sorted(released, key=order.index), *([node] if node in rings else [])):
+            free[done.level].append(buffers[done])
+    return Schedule(len(rings), tuple(levels), tuple(steps))
+
+
+def _steps(node: _Sum, buffers: dict[_Sum, int], completes: int | None) -> Iterator[Step]:
+    """Additions that bring a sum from its terms into its buffer."""
+    first, *rest = sorted(node.terms, key=lambda term: term.factor != 1.0)
+    out = buffers[node]
+    left: Operand | None = None
+    if first.factor == 1.0 and rest:
+        left = Operand(buffers[first.sum], first.offset)
+    else:
+        rest = [first, *rest]
+    for i, term in enumerate(rest, start=1):
+        right = Operand(buffers[term.sum], term.offset)
+        yield Step(out, left, right, term.factor, completes if i == len(rest) else None)
+        left = Operand(out, (0,) * len(term.offset))
+
+
+# --- Execution -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where the taps of an output position lie in the input.
+
+    Tap ``t`` of output position ``p`` reads position ``stride * p + dilation * (half + t) + origin`` of
+    the input, after ``upsampling - 1`` zeros have been put between its neighbours. What lies outside is 0.
+    """
+
+    rings: tuple[int, ...]
+    schedule: Schedule
+    half: Offset
+    origin: Offset
+    stride: Offset
+    dilation: Offset
+    upsampling: Offset
+    output_size: Offset
+
+    def padded_size(self, output_size: Sequence[int]) -> tuple[int, ...]:
+        """Size of the part of the padded input that a block of outputs reads."""
+        return tuple(
+            (n - 1) * s + 2 * d * h + 1
+            for n, s, d, h in zip(output_size, self.stride, self.dilation, self.half, strict=True)
+        )
+
+
+# Elements of one buffer, per thread. Large enough to hide the cost of a PyTorch call, small enough
+# for the few buffers that are live together to stay in the cache.
+_BLOCK_ELEMENTS = 1 << 16
+_BLOCK_ELEMENTS_ELSEWHERE = 1 << 24
+# Rows of the last dimension shorter than this are too short for vector loops.
+_SHORT_ROW = 16
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type in which ring sums are added up: half precision types would lose digits at every tap."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def ring_sums(
+    source: Tensor, window: Window, groups: int, dtype: torch.dtype
+) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
+    """Ring sums of ``source (N, C, *space)``, block by block.
+
+    Yields:
+        A block, as slices of ``(N, *output_size)``, and the ring sums at its ``P`` positions as a matrix
+        ``(groups, P, rings * C / groups)`` of type ``dtype``. The matrix is overwritten by the next block.
+    """
+    positions = source.movedim(1, -1).unflatten(-1, (groups, source.shape[1] // groups))
+    channels_inside = source.stride(1) == 1 or window.output_size[-1] < _SHORT_ROW
+    grid = (source.shape[0], *window.output_size)
+    block = _block_shape(grid, window, source)
+    if not all(block):
+        return
+    memory = _Memory(positions, window, block, dtype, channels_inside)
+    workspaces: dict[tuple[int, ...], _Workspace] = {}
+    for corner in itertools.product(*(range(0, n, b) for n, b in zip(grid, block, strict=True))):
+        shape = tuple(min(b, n - c) for b, n, c in zip(block, grid, corner, strict=True))
+        if shape not in workspaces:
+            workspaces[shape] = _Workspace(memory, window, shape)
+        workspaces[shape].fill(positions, corner)
+        for step in workspaces[shape].steps:
+            step()
+        yield tuple(slice(c, c + n) for c, n in zip(corner, shape, strict=True)), workspaces[shape].matrix
+
+
+def _block_shape(grid: Sequence[int], window: Window, source: Tensor) -> tuple[int, ...]:
+    """Images and positions per image that are worked on together."""
+    if source.device.type == "cpu":
+        budget = _BLOCK_ELEMENTS * torch.get_num_threads()
+    else:
+        budget = _BLOCK_ELEMENTS_ELSEWHERE
+    block = list(grid)
+    if 0 in block or source.shape[1] == 0:
+        return (0,) * len(block)
+    budget = max(1, budget // source.shape[1])
+    # Splitting an image makes neighbours read the same halo; splitting rows also shortens vector loops.
+    reluctance = [1] * (len(block) - 1) + [8]
+    while math.prod(block) > budget:
+        if block[0] > 1:
+            split = 0
+        else:
+            split = max(range(1, len(block)), key=lambda d: (block[d] > 1) * block[d] / reluctance[d])
+        block[split] = -(-block[split] // 2)
+    return tuple(block)
+
+
+class _Memory:
+    """One scratch allocation for all blocks of a call, large enough for blocks of shape ``block``."""
+
+    def __init__(
+        self, positions: Tensor, window: Window, block: tuple[int, ...], dtype: torch.dtype, channels_inside: bool
+    ) -> None:
+        self.channels = tuple(positions.shape[-2:])
+        self.channels_inside = channels_inside
+        sizes = [math.prod(_extent(window, block, level)) for level in window.schedule.levels]
+        self.sizes = [-(-n * math.prod(self.channels) // 16) * 16 for n in sizes]
+        self.scratch = positions.new_empty(sum(self.sizes), dtype=sum_dtype(positions.dtype))
+        matrix_size = math.prod(block) * window.schedule.num_rings * math.prod(self.channels)
+        self.matrix = positions.new_empty(matrix_size, dtype=dtype)
+        self.filled: tuple[object, ...] = ()  # which part of buffer 0 the last block filled
+
+
+class _Workspace:
+    """A schedule's steps, bound to the scratch memory for blocks of one shape.
+
+    All views have the dimensions ``(N, *space, groups, channels)``, whichever way they lie in memory.
+    """
+
+    def __init__(self, memory: _Memory, window: Window, shape: tuple[int, ...]) -> None:
+        self._memory = memory
+        self._window = window
+        groups, channels = memory.channels
+        rings = window.schedule.num_rings
+        order = math.prod(shape) * groups * rings * channels
+        if memory.channels_inside:
+            matrix = memory.matrix[:order].view(*shape, groups, rings, channels)
+            self.matrix = matrix.view(-1, groups, rings * channels).transpose(0, 1)
+            ring_views = matrix.unbind(-2)
+        else:
+            matrix = memory.matrix[:order].view(groups, rings, channels, *shape)
+            self.matrix = matrix.view(groups, rings * channels, -1).transpose(1, 2)
+            ring_views = matrix.movedim((0, 2), (-2, -1)).unbind(0)
+        buffers = [
+            self._carve(part, _extent(window, shape, level))
+            for part, level in zip(memory.scratch.split(memory.sizes), window.schedule.levels, strict=True)
+        ]
+        self._padded = buffers[0]
+        self.steps: list[Callable[[], object]] = []
+
+        @lru_cache(maxsize=None)
+        def view(operand: Operand, level: int) -> Tensor:
+            """A buffer as it is seen from a sum of a higher level."""
+            seen = buffers[operand.buffer]
+            for d in range(window.schedule.levels[operand.buffer], level):
+                start = window.dilation[d] * (window.half[d] + operand.offset[d])
+                stride = window.stride[d]
+                seen = seen[(slice(None),) * (d + 1) + (slice(start, start + (shape[d + 1] - 1) * stride + 1, stride),)]
+            return seen
+
+        for step in window.schedule.steps:
+            level = window.schedule.levels[step.out]
+            out = buffers[step.out]
+            rounded = None
+            if step.completes is not None:
+                ring = ring_views[step.completes]
+                out, rounded = (ring, None) if ring.dtype == out.dtype else (out, ring)
+            right = view(step.right, level)
+            if step.left is not None:
+                self.steps.append(partial(torch.add, view(step.left, level), right, alpha=step.factor, out=out))
+            elif step.factor == 1.0:
+                out, rounded = (out, None) if rounded is None else (rounded, None)
+                self.steps.append(partial(out.copy_, right))
+            else:
+                self.steps.append(partial(torch.mul, right, step.factor, out=out))
+            if rounded is not None:
+                self.steps.append(partial(rounded.copy_, out))
+
+    def _carve(self, part: Tensor, extent: tuple[int, ...]) -> Tensor:
+        channels = self._memory.channels
+        part = part[: math.prod(extent) * math.prod(channels)]
+        if self._memory.channels_inside:
+            return part.view(*extent, *channels)
+        return part.view(*channels, *extent).movedim((0, 1), (-2, -1))
+
+    def fill(self, positions: Tensor, corner: tuple[int, ...]) -> None:
+        """Copy the input that the block at ``corner`` reads into the padded buffer."""
+        window = self._window
+        images, *space = self._padded.shape[:-2]
+        source = [slice(corner[0], corner[0] + images)]
+        target = [slice(0, images)]
+        for d, size in enumerate(space):
+            begin = corner[d + 1] * window.stride[d] + window.origin[d]
+            step = window.upsampling[d]
+            first = min(max(-(-begin // step), 0), positions.shape[d + 1])
+            last = max(min((begin + size - 1) // step + 1, positions.shape[d + 1]), first)
+            source.append(slice(first, last))
+            target.append(slice(max(first * step - begin, 0), max(last * step - begin, 0), step))
+        filled = (self._padded.shape, *target)
+        if filled != self._memory.filled:
+            self._padded.zero_()
+            self._memory.filled = filled
+        self._padded[tuple(target)].copy_(positions[tuple(source)])
+
+
+def _extent(window: Window, shape: tuple[int, ...], level: int) -> tuple[int, ...]:
+    """Images and positions of a sum of this level over a block of this shape."""
+    return (*shape[: level + 1], *window.padded_size(shape[1:])[level:])

@@ -1,0 +1,209 @@
+"""The ring-wise path: ring sums first, then one matrix product over rings and channels.
+
+Where the dense path multiplies every tap by its copy of a ring weight, this one adds up the taps of a
+ring and multiplies once::
+
+    y = sum_ring W_ring (S_ring x)
+
+Ring kernels are point-symmetric, so at stride 1 the ring sums of ``grad_y`` serve both gradients::
+
+    grad_x = sum_ring W_ring^T (S_ring grad_y)        grad_W_ring = (S_ring grad_y)^T x
+
+Ring sums exist for one block of positions at a time, see :mod:`sre_triton.ring_sums`. All of it is
+plain PyTorch and runs on any device; it is tuned for CPUs.
+
+The four functions are those of :mod:`sre_triton.dense`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sre_triton.ring_sums import Window, ring_schedule, ring_sums, sum_dtype
+from sre_triton.spec import ConvSpec
+
+__all__ = ["backward", "forward", "transpose", "weight_grad"]
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:
+    window = _window(spec, tuple(x.shape[2:]))
+    y = _new_activation(x, weight.shape[0], window.output_size)
+    mixer = _Mixer(_ring_major(weight, window, spec.groups), bias, y)
+    for block, sums in _sums(x, window, spec.groups):
+        mixer.write(block, sums)
+    return y
+
+
+def transpose(
+    x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, output_padding: Sequence[int]
+) -> Tensor:
+    window = _adjoint_window(spec, tuple(x.shape[2:]), spec.transposed_size(x.shape[2:], output_padding))
+    y = _new_activation(x, weight.shape[1] * spec.groups, window.output_size)
+    mixer = _Mixer(_ring_major(_swap(weight, spec.groups), window, spec.groups), bias, y)
+    for block, sums in _sums(x, window, spec.groups):
+        mixer.write(block, sums)
+    return y
+
+
+def weight_grad(x: Tensor, grad_y: Tensor, spec: ConvSpec) -> Tensor:
+    window = _window(spec, tuple(x.shape[2:]))
+    grad = _WeightGrad(grad_y, x.shape[1], window, spec)
+    for block, sums in _sums(x, window, spec.groups):
+        grad.add(block, sums)
+    return grad.ring_weight()
+
+
+def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple[Tensor, Tensor]:
+    input_size = tuple(x.shape[2:])
+    if not spec.is_unit_stride:
+        output_padding = spec.output_padding(input_size, grad_y.shape[2:])
+        return transpose(grad_y, weight, None, spec, output_padding), weight_grad(x, grad_y, spec)
+    window = _adjoint_window(spec, tuple(grad_y.shape[2:]), input_size)
+    grad_x = _new_activation(x, x.shape[1], input_size)
+    mixer = _Mixer(_ring_major(_swap(weight, spec.groups), window, spec.groups), None, grad_x)
+    grad = _WeightGrad(x, grad_y.shape[1], window, spec)
+    for block, sums in _sums(grad_y, window, spec.groups):
+        mixer.write(block, sums)
+        grad.add(block, sums)
+    return grad_x, _swap(grad.ring_weight(), spec.groups).contiguous()
+
+
+class _Mixer:
+    """Multiplies ring sums with ring weights and writes the products to blocks of ``y``."""
+
+    def __init__(self, kernels: Tensor, bias: Tensor | None, y: Tensor) -> None:
+        dtype = _product_dtype(y)
+        self._kernels = kernels.to(dtype)
+        self._bias = None if bias is None else bias.to(dtype).unflatten(0, kernels.shape[::2])
+        self._y = y.movedim(1, -1)
+
+    def write(self, block: tuple[slice, ...], sums: Tensor) -> None:
+        """``y[block] = sums (groups, P, rings * channels) @ kernels + bias``."""
+        target = self._y[block]
+        rows = _as_matrix(target) if target.dtype == sums.dtype else None
+        product = rows if rows is not None else _matrix_like(sums, self._y.shape[-1])
+        for group, out in enumerate(product.chunk(len(sums), dim=1)):
+            if self._bias is None:
+                torch.mm(sums[group], self._kernels[group], out=out)
+            else:
+                torch.addmm(self._bias[group], sums[group], self._kernels[group], out=out)
+        if rows is None:
+            target.copy_(product.view(target.shape))
+
+
+class _WeightGrad:
+    """Adds up ``thin^T sums`` over blocks: the gradient of ring weights whose output channels are those
+    of ``thin`` and whose input channels are those that were ring-summed."""
+
+    def __init__(self, thin: Tensor, summed_channels: int, window: Window, spec: ConvSpec) -> None:
+        self._positions = thin.movedim(1, -1)
+        self._window = window
+        self._spec = spec
+        shape = (spec.groups, thin.shape[1] // spec.groups, len(window.rings) * (summed_channels // spec.groups))
+        self._total = thin.new_zeros(shape, dtype=sum_dtype(thin.dtype))
+
+    def add(self, block: tuple[slice, ...], sums: Tensor) -> None:
+        rows = self._positions[block].flatten(0, -2).to(sums.dtype)
+        for total, left, right in zip(self._total, rows.chunk(len(sums), dim=1), sums, strict=True):
+            if total.dtype == right.dtype:
+                total.addmm_(left.t(), right)
+            else:
+                total += left.t() @ right
+
+    def ring_weight(self) -> Tensor:
+        """The gradient as ``(output channels, input channels / groups, rings)``."""
+        groups, outputs, columns = self._total.shape
+        rings = len(self._window.rings)
+        grad = self._positions.new_zeros(groups * outputs, columns // rings, self._spec.geometry.num_rings)
+        grad[..., self._window.rings] = self._total.view(groups * outputs, rings, -1).transpose(1, 2).to(grad.dtype)
+        return grad
+
+
+def _sums(source: Tensor, window: Window, groups: int) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
+    return ring_sums(source, window, groups, _product_dtype(source))
+
+
+def _product_dtype(tensor: Tensor) -> torch.dtype:
+    """Type of the matrix products' operands. CPUs have no fast float16 product; float32 is exact."""
+    if tensor.dtype == torch.float16 and tensor.device.type == "cpu":
+        return torch.float32
+    return tensor.dtype
+
+
+def _ring_major(weight: Tensor, window: Window, groups: int) -> Tensor:
+    """Ring weights ``(out, in / groups, rings)`` as matrices ``(groups, rings * in / groups, out / groups)``."""
+    if len(window.rings) < weight.shape[2]:
+        weight = weight[..., window.rings]
+    return weight.unflatten(0, (groups, weight.shape[0] // groups)).transpose(2, 3).flatten(2).transpose(1, 2)
+
+
+def _swap(weight: Tensor, groups: int) -> Tensor:
+    """Ring weights with input and output channels exchanged within each group."""
+    return weight.unflatten(0, (groups, weight.shape[0] // groups)).transpose(1, 2).flatten(0, 1)
+
+
+def _new_activation(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
+    """An empty ``(N, channels, *size)`` tensor in the memory format of ``like``."""
+    channels_last = like.dim() > 3 and like.stride(1) == 1 and not like.is_contiguous()
+    memory_format = _CHANNELS_LAST[like.dim()] if channels_last else torch.contiguous_format
+    return torch.empty((like.shape[0], channels, *size), dtype=like.dtype, device=like.device, memory_format=memory_format)
+
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _as_matrix(block: Tensor) -> Tensor | None:
+    """``block (..., C)`` as a matrix ``(P, C)`` in the same memory, or None where strides forbid it."""
+    try:
+        return block.view(-1, block.shape[-1])
+    except RuntimeError:
+        return None
+
+
+def _matrix_like(sums: Tensor, channels: int) -> Tensor:
+    """An empty ``(P, channels)`` matrix, stored row by row or column by column as the ring sums are."""
+    positions = sums.shape[1]
+    if sums.stride(2) == 1:
+        return sums.new_empty(positions, channels)
+    return sums.new_empty(channels, positions).t()
+
+
+@lru_cache(maxsize=1024)
+def _window(spec: ConvSpec, input_size: tuple[int, ...]) -> Window:
+    """Where the convolution of an input of this size reads it."""
+    ones = (1,) * spec.ndim
+    return _reachable(spec, input_size, spec.output_size(input_size), spec.padding, spec.stride, ones)
+
+
+@lru_cache(maxsize=1024)
+def _adjoint_window(spec: ConvSpec, input_size: tuple[int, ...], output_size: tuple[int, ...]) -> Window:
+    """Where the transposed convolution from ``input_size`` to ``output_size`` reads its input."""
+    padding = tuple(r - p for r, p in zip(spec.reach, spec.padding, strict=True))
+    return _reachable(spec, input_size, output_size, padding, (1,) * spec.ndim, spec.stride)
+
+
+def _reachable(
+    spec: ConvSpec,
+    input_size: tuple[int, ...],
+    output_size: tuple[int, ...],
+    padding: tuple[int, ...],
+    stride: tuple[int, ...],
+    upsampling: tuple[int, ...],
+) -> Window:
+    """The window without the taps that lie in the padding for every output position. On maps smaller
+    than the kernel these are most taps, and sometimes whole rings."""
+    half, origin = [], []
+    for k, n, m, p, s, u, d in zip(
+        spec.geometry.kernel_size, input_size, output_size, padding, stride, upsampling, spec.dilation, strict=True
+    ):
+        h = k // 2
+        forward_reach = ((n - 1) * u + p) // d - h  # of the first output, up to the last input
+        backward_reach = ((m - 1) * s - p) // d + h  # of the last output, down to the first input
+        half.append(min(h, max(forward_reach, backward_reach, 0)))
+        origin.append(d * (h - half[-1]) - p)
+    rings, schedule = ring_schedule(spec.geometry, tuple(half))
+    return Window(rings, schedule, tuple(half), tuple(origin), stride, spec.dilation, upsampling, output_size)
