@@ -163,17 +163,16 @@ def _fold(rows: list[Offset]) -> Iterable[_Term]:
 def _allocate(rings: list[_Sum], ndim: int) -> Schedule:
     """Put partial sums in the order of their use and give them buffers, reused after the last use."""
     order: list[_Sum] = []
-    last_use: dict[_Sum, _Sum] = {}
 
     def visit(node: _Sum) -> None:
-        for term in node.terms:
-            if term.sum not in last_use:
+        if node not in order:
+            for term in node.terms:
                 visit(term.sum)
-            last_use[term.sum] = node
-        order.append(node)
+            order.append(node)
 
     for ring in rings:
         visit(ring)
+    last_use = {term.sum: node for node in order for term in node.terms}
 
     levels: list[int] = []
     free: dict[int, list[int]] = defaultdict(list)

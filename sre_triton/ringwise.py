@@ -73,41 +73,52 @@ def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple
 
 
 class _Mixer:
-    """Multiplies ring sums with ring weights and writes the products to blocks of ``y``."""
+    """Multiplies ring sums with ring weights and writes the products to ``y``."""
 
     def __init__(self, kernels: Tensor, bias: Tensor | None, y: Tensor) -> None:
         dtype = _product_dtype(y)
+        groups = len(kernels)
         self._kernels = kernels.to(dtype)
-        self._bias = None if bias is None else bias.to(dtype).unflatten(0, kernels.shape[::2])
-        self._y = y.movedim(1, -1)
+        self._y = _Rows(y)
+        # A product of half type is rounded, so the bias must be in it. Others take it up on their way to y.
+        inside = bias is not None and dtype != sum_dtype(dtype)
+        self._bias_inside = bias.to(dtype).chunk(groups) if bias is not None and inside else (None,) * groups
+        self._bias_after = None if inside else bias
 
     def write(self, block: tuple[slice, ...], sums: Tensor) -> None:
         """``y[block] = sums (groups, P, rings * channels) @ kernels + bias``."""
-        target = self._y[block]
-        rows = _as_matrix(target) if target.dtype == sums.dtype else None
-        product = rows if rows is not None else _matrix_like(sums, self._y.shape[-1])
-        for group, out in enumerate(product.chunk(len(sums), dim=1)):
-            if self._bias is None:
-                torch.mm(sums[group], self._kernels[group], out=out)
+        target = self._y.positions[block]
+        in_place = self._y.in_place(block) if self._bias_after is None and target.dtype == sums.dtype else None
+        product = self._y.scratch(sums) if in_place is None else in_place
+        outs = product.chunk(len(sums), dim=1)
+        for left, kernel, bias, out in zip(sums, self._kernels, self._bias_inside, outs, strict=True):
+            if bias is None:
+                torch.mm(left, kernel, out=out)
             else:
-                torch.addmm(self._bias[group], sums[group], self._kernels[group], out=out)
-        if rows is None:
+                torch.addmm(bias, left, kernel, out=out)
+        if self._bias_after is not None:
+            torch.add(product.view(target.shape), self._bias_after, out=target)
+        elif in_place is None:
             target.copy_(product.view(target.shape))
 
 
 class _WeightGrad:
-    """Adds up ``thin^T sums`` over blocks: the gradient of ring weights whose output channels are those
-    of ``thin`` and whose input channels are those that were ring-summed."""
+    """Adds up ``thin^T sums`` over blocks: the gradient of ring weights from the channels that were
+    summed over rings to those of ``thin``."""
 
     def __init__(self, thin: Tensor, summed_channels: int, window: Window, spec: ConvSpec) -> None:
-        self._positions = thin.movedim(1, -1)
+        self._thin = _Rows(thin)
         self._window = window
-        self._spec = spec
+        self._num_rings = spec.geometry.num_rings
         shape = (spec.groups, thin.shape[1] // spec.groups, len(window.rings) * (summed_channels // spec.groups))
         self._total = thin.new_zeros(shape, dtype=sum_dtype(thin.dtype))
 
     def add(self, block: tuple[slice, ...], sums: Tensor) -> None:
-        rows = self._positions[block].flatten(0, -2).to(sums.dtype)
+        part = self._thin.positions[block]
+        rows = self._thin.in_place(block) if part.dtype == sums.dtype else None
+        if rows is None:
+            rows = self._thin.scratch(sums)
+            rows.view(part.shape).copy_(part)
         for total, left, right in zip(self._total, rows.chunk(len(sums), dim=1), sums, strict=True):
             if total.dtype == right.dtype:
                 total.addmm_(left.t(), right)
@@ -115,12 +126,38 @@ class _WeightGrad:
                 total += left.t() @ right
 
     def ring_weight(self) -> Tensor:
-        """The gradient as ``(output channels, input channels / groups, rings)``."""
+        """The gradient as ``(thin channels, summed channels / groups, rings)``."""
         groups, outputs, columns = self._total.shape
         rings = len(self._window.rings)
-        grad = self._positions.new_zeros(groups * outputs, columns // rings, self._spec.geometry.num_rings)
+        grad = self._thin.positions.new_zeros(groups * outputs, columns // rings, self._num_rings)
         grad[..., self._window.rings] = self._total.view(groups * outputs, rings, -1).transpose(1, 2).to(grad.dtype)
         return grad
+
+
+class _Rows:
+    """Blocks of an activation ``(N, C, *space)`` as matrices ``(P, C)``."""
+
+    def __init__(self, activation: Tensor) -> None:
+        self.positions = activation.movedim(1, -1)
+        self._scratch = activation.new_empty(0)
+
+    def in_place(self, block: tuple[slice, ...]) -> Tensor | None:
+        """The block itself as a matrix, or None where its strides forbid that."""
+        part = self.positions[block]
+        try:
+            return part.view(-1, part.shape[-1])
+        except RuntimeError:
+            return None
+
+    def scratch(self, sums: Tensor) -> Tensor:
+        """Memory for a copy of the block, reused by the next, in the type and order of its ring sums."""
+        channels = self.positions.shape[-1]
+        size = sums.shape[1] * channels
+        if len(self._scratch) < size:
+            self._scratch = sums.new_empty(size)
+        if sums.stride(2) == 1:
+            return self._scratch[:size].view(-1, channels)
+        return self._scratch[:size].view(channels, -1).t()
 
 
 def _sums(source: Tensor, window: Window, groups: int) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
@@ -154,22 +191,6 @@ def _new_activation(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
 
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-def _as_matrix(block: Tensor) -> Tensor | None:
-    """``block (..., C)`` as a matrix ``(P, C)`` in the same memory, or None where strides forbid it."""
-    try:
-        return block.view(-1, block.shape[-1])
-    except RuntimeError:
-        return None
-
-
-def _matrix_like(sums: Tensor, channels: int) -> Tensor:
-    """An empty ``(P, channels)`` matrix, stored row by row or column by column as the ring sums are."""
-    positions = sums.shape[1]
-    if sums.stride(2) == 1:
-        return sums.new_empty(positions, channels)
-    return sums.new_empty(channels, positions).t()
 
 
 @lru_cache(maxsize=1024)
