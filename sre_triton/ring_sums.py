@@ -236,10 +236,10 @@ class Window:
         )
 
 
-# Elements of one buffer, per thread. Large enough to hide the cost of a PyTorch call, small enough
-# for the few buffers that are live together to stay in the cache.
-_BLOCK_ELEMENTS = 1 << 16
-_BLOCK_ELEMENTS_ELSEWHERE = 1 << 24
+# Scratch elements per thread: blocks large enough to hide the cost of a PyTorch call, small enough for
+# the buffers that are live together to stay in the cache. Accelerators need no cache, only few calls.
+_CPU_SCRATCH = 3 << 18
+_OTHER_SCRATCH = 1 << 26
 # Rows of the last dimension shorter than this are too short for vector loops.
 _SHORT_ROW = 16
 
@@ -262,7 +262,7 @@ def ring_sums(
     channels_inside = source.stride(1) == 1 or window.output_size[-1] < _SHORT_ROW
     grid = (source.shape[0], *window.output_size)
     block = _block_shape(grid, window, source)
-    if not all(block):
+    if not (all(block) and source.shape[1]):
         return
     memory = _Memory(positions, window, block, dtype, channels_inside)
     workspaces: dict[tuple[int, ...], _Workspace] = {}
@@ -278,16 +278,12 @@ def ring_sums(
 
 def _block_shape(grid: Sequence[int], window: Window, source: Tensor) -> tuple[int, ...]:
     """Images and positions per image that are worked on together."""
-    if source.device.type == "cpu":
-        budget = _BLOCK_ELEMENTS * torch.get_num_threads()
-    else:
-        budget = _BLOCK_ELEMENTS_ELSEWHERE
     block = list(grid)
-    if 0 in block or source.shape[1] == 0:
-        return (0,) * len(block)
-    budget = max(1, budget // source.shape[1])
-    # Splitting an image makes neighbours read the same halo; splitting rows also shortens vector loops.
-    reluctance = [1] * (len(block) - 1) + [8]
+    scratch = _CPU_SCRATCH * torch.get_num_threads() if source.device.type == "cpu" else _OTHER_SCRATCH
+    per_position = source.shape[1] * (len(window.schedule.levels) + window.schedule.num_rings)
+    budget = max(1, scratch // max(1, per_position))
+    # Splitting an image makes neighbours read the same halo; splitting its rows also shortens vector loops.
+    reluctance = [1] * (len(block) - 1) + [32]
     while math.prod(block) > budget:
         if block[0] > 1:
             split = 0
