@@ -31,7 +31,7 @@ from torch import Tensor
 
 from sre_triton.rings import RingGeometry
 
-__all__ = ["Schedule", "Window", "ring_schedule", "ring_sums", "sum_dtype"]
+__all__ = ["Block", "Schedule", "Window", "ring_schedule", "ring_sums", "sum_dtype"]
 
 Offset = tuple[int, ...]
 
@@ -236,6 +236,32 @@ class Window:
         )
 
 
+@dataclass(frozen=True)
+class Block:
+    """A box of output positions: images and positions within them."""
+
+    corner: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def of(self, positions: Tensor) -> Tensor:
+        """The block's view of an activation ``(N, *space, ...)``."""
+        return _box(positions, self.corner, self.shape)
+
+
+def _box(tensor: Tensor, corner: Sequence[int], shape: Sequence[int], steps: Sequence[int] | None = None) -> Tensor:
+    """``tensor[corner[0] :: steps[0], corner[1] :: steps[1], ...]`` cut to ``shape`` in the leading dimensions.
+
+    One call instead of one per dimension: views are made for every block, and indexing would cost more
+    than some of the additions.
+    """
+    n = len(shape)
+    strides = tensor.stride()
+    offset = tensor.storage_offset() + sum(c * s for c, s in zip(corner, strides[:n], strict=True))
+    if steps is not None:
+        strides = tuple(s * step for s, step in zip(strides[:n], steps, strict=True)) + strides[n:]
+    return tensor.as_strided((*shape, *tensor.shape[n:]), strides, offset)
+
+
 # Scratch elements per thread: blocks large enough to hide the cost of a PyTorch call, small enough for
 # the buffers that are live together to stay in the cache. Accelerators need no cache, only few calls.
 _CPU_SCRATCH = 3 << 18
@@ -251,12 +277,12 @@ def sum_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def ring_sums(
     source: Tensor, window: Window, groups: int, dtype: torch.dtype
-) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
+) -> Iterator[tuple[Block, Sequence[Tensor]]]:
     """Ring sums of ``source (N, C, *space)``, block by block.
 
     Yields:
-        A block, as slices of ``(N, *output_size)``, and the ring sums at its ``P`` positions as a matrix
-        ``(groups, P, rings * C / groups)`` of type ``dtype``. The matrix is overwritten by the next block.
+        A block of ``(N, *output_size)`` and the ring sums at its ``P`` positions: one matrix ``(P, rings *
+        C / groups)`` of type ``dtype`` per group. The matrices are overwritten by the next block.
     """
     positions = source.movedim(1, -1).unflatten(-1, (groups, source.shape[1] // groups))
     channels_inside = source.stride(1) == 1 or window.output_size[-1] < _SHORT_ROW
@@ -273,7 +299,7 @@ def ring_sums(
         workspaces[shape].fill(positions, corner)
         for step in workspaces[shape].steps:
             step()
-        yield tuple(slice(c, c + n) for c, n in zip(corner, shape, strict=True)), workspaces[shape].matrix
+        yield Block(corner, shape), workspaces[shape].matrices
 
 
 def _block_shape(grid: Sequence[int], window: Window, source: Tensor) -> tuple[int, ...]:
@@ -306,7 +332,7 @@ class _Memory:
         self.scratch = positions.new_empty(sum(self.sizes), dtype=sum_dtype(positions.dtype))
         matrix_size = math.prod(block) * window.schedule.num_rings * math.prod(self.channels)
         self.matrix = positions.new_empty(matrix_size, dtype=dtype)
-        self.filled: tuple[object, ...] = ()  # which part of buffer 0 the last block filled
+        self.filled: tuple[tuple[int, ...], ...] = ()  # target and size of the last fill, and its buffer's shape
 
 
 class _Workspace:
@@ -323,11 +349,11 @@ class _Workspace:
         order = math.prod(shape) * groups * rings * channels
         if memory.channels_inside:
             matrix = memory.matrix[:order].view(*shape, groups, rings, channels)
-            self.matrix = matrix.view(-1, groups, rings * channels).transpose(0, 1)
+            self.matrices = matrix.view(-1, groups, rings * channels).unbind(1)
             ring_views = matrix.unbind(-2)
         else:
             matrix = memory.matrix[:order].view(groups, rings, channels, *shape)
-            self.matrix = matrix.view(groups, rings * channels, -1).transpose(1, 2)
+            self.matrices = matrix.view(groups, rings * channels, -1).transpose(1, 2).unbind(0)
             ring_views = matrix.movedim((0, 2), (-2, -1)).unbind(0)
         buffers = [
             self._carve(part, _extent(window, shape, level))
@@ -339,12 +365,12 @@ class _Workspace:
         @lru_cache(maxsize=None)
         def view(operand: Operand, level: int) -> Tensor:
             """A buffer as it is seen from a sum of a higher level."""
-            seen = buffers[operand.buffer]
-            for d in range(window.schedule.levels[operand.buffer], level):
-                start = window.dilation[d] * (window.half[d] + operand.offset[d])
-                stride = window.stride[d]
-                seen = seen[(slice(None),) * (d + 1) + (slice(start, start + (shape[d + 1] - 1) * stride + 1, stride),)]
-            return seen
+            seen, own = buffers[operand.buffer], window.schedule.levels[operand.buffer]
+            corner, size, stride = [0] * len(shape), list(seen.shape[: len(shape)]), [1] * len(shape)
+            for d in range(own, level):
+                corner[d + 1] = window.dilation[d] * (window.half[d] + operand.offset[d])
+                size[d + 1], stride[d + 1] = shape[d + 1], window.stride[d]
+            return _box(seen, corner, size, stride)
 
         for step in window.schedule.steps:
             level = window.schedule.levels[step.out]
@@ -353,16 +379,18 @@ class _Workspace:
             if step.completes is not None:
                 ring = ring_views[step.completes]
                 out, rounded = (ring, None) if ring.dtype == out.dtype else (out, ring)
-            right = view(step.right, level)
-            if step.left is not None:
-                self.steps.append(partial(torch.add, view(step.left, level), right, alpha=step.factor, out=out))
-            elif step.factor == 1.0:
-                out, rounded = (out, None) if rounded is None else (rounded, None)
-                self.steps.append(partial(out.copy_, right))
-            else:
-                self.steps.append(partial(torch.mul, right, step.factor, out=out))
+            self.steps.append(self._operation(out, step.left and view(step.left, level), view(step.right, level), step.factor))
             if rounded is not None:
                 self.steps.append(partial(rounded.copy_, out))
+
+    @staticmethod
+    def _operation(out: Tensor, left: Tensor | None, right: Tensor, factor: float) -> Callable[[], object]:
+        """``out = left + factor * right`` as the PyTorch call that does it fastest."""
+        if left is None:
+            return partial(out.copy_, right) if factor == 1.0 else partial(torch.mul, right, factor, out=out)
+        if factor != 1.0:
+            return partial(torch.add, left, right, alpha=factor, out=out)
+        return partial(out.add_, right) if left.is_set_to(out) else partial(torch.add, left, right, out=out)
 
     def _carve(self, part: Tensor, extent: tuple[int, ...]) -> Tensor:
         channels = self._memory.channels
@@ -375,20 +403,25 @@ class _Workspace:
         """Copy the input that the block at ``corner`` reads into the padded buffer."""
         window = self._window
         images, *space = self._padded.shape[:-2]
-        source = [slice(corner[0], corner[0] + images)]
-        target = [slice(0, images)]
-        for d, size in enumerate(space):
+        source, target, size = [corner[0]], [0], [images]
+        for d, extent in enumerate(space):
             begin = corner[d + 1] * window.stride[d] + window.origin[d]
             step = window.upsampling[d]
-            first = min(max(-(-begin // step), 0), positions.shape[d + 1])
-            last = max(min((begin + size - 1) // step + 1, positions.shape[d + 1]), first)
-            source.append(slice(first, last))
-            target.append(slice(max(first * step - begin, 0), max(last * step - begin, 0), step))
-        filled = (self._padded.shape, *target)
+            first = max(-(-begin // step), 0)
+            last = min((begin + extent - 1) // step, positions.shape[d + 1] - 1)
+            source.append(first)
+            target.append(first * step - begin)
+            size.append(last - first + 1)
+        filled = (tuple(target), tuple(size), tuple(self._padded.shape))
+        if min(size) <= 0:
+            self._padded.zero_()
+            self._memory.filled = ()
+            return
         if filled != self._memory.filled:
             self._padded.zero_()
             self._memory.filled = filled
-        self._padded[tuple(target)].copy_(positions[tuple(source)])
+            self._inside = _box(self._padded, target, size, (1, *window.upsampling))
+        self._inside.copy_(_box(positions, source, size))
 
 
 def _extent(window: Window, shape: tuple[int, ...], level: int) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sre_triton.ring_sums import Window, ring_schedule, ring_sums, sum_dtype
+from sre_triton.ring_sums import Block, Window, ring_schedule, ring_sums, sum_dtype
 from sre_triton.spec import ConvSpec
 
 __all__ = ["backward", "forward", "transpose", "weight_grad"]
@@ -78,20 +78,19 @@ class _Mixer:
     def __init__(self, kernels: Tensor, bias: Tensor | None, y: Tensor) -> None:
         dtype = _product_dtype(y)
         groups = len(kernels)
-        self._kernels = kernels.to(dtype)
+        self._kernels = kernels.to(dtype).unbind()
         self._y = _Rows(y)
         # A product of half type is rounded, so the bias must be in it. Others take it up on their way to y.
         inside = bias is not None and dtype != sum_dtype(dtype)
         self._bias_inside = bias.to(dtype).chunk(groups) if bias is not None and inside else (None,) * groups
         self._bias_after = None if inside else bias
 
-    def write(self, block: tuple[slice, ...], sums: Tensor) -> None:
-        """``y[block] = sums (groups, P, rings * channels) @ kernels + bias``."""
-        target = self._y.positions[block]
-        in_place = self._y.in_place(block) if self._bias_after is None and target.dtype == sums.dtype else None
+    def write(self, block: Block, sums: Sequence[Tensor]) -> None:
+        """``y[block] = sums @ kernels + bias``, group by group."""
+        target = block.of(self._y.positions)
+        in_place = _as_matrix(target) if self._bias_after is None and target.dtype == sums[0].dtype else None
         product = self._y.scratch(sums) if in_place is None else in_place
-        outs = product.chunk(len(sums), dim=1)
-        for left, kernel, bias, out in zip(sums, self._kernels, self._bias_inside, outs, strict=True):
+        for left, kernel, bias, out in zip(sums, self._kernels, self._bias_inside, _split(product, sums), strict=True):
             if bias is None:
                 torch.mm(left, kernel, out=out)
             else:
@@ -113,13 +112,13 @@ class _WeightGrad:
         shape = (spec.groups, thin.shape[1] // spec.groups, len(window.rings) * (summed_channels // spec.groups))
         self._total = thin.new_zeros(shape, dtype=sum_dtype(thin.dtype))
 
-    def add(self, block: tuple[slice, ...], sums: Tensor) -> None:
-        part = self._thin.positions[block]
-        rows = self._thin.in_place(block) if part.dtype == sums.dtype else None
+    def add(self, block: Block, sums: Sequence[Tensor]) -> None:
+        part = block.of(self._thin.positions)
+        rows = _as_matrix(part) if part.dtype == sums[0].dtype else None
         if rows is None:
             rows = self._thin.scratch(sums)
             rows.view(part.shape).copy_(part)
-        for total, left, right in zip(self._total, rows.chunk(len(sums), dim=1), sums, strict=True):
+        for total, left, right in zip(self._total, _split(rows, sums), sums, strict=True):
             if total.dtype == right.dtype:
                 total.addmm_(left.t(), right)
             else:
@@ -141,26 +140,30 @@ class _Rows:
         self.positions = activation.movedim(1, -1)
         self._scratch = activation.new_empty(0)
 
-    def in_place(self, block: tuple[slice, ...]) -> Tensor | None:
-        """The block itself as a matrix, or None where its strides forbid that."""
-        part = self.positions[block]
-        try:
-            return part.view(-1, part.shape[-1])
-        except RuntimeError:
-            return None
-
-    def scratch(self, sums: Tensor) -> Tensor:
-        """Memory for a copy of the block, reused by the next, in the type and order of its ring sums."""
-        channels = self.positions.shape[-1]
-        size = sums.shape[1] * channels
-        if len(self._scratch) < size:
-            self._scratch = sums.new_empty(size)
-        if sums.stride(2) == 1:
-            return self._scratch[:size].view(-1, channels)
-        return self._scratch[:size].view(channels, -1).t()
+    def scratch(self, sums: Sequence[Tensor]) -> Tensor:
+        """Memory for a copy of a block, reused by the next, in the type and order of its ring sums."""
+        rows, channels = len(sums[0]), self.positions.shape[-1]
+        if self._scratch.shape != (rows, channels):
+            row_major = sums[0].stride(1) == 1
+            self._scratch = sums[0].new_empty((rows, channels) if row_major else (channels, rows))
+            self._scratch = self._scratch if row_major else self._scratch.t()
+        return self._scratch
 
 
-def _sums(source: Tensor, window: Window, groups: int) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
+def _as_matrix(block: Tensor) -> Tensor | None:
+    """``block (..., C)`` as a matrix ``(P, C)`` in the same memory, or None where strides forbid that."""
+    try:
+        return block.view(-1, block.shape[-1])
+    except RuntimeError:
+        return None
+
+
+def _split(rows: Tensor, sums: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The channels of each group."""
+    return (rows,) if len(sums) == 1 else rows.chunk(len(sums), dim=1)
+
+
+def _sums(source: Tensor, window: Window, groups: int) -> Iterator[tuple[Block, Sequence[Tensor]]]:
     return ring_sums(source, window, groups, _product_dtype(source))
 
 
