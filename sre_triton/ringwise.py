@@ -23,7 +23,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sre_triton.ring_sums import Block, Window, ring_schedule, ring_sums, sum_dtype
+from sre_triton.ring_sums import Block, Window, ring_sums, sum_dtype
+from sre_triton.schedule import ring_schedule
 from sre_triton.spec import ConvSpec
 
 __all__ = ["backward", "forward", "transpose", "weight_grad"]
@@ -111,6 +112,7 @@ class _WeightGrad:
         self._num_rings = spec.geometry.num_rings
         shape = (spec.groups, thin.shape[1] // spec.groups, len(window.rings) * (summed_channels // spec.groups))
         self._total = thin.new_zeros(shape, dtype=sum_dtype(thin.dtype))
+        self._totals = self._total.unbind()
 
     def add(self, block: Block, sums: Sequence[Tensor]) -> None:
         part = block.of(self._thin.positions)
@@ -118,11 +120,11 @@ class _WeightGrad:
         if rows is None:
             rows = self._thin.scratch(sums)
             rows.view(part.shape).copy_(part)
-        for total, left, right in zip(self._total, _split(rows, sums), sums, strict=True):
+        for total, left, right in zip(self._totals, _split(rows, sums), sums, strict=True):
             if total.dtype == right.dtype:
                 total.addmm_(left.t(), right)
             else:
-                total += left.t() @ right
+                total.add_(left.t() @ right)
 
     def ring_weight(self) -> Tensor:
         """The gradient as ``(thin channels, summed channels / groups, rings)``."""
@@ -138,16 +140,15 @@ class _Rows:
 
     def __init__(self, activation: Tensor) -> None:
         self.positions = activation.movedim(1, -1)
-        self._scratch = activation.new_empty(0)
+        self._scratch: Tensor | None = None
 
     def scratch(self, sums: Sequence[Tensor]) -> Tensor:
         """Memory for a copy of a block, reused by the next, in the type and order of its ring sums."""
         rows, channels = len(sums[0]), self.positions.shape[-1]
-        if self._scratch.shape != (rows, channels):
-            row_major = sums[0].stride(1) == 1
-            self._scratch = sums[0].new_empty((rows, channels) if row_major else (channels, rows))
-            self._scratch = self._scratch if row_major else self._scratch.t()
-        return self._scratch
+        if self._scratch is None:  # the first block is the largest
+            self._scratch = sums[0].new_empty(rows * channels)
+        memory = self._scratch[: rows * channels]
+        return memory.view(rows, channels) if sums[0].stride(1) == 1 else memory.view(channels, rows).t()
 
 
 def _as_matrix(block: Tensor) -> Tensor | None:
@@ -178,19 +179,25 @@ def _ring_major(weight: Tensor, window: Window, groups: int) -> Tensor:
     """Ring weights ``(out, in / groups, rings)`` as matrices ``(groups, rings * in / groups, out / groups)``."""
     if len(window.rings) < weight.shape[2]:
         weight = weight[..., window.rings]
-    return weight.unflatten(0, (groups, weight.shape[0] // groups)).transpose(2, 3).flatten(2).transpose(1, 2)
+    return _grouped(weight, groups).transpose(2, 3).flatten(2).transpose(1, 2)
 
 
 def _swap(weight: Tensor, groups: int) -> Tensor:
     """Ring weights with input and output channels exchanged within each group."""
-    return weight.unflatten(0, (groups, weight.shape[0] // groups)).transpose(1, 2).flatten(0, 1)
+    return _grouped(weight, groups).transpose(1, 2).flatten(0, 1)
+
+
+def _grouped(weight: Tensor, groups: int) -> Tensor:
+    out, *others = weight.shape
+    return weight.reshape(groups, out // groups, *others)
 
 
 def _new_activation(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
     """An empty ``(N, channels, *size)`` tensor in the memory format of ``like``."""
     channels_last = like.dim() > 3 and like.stride(1) == 1 and not like.is_contiguous()
     memory_format = _CHANNELS_LAST[like.dim()] if channels_last else torch.contiguous_format
-    return torch.empty((like.shape[0], channels, *size), dtype=like.dtype, device=like.device, memory_format=memory_format)
+    shape = (like.shape[0], channels, *size)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
 
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
