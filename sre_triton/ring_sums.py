@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from sre_triton.schedule import Offset, Operand, Schedule
 __all__ = ["Block", "Window", "ring_sums", "sum_dtype"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Window:
     """Where the taps of an output position lie in the input.
 
@@ -104,16 +104,22 @@ def ring_sums(
     block = _block_shape(grid, window, source)
     if not (all(block) and source.shape[1]):
         return
-    memory = _Memory(positions, window, block, dtype, channels_inside)
+    largest = _layout(window, block, channels, channels_inside)
+    scratch = source.new_empty(largest.scratch_size, dtype=sum_dtype(source.dtype))
+    matrix = source.new_empty(largest.matrix_size, dtype=dtype)
     workspaces: dict[tuple[int, ...], _Workspace] = {}
+    previous = None
     for corner in itertools.product(*(range(0, n, b) for n, b in zip(grid, block, strict=True))):
         shape = tuple(min(b, n - c) for b, n, c in zip(block, grid, corner, strict=True))
         if shape not in workspaces:
-            workspaces[shape] = _Workspace(memory, window, shape)
-        workspaces[shape].fill(positions, corner)
-        for step in workspaces[shape].steps:
+            layout = _layout(window, shape, channels, channels_inside)
+            workspaces[shape] = _Workspace(window, layout, scratch, matrix)
+        workspace = workspaces[shape]
+        workspace.fill(positions, corner, clean=workspace is previous)
+        for step in workspace.steps:
             step()
-        yield Block(corner, shape), workspaces[shape].matrices
+        yield Block(corner, shape), workspace.matrices
+        previous = workspace
 
 
 def _block_shape(grid: Sequence[int], window: Window, source: Tensor) -> tuple[int, ...]:
@@ -133,80 +139,107 @@ def _block_shape(grid: Sequence[int], window: Window, source: Tensor) -> tuple[i
     return tuple(block)
 
 
-class _Memory:
-    """One scratch allocation for all blocks of a call, large enough for blocks of shape ``block``."""
+View = tuple[tuple[int, ...], tuple[int, ...], int]  # size, stride and offset, as as_strided takes them
 
-    def __init__(
-        self, positions: Tensor, window: Window, block: tuple[int, ...], dtype: torch.dtype, channels_inside: bool
-    ) -> None:
-        self.channels = tuple(positions.shape[-2:])
-        self.channels_inside = channels_inside
-        sizes = [math.prod(_extent(window, block, level)) for level in window.schedule.levels]
-        self.sizes = [-(-n * math.prod(self.channels) // 16) * 16 for n in sizes]
-        self.scratch = positions.new_empty(sum(self.sizes), dtype=sum_dtype(positions.dtype))
-        matrix_size = math.prod(block) * window.schedule.num_rings * math.prod(self.channels)
-        self.matrix = positions.new_empty(matrix_size, dtype=dtype)
-        self.filled: tuple[tuple[int, ...], ...] = ()  # target and size of the last fill, and its buffer's shape
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the operands of a schedule lie in scratch memory, for blocks of one shape.
+
+    All views have the dimensions ``(N, *space, groups, channels)``, whichever way they lie in memory.
+    This is data that depends on shapes alone: to make it takes longer than many a small layer.
+    """
+
+    padded: View
+    matrices: tuple[View, ...]
+    steps: tuple[tuple[View, View | None, View, float, View | None], ...]  # out, left, right, factor, ring
+    scratch_size: int
+    matrix_size: int
+
+
+@lru_cache(maxsize=512)
+def _layout(window: Window, shape: tuple[int, ...], channels: tuple[int, int], channels_inside: bool) -> _Layout:
+    """Lays buffers out one after the other, with channels as the innermost or the outermost dimensions."""
+    schedule = window.schedule
+    extents = [(*shape[: level + 1], *window.padded_size(shape[1:])[level:]) for level in schedule.levels]
+    sizes = [-(-math.prod((*extent, *channels)) // 16) * 16 for extent in extents]
+    matrix_size = math.prod((*shape, *channels)) * schedule.num_rings
+
+    # Views of tensors without memory say where the same views of the real ones lie.
+    parts = torch.split(torch.empty(sum(sizes), device="meta"), sizes)
+    matrix = torch.empty(matrix_size, device="meta")
+    (groups, width), rings = channels, schedule.num_rings
+
+    def buffer(part: Tensor, extent: tuple[int, ...]) -> Tensor:
+        part = part[: math.prod((*extent, groups, width))]
+        if channels_inside:
+            return part.view(*extent, groups, width)
+        return part.view(groups, width, *extent).movedim((0, 1), (-2, -1))
+
+    buffers = [buffer(part, extent) for part, extent in zip(parts, extents, strict=True)]
+    if channels_inside:
+        matrix = matrix.view(*shape, groups, rings, width)
+        matrices = matrix.view(-1, groups, rings * width).unbind(1)
+        ring_views = matrix.unbind(-2)
+    else:
+        matrix = matrix.view(groups, rings, width, *shape)
+        matrices = matrix.view(groups, rings * width, -1).transpose(1, 2).unbind(0)
+        ring_views = matrix.movedim((0, 2), (-2, -1)).unbind(0)
+
+    def seen(operand: Operand, level: int) -> View:
+        """A buffer as it is seen from a sum of a higher level."""
+        whole = buffers[operand.buffer]
+        corner, size, stride = [0] * len(shape), list(whole.shape[: len(shape)]), [1] * len(shape)
+        for d in range(schedule.levels[operand.buffer], level):
+            corner[d + 1] = window.dilation[d] * (window.half[d] + operand.offset[d])
+            size[d + 1], stride[d + 1] = shape[d + 1], window.stride[d]
+        return _view_of(_box(whole, corner, size, stride))
+
+    steps = []
+    for step in schedule.steps:
+        level = schedule.levels[step.out]
+        ring = None if step.completes is None else _view_of(ring_views[step.completes])
+        left = None if step.left is None else seen(step.left, level)
+        steps.append((_view_of(buffers[step.out]), left, seen(step.right, level), step.factor, ring))
+    return _Layout(_view_of(buffers[0]), tuple(map(_view_of, matrices)), tuple(steps), sum(sizes), matrix_size)
+
+
+def _view_of(tensor: Tensor) -> View:
+    return tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
 
 
 class _Workspace:
-    """A schedule's steps, bound to the scratch memory for blocks of one shape.
+    """A layout in real memory: ``fill`` it, run its ``steps``, read its ``matrices``."""
 
-    All views have the dimensions ``(N, *space, groups, channels)``, whichever way they lie in memory.
-    """
-
-    def __init__(self, memory: _Memory, window: Window, shape: tuple[int, ...]) -> None:
-        self._memory = memory
+    def __init__(self, window: Window, layout: _Layout, scratch: Tensor, matrix: Tensor) -> None:
         self._window = window
-        groups, channels = memory.channels
-        rings = window.schedule.num_rings
-        size = math.prod(shape) * groups * rings * channels
-        if memory.channels_inside:
-            matrix = memory.matrix[:size].view(*shape, groups, rings, channels)
-            self.matrices = matrix.view(-1, groups, rings * channels).unbind(1)
-            ring_views = matrix.unbind(-2)
-        else:
-            matrix = memory.matrix[:size].view(groups, rings, channels, *shape)
-            self.matrices = matrix.view(groups, rings * channels, -1).transpose(1, 2).unbind(0)
-            ring_views = matrix.movedim((0, 2), (-2, -1)).unbind(0)
-        buffers = [
-            self._carve(part, _extent(window, shape, level))
-            for part, level in zip(torch.split(memory.scratch, memory.sizes), window.schedule.levels, strict=True)
-        ]
-        self._padded = buffers[0]
+        self._padded = scratch.as_strided(*layout.padded)
+        self._filled: tuple[list[int], list[int]] | None = None
+        self._inside: Tensor | None = None
+        self.matrices = [matrix.as_strided(*view) for view in layout.matrices]
         self.steps: list[Callable[[], object]] = []
+        known: dict[View, Tensor] = {}
 
-        @cache
-        def view(operand: Operand, level: int) -> Tensor:
-            """A buffer as it is seen from a sum of a higher level."""
-            seen, own = buffers[operand.buffer], window.schedule.levels[operand.buffer]
-            corner, size, stride = [0] * len(shape), list(seen.shape[: len(shape)]), [1] * len(shape)
-            for d in range(own, level):
-                corner[d + 1] = window.dilation[d] * (window.half[d] + operand.offset[d])
-                size[d + 1], stride[d + 1] = shape[d + 1], window.stride[d]
-            return _box(seen, corner, size, stride)
+        def tensor(view: View) -> Tensor:
+            if view not in known:
+                known[view] = scratch.as_strided(*view)
+            return known[view]
 
-        for step in window.schedule.steps:
-            level = window.schedule.levels[step.out]
-            out = buffers[step.out]
-            rounded = None
-            if step.completes is not None:
-                ring = ring_views[step.completes]
+        for out_view, left_view, right_view, factor, ring_view in layout.steps:
+            out, rounded = tensor(out_view), None
+            if ring_view is not None:
+                ring = matrix.as_strided(*ring_view)
                 out, rounded = (ring, None) if ring.dtype == out.dtype else (out, ring)
-            left = None if step.left is None else view(step.left, level)
-            self.steps.append(_operation(out, left, view(step.right, level), step.factor))
+            left = None if left_view is None else tensor(left_view)
+            self.steps.append(_operation(out, left, tensor(right_view), factor))
             if rounded is not None:
                 self.steps.append(partial(rounded.copy_, out))
 
-    def _carve(self, part: Tensor, extent: tuple[int, ...]) -> Tensor:
-        channels = self._memory.channels
-        part = part[: math.prod(extent) * math.prod(channels)]
-        if self._memory.channels_inside:
-            return part.view(*extent, *channels)
-        return part.view(*channels, *extent).movedim((0, 1), (-2, -1))
+    def fill(self, positions: Tensor, corner: tuple[int, ...], *, clean: bool) -> None:
+        """Copy the input that the block at ``corner`` reads into the padded buffer, between zeros.
 
-    def fill(self, positions: Tensor, corner: tuple[int, ...]) -> None:
-        """Copy the input that the block at ``corner`` reads into the padded buffer."""
+        Margins that are still zero from the block before are left alone, unless they are not ``clean``.
+        """
         window = self._window
         images, *space = self._padded.shape[:-2]
         source, target, size = [corner[0]], [0], [images]
@@ -217,22 +250,13 @@ class _Workspace:
             last = min((begin + extent - 1) // step, positions.shape[d + 1] - 1)
             source.append(first)
             target.append(first * step - begin)
-            size.append(last - first + 1)
-        filled = (tuple(target), tuple(size), tuple(self._padded.shape))
-        if min(size) <= 0:
+            size.append(max(last - first + 1, 0))
+        if not clean or self._filled != (target, size):
             self._padded.zero_()
-            self._memory.filled = ()
-            return
-        if filled != self._memory.filled:
-            self._padded.zero_()
-            self._memory.filled = filled
-            self._inside = _box(self._padded, target, size, (1, *window.upsampling))
-        self._inside.copy_(_box(positions, source, size))
-
-
-def _extent(window: Window, shape: tuple[int, ...], level: int) -> tuple[int, ...]:
-    """Images and positions of a sum of this level over a block of this shape."""
-    return (*shape[: level + 1], *window.padded_size(shape[1:])[level:])
+            self._filled = (target, size)
+            self._inside = _box(self._padded, target, size, (1, *window.upsampling)) if all(size) else None
+        if self._inside is not None:
+            self._inside.copy_(_box(positions, source, size))
 
 
 def _operation(out: Tensor, left: Tensor | None, right: Tensor, factor: float) -> Callable[[], object]:
