@@ -48,15 +48,16 @@ class backend:
         if name not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
         self.name = name
+        self._outer: list[str] = []
 
     def __enter__(self) -> None:
-        self._outer = _requested[0]
+        self._outer.append(_requested[0])
         _requested[0] = self.name
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _requested[0] = self._outer
+        _requested[0] = self._outer.pop()
 
 
 def current_backend() -> str:
