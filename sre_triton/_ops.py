@@ -11,7 +11,8 @@ channels_last if the first argument is, and contiguous otherwise, whatever path 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from sre_triton.spec import ConvSpec, conv_spec, output_size, transposed_size
 
 __all__ = [
     "ConvArgs",
+    "Operator",
     "collapse_kernel",
     "expand_kernel",
     "ring_conv",
@@ -72,24 +74,76 @@ _CONV_ARGS = (
 _library = torch.library.Library("sre_triton", "DEF")
 
 
-def _define(schema: str) -> tuple[str, Callable[..., Any]]:
-    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    name = schema.partition("(")[0]
-    return f"sre_triton::{name}", getattr(torch.ops.sre_triton, name).default
+class Operator:
+    """An operator and the function behind it. Called with plain tensors and nothing tracing, it runs the
+    function at once: going through the dispatcher would cost a small layer more than its arithmetic.
+
+    Args:
+        schema: the operator's; a trailing ``...`` stands for the fields of :class:`ConvArgs`, which are one
+            argument here and for ``real``.
+        real: the implementation.
+        fake: shapes and strides of the results, with the schema's arguments.
+        batch: makes the batching rule of the overload.
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        real: Callable[..., Any],
+        fake: Callable[..., Any],
+        batch: Callable[[Any], Callable[..., Any]],
+    ) -> None:
+        self._takes_conv_args = "..." in schema
+        schema = schema.replace("...", _CONV_ARGS)
+        self._real = real
+        _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        name = schema.partition("(")[0]
+        self.overload = getattr(torch.ops.sre_triton, name).default
+        _library.impl(self.overload, self._from_dispatcher, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"sre_triton::{name}", fake, lib=_library)
+        torch.library.register_vmap(f"sre_triton::{name}", batch(self.overload), lib=_library)
+        for key in ("AutocastCPU", "AutocastCUDA", "AutocastXPU"):
+            _library.impl(self.overload, self._below_autocast(key), key)
+
+    def __call__(self, *args: Any) -> Any:
+        if _is_plain(args):
+            return self._real(*args)
+        return self.overload(*args[:-1], *args[-1]) if self._takes_conv_args else self.overload(*args)
+
+    def _from_dispatcher(self, *args: Any) -> Any:
+        if self._takes_conv_args:
+            args, (stride, padding, dilation, *rest) = args[: -len(ConvArgs._fields)], args[-len(ConvArgs._fields) :]
+            args = (*args, ConvArgs(tuple(stride), tuple(padding), tuple(dilation), *rest))
+        return self._real(*args)
+
+    def _below_autocast(self, key: str) -> Callable[..., Any]:
+        """Callers cast before they call. Paths choose the precision of their own sums, so autocast must
+        not reach the operations inside."""
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def call(*args: Any) -> Any:
+            with torch._C._ExcludeDispatchKeyGuard(keys):
+                return self.overload(*args)
+
+        return call
 
 
-_RING_CONV, ring_conv = _define(f"ring_conv(Tensor input, Tensor weight, Tensor? bias, {_CONV_ARGS}) -> Tensor")
-_TRANSPOSE, ring_conv_transpose = _define(
-    f"ring_conv_transpose(Tensor input, Tensor weight, Tensor? bias, SymInt[] output_padding, {_CONV_ARGS}) -> Tensor"
-)
-_WEIGHT_GRAD, ring_conv_weight_grad = _define(
-    f"ring_conv_weight_grad(Tensor input, Tensor grad_output, int num_rings, {_CONV_ARGS}) -> Tensor"
-)
-_BACKWARD, ring_conv_backward = _define(
-    f"ring_conv_backward(Tensor input, Tensor grad_output, Tensor weight, {_CONV_ARGS}) -> (Tensor, Tensor)"
-)
-_EXPAND, expand_kernel = _define("expand_kernel(Tensor weight, int[] kernel_size, bool circular, bool antialias) -> Tensor")
-_COLLAPSE, collapse_kernel = _define("collapse_kernel(Tensor dense, int num_rings, bool circular, bool antialias) -> Tensor")
+_PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
+
+
+def _is_plain(args: tuple[Any, ...]) -> bool:
+    """Whether the dispatcher would do nothing but call the implementation."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._is_any_autocast_enabled()
+    ):
+        return False
+    for arg in args:
+        if isinstance(arg, Tensor) and (type(arg) not in _PLAIN_TYPES or arg.is_meta):
+            return False
+    return True
 
 
 # Layout ---------------------------------------------------------------------------------------------
@@ -134,33 +188,37 @@ def _empty(x: Tensor, size: Sequence[int]) -> Tensor:
 # Implementations ------------------------------------------------------------------------------------
 
 
-def _ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
-    spec = ConvArgs(*args).spec(weight.shape[2])
-    call = Call("forward", spec, *x.shape[:2], weight.shape[0], tuple(x.shape[2:]), x.dtype, x.device.type)
-    return _laid_out(run(call, args[-1]).forward(x, weight, bias, spec), _layout_of(x))
+def _plan(
+    kind: str, x: Tensor, in_channels: int, out_channels: int, size: tuple[int, ...], num_rings: int, args: ConvArgs
+) -> tuple[ModuleType, ConvSpec]:
+    """The path of a pass, and the convolution that it is a pass of; ``size`` is that of the fine side."""
+    spec = args.spec(num_rings)
+    call = Call(kind, spec, x.shape[0], in_channels, out_channels, size, x.dtype, x.device.type)
+    return run(call, args.backend), spec
+
+
+def _ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) -> Tensor:
+    shape = x.shape
+    path, spec = _plan("forward", x, shape[1], weight.shape[0], shape[2:], weight.shape[2], args)
+    return _laid_out(path.forward(x, weight, bias, spec), _layout_of(x))
 
 
 def _ring_conv_transpose(
-    x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: Sequence[int], *args: Any
+    x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: Sequence[int], args: ConvArgs
 ) -> Tensor:
-    spec = ConvArgs(*args).spec(weight.shape[2])
-    out_channels = weight.shape[1] * spec.groups
-    size = spec.transposed_size(x.shape[2:], output_padding)
-    call = Call("transpose", spec, x.shape[0], out_channels, x.shape[1], size, x.dtype, x.device.type)
-    y = run(call, args[-1]).transpose(x, weight, bias, spec, output_padding)
-    return _laid_out(y, _layout_of(x))
+    size = transposed_size(x.shape[2:], output_padding, args.stride, args.padding, args.reach)
+    path, spec = _plan("transpose", x, weight.shape[1] * args.groups, x.shape[1], size, weight.shape[2], args)
+    return _laid_out(path.transpose(x, weight, bias, spec, output_padding), _layout_of(x))
 
 
-def _ring_conv_weight_grad(x: Tensor, grad_y: Tensor, num_rings: int, *args: Any) -> Tensor:
-    spec = ConvArgs(*args).spec(num_rings)
-    call = Call("weight_grad", spec, *x.shape[:2], grad_y.shape[1], tuple(x.shape[2:]), x.dtype, x.device.type)
-    return _laid_out(run(call, args[-1]).weight_grad(x, grad_y, spec), torch.contiguous_format)
+def _ring_conv_weight_grad(x: Tensor, grad_y: Tensor, num_rings: int, args: ConvArgs) -> Tensor:
+    path, spec = _plan("weight_grad", x, x.shape[1], grad_y.shape[1], x.shape[2:], num_rings, args)
+    return _laid_out(path.weight_grad(x, grad_y, spec), torch.contiguous_format)
 
 
-def _ring_conv_backward(x: Tensor, grad_y: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    spec = ConvArgs(*args).spec(weight.shape[2])
-    call = Call("backward", spec, *x.shape[:2], weight.shape[0], tuple(x.shape[2:]), x.dtype, x.device.type)
-    grad_x, grad_weight = run(call, args[-1]).backward(grad_y, x, weight, spec)
+def _ring_conv_backward(x: Tensor, grad_y: Tensor, weight: Tensor, args: ConvArgs) -> tuple[Tensor, Tensor]:
+    path, spec = _plan("backward", x, x.shape[1], weight.shape[0], x.shape[2:], weight.shape[2], args)
+    grad_x, grad_weight = path.backward(grad_y, x, weight, spec)
     return _laid_out(grad_x, _layout_of(x)), _laid_out(grad_weight, torch.contiguous_format)
 
 
@@ -228,7 +286,7 @@ _FOLD = {"activation": _fold_activation, "leading": _fold_leading}
 _UNFOLD_DIM = {"activation": 1, "leading": 0}
 
 
-def _batch_conv(op: Callable[..., Any], takes: tuple[str, ...], returns: tuple[str, ...]) -> Callable[..., Any]:
+def _batch_conv(takes: tuple[str, ...], returns: tuple[str, ...], op: Callable[..., Any]) -> Callable[..., Any]:
     """Batching rule of a convolution operator, from the role of each tensor that it takes and returns."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
@@ -255,44 +313,41 @@ def _batch_kernel(op: Callable[..., Any]) -> Callable[..., Any]:
     return rule
 
 
-# Registration ---------------------------------------------------------------------------------------
+# The operators --------------------------------------------------------------------------------------
 
-
-def _register(name: str, op: Any, real: Callable[..., Any], fake: Callable[..., Any], batch: Callable[..., Any]) -> None:
-    _library.impl(op, real, "CompositeExplicitAutograd")
-    torch.library.register_fake(name, fake, lib=_library)
-    torch.library.register_vmap(name, batch, lib=_library)
-    for key in ("AutocastCPU", "AutocastCUDA", "AutocastXPU"):
-        _library.impl(op, _below_autocast(op, key), key)
-
-
-def _below_autocast(op: Any, key: str) -> Callable[..., Any]:
-    """Callers cast before they call. Paths choose the precision of their own sums, so autocast must
-    not reach the operations inside."""
-    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
-
-    def call(*args: Any) -> Any:
-        with torch._C._ExcludeDispatchKeyGuard(keys):
-            return op(*args)
-
-    return call
-
-
-_register(
-    _RING_CONV, ring_conv, _ring_conv, _fake_ring_conv,
-    _batch_conv(ring_conv, ("activation", "leading", "leading"), ("activation",)),
-)  # fmt: skip
-_register(
-    _TRANSPOSE, ring_conv_transpose, _ring_conv_transpose, _fake_ring_conv_transpose,
-    _batch_conv(ring_conv_transpose, ("activation", "leading", "leading"), ("activation",)),
-)  # fmt: skip
-_register(
-    _WEIGHT_GRAD, ring_conv_weight_grad, _ring_conv_weight_grad, _fake_ring_conv_weight_grad,
-    _batch_conv(ring_conv_weight_grad, ("activation", "activation"), ("leading",)),
-)  # fmt: skip
-_register(
-    _BACKWARD, ring_conv_backward, _ring_conv_backward, _fake_ring_conv_backward,
-    _batch_conv(ring_conv_backward, ("activation", "activation", "leading"), ("activation", "leading")),
-)  # fmt: skip
-_register(_EXPAND, expand_kernel, _expand_kernel, _fake_expand_kernel, _batch_kernel(expand_kernel))
-_register(_COLLAPSE, collapse_kernel, _collapse_kernel, _fake_collapse_kernel, _batch_kernel(collapse_kernel))
+ring_conv = Operator(
+    "ring_conv(Tensor input, Tensor weight, Tensor? bias, ...) -> Tensor",
+    _ring_conv,
+    _fake_ring_conv,
+    partial(_batch_conv, ("activation", "leading", "leading"), ("activation",)),
+)
+ring_conv_transpose = Operator(
+    "ring_conv_transpose(Tensor input, Tensor weight, Tensor? bias, SymInt[] output_padding, ...) -> Tensor",
+    _ring_conv_transpose,
+    _fake_ring_conv_transpose,
+    partial(_batch_conv, ("activation", "leading", "leading"), ("activation",)),
+)
+ring_conv_weight_grad = Operator(
+    "ring_conv_weight_grad(Tensor input, Tensor grad_output, int num_rings, ...) -> Tensor",
+    _ring_conv_weight_grad,
+    _fake_ring_conv_weight_grad,
+    partial(_batch_conv, ("activation", "activation"), ("leading",)),
+)
+ring_conv_backward = Operator(
+    "ring_conv_backward(Tensor input, Tensor grad_output, Tensor weight, ...) -> (Tensor, Tensor)",
+    _ring_conv_backward,
+    _fake_ring_conv_backward,
+    partial(_batch_conv, ("activation", "activation", "leading"), ("activation", "leading")),
+)
+expand_kernel = Operator(
+    "expand_kernel(Tensor weight, int[] kernel_size, bool circular, bool antialias) -> Tensor",
+    _expand_kernel,
+    _fake_expand_kernel,
+    _batch_kernel,
+)
+collapse_kernel = Operator(
+    "collapse_kernel(Tensor dense, int num_rings, bool circular, bool antialias) -> Tensor",
+    _collapse_kernel,
+    _fake_collapse_kernel,
+    _batch_kernel,
+)

@@ -50,7 +50,7 @@ class RingConv(_RingFunction):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) -> Tensor:
-        return _ops.ring_conv(x, weight, bias, *args)
+        return _ops.ring_conv(x, weight, bias, args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -64,7 +64,7 @@ class RingConv(_RingFunction):
         need_x, need_weight, need_bias, _ = ctx.needs_input_grad
         grad_x = grad_weight = None
         if need_x and need_weight and not torch.is_grad_enabled():
-            grad_x, grad_weight = _ops.ring_conv_backward(x, grad_y, weight, *args)
+            grad_x, grad_weight = _ops.ring_conv_backward(x, grad_y, weight, args)
         else:
             if need_x:
                 grad_x = apply(RingConvTranspose, grad_y, weight, None, _output_padding(x, grad_y, args), args)
@@ -80,7 +80,7 @@ class RingConvTranspose(_RingFunction):
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: tuple[int, ...], args: ConvArgs
     ) -> Tensor:
-        return _ops.ring_conv_transpose(x, weight, bias, output_padding, *args)
+        return _ops.ring_conv_transpose(x, weight, bias, output_padding, args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -101,7 +101,7 @@ class RingConvWeightGrad(_RingFunction):
 
     @staticmethod
     def forward(x: Tensor, grad_y: Tensor, num_rings: int, args: ConvArgs) -> Tensor:
-        return _ops.ring_conv_weight_grad(x, grad_y, num_rings, *args)
+        return _ops.ring_conv_weight_grad(x, grad_y, num_rings, args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -46,5 +46,3 @@ def _demo(arguments: argparse.Namespace) -> None:
     from sre_triton.demo import run_demo
 
     run_demo(arguments.output, arguments.size, arguments.seed)
-
-

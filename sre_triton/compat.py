@@ -132,7 +132,9 @@ class _GMRArguments(_GMRConvNd):
     ) -> None:
         _refuse_transposed(self, transposed)
         if train_index_mat:
-            raise ValueError("train_index_mat=True is not supported: a trained map would no longer be constant on rings")
+            raise ValueError(
+                "train_index_mat=True is not supported: a trained map would no longer be constant on rings"
+            )
         if not gaussian_mixture_ring:
             raise ValueError(
                 "gaussian_mixture_ring=False is not supported: without the mixture the layer is "

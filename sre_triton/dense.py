@@ -56,9 +56,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> T
     return _CONV[spec.ndim - 1](x, kernel, bias, spec.stride, spec.padding, spec.dilation, spec.groups)
 
 
-def transpose(
-    x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, output_padding: Sequence[int]
-) -> Tensor:
+def transpose(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, output_padding: Sequence[int]) -> Tensor:
     kernel = expand(weight, spec.geometry)
     return _CONV_TRANSPOSE[spec.ndim - 1](
         x, kernel, bias, spec.stride, spec.padding, output_padding, spec.groups, spec.dilation

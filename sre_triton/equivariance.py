@@ -16,7 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["GridSymmetry", "assert_equivariant", "equivariance_error", "equivariance_errors", "grid_symmetries", "rotation"]
+__all__ = [
+    "GridSymmetry",
+    "assert_equivariant",
+    "equivariance_error",
+    "equivariance_errors",
+    "grid_symmetries",
+    "rotation",
+]
 
 Group = str | float | Sequence[float]
 
@@ -222,7 +229,9 @@ def _inscribed_ball(x: Tensor, ndim: int, margin: float) -> Tensor:
     return squares <= radius**2
 
 
-def rotation(angle: float, axes: tuple[int, int] = (-2, -1), interpolation: str = "spline") -> Callable[[Tensor], Tensor]:
+def rotation(
+    angle: float, axes: tuple[int, int] = (-2, -1), interpolation: str = "spline"
+) -> Callable[[Tensor], Tensor]:
     """A function that turns tensors about the centre of their grid, keeping the size; zeros come in from outside.
 
     Args:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from operator import index
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,9 +11,10 @@ from torch.nn import functional as F
 
 from sre_triton import _ops
 from sre_triton._ops import ConvArgs
+from sre_triton.arguments import Size, check_conv, check_conv_transpose, conv_args, size_tuple
 from sre_triton.autograd import ExpandKernel, RingConv, RingConvTranspose, apply
 from sre_triton.plan import current_backend
-from sre_triton.rings import default_num_rings, ring_geometry
+from sre_triton.rings import ring_geometry
 
 __all__ = [
     "expand_kernel",
@@ -29,8 +28,6 @@ __all__ = [
     "sre_conv_transpose2d",
     "sre_conv_transpose3d",
 ]
-
-Size = int | Sequence[int]
 
 
 def sre_conv1d(
@@ -47,7 +44,8 @@ def sre_conv1d(
     antialias: bool = False,
 ) -> Tensor:
     """1-D ring convolution; see :func:`sre_conv2d`. ``input`` is (N, in, L) or (in, L)."""
-    return _conv(1, input, weight, bias, stride, padding, dilation, groups, kernel_size, circular, antialias)
+    args = conv_args(1, stride, padding, dilation, groups, kernel_size, circular, antialias, current_backend())
+    return ring_conv(input, weight, bias, args)
 
 
 def sre_conv2d(
@@ -85,7 +83,8 @@ def sre_conv2d(
             more rings than the kernel can tell apart).
         RuntimeError: shapes, dtypes or devices do not fit, as from ``F.conv2d``.
     """
-    return _conv(2, input, weight, bias, stride, padding, dilation, groups, kernel_size, circular, antialias)
+    args = conv_args(2, stride, padding, dilation, groups, kernel_size, circular, antialias, current_backend())
+    return ring_conv(input, weight, bias, args)
 
 
 def sre_conv3d(
@@ -102,7 +101,8 @@ def sre_conv3d(
     antialias: bool = False,
 ) -> Tensor:
     """3-D ring convolution; see :func:`sre_conv2d`. ``input`` is (N, in, D, H, W) or (in, D, H, W)."""
-    return _conv(3, input, weight, bias, stride, padding, dilation, groups, kernel_size, circular, antialias)
+    args = conv_args(3, stride, padding, dilation, groups, kernel_size, circular, antialias, current_backend())
+    return ring_conv(input, weight, bias, args)
 
 
 def sre_conv_transpose1d(
@@ -120,9 +120,8 @@ def sre_conv_transpose1d(
     antialias: bool = False,
 ) -> Tensor:
     """1-D transposed ring convolution; see :func:`sre_conv_transpose2d`."""
-    return _conv_transpose(
-        1, input, weight, bias, stride, padding, output_padding, groups, dilation, kernel_size, circular, antialias
-    )
+    args = conv_args(1, stride, padding, dilation, groups, kernel_size, circular, antialias, current_backend())
+    return ring_conv_transpose(input, weight, bias, size_tuple(output_padding, 1, "output_padding"), args)
 
 
 def sre_conv_transpose2d(
@@ -154,9 +153,8 @@ def sre_conv_transpose2d(
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`sre_conv2d`.
     """
-    return _conv_transpose(
-        2, input, weight, bias, stride, padding, output_padding, groups, dilation, kernel_size, circular, antialias
-    )
+    args = conv_args(2, stride, padding, dilation, groups, kernel_size, circular, antialias, current_backend())
+    return ring_conv_transpose(input, weight, bias, size_tuple(output_padding, 2, "output_padding"), args)
 
 
 def sre_conv_transpose3d(
@@ -174,14 +172,11 @@ def sre_conv_transpose3d(
     antialias: bool = False,
 ) -> Tensor:
     """3-D transposed ring convolution; see :func:`sre_conv_transpose2d`."""
-    return _conv_transpose(
-        3, input, weight, bias, stride, padding, output_padding, groups, dilation, kernel_size, circular, antialias
-    )
+    args = conv_args(3, stride, padding, dilation, groups, kernel_size, circular, antialias, current_backend())
+    return ring_conv_transpose(input, weight, bias, size_tuple(output_padding, 3, "output_padding"), args)
 
 
-def expand_kernel(
-    weight: Tensor, kernel_size: Sequence[int], circular: bool = True, antialias: bool = False
-) -> Tensor:
+def expand_kernel(weight: Tensor, kernel_size: Sequence[int], circular: bool = True, antialias: bool = False) -> Tensor:
     """Dense kernel of ring weights, differentiable.
 
     Args:
@@ -202,7 +197,7 @@ def expand_kernel(
     if not weight.is_floating_point():
         raise TypeError(f"weight must be of a floating dtype, got {weight.dtype}")
     size = _ntuple(kernel_size, len(kernel_size), "kernel_size")
-    if torch.is_grad_enabled() and weight.requires_grad or _differentiates_forward():
+    if (torch.is_grad_enabled() and weight.requires_grad) or _differentiates_forward():
         return apply(ExpandKernel, weight, size, circular, antialias)
     return _ops.expand_kernel(weight, size, circular, antialias)
 
@@ -225,12 +220,13 @@ def project_kernel(
         TypeError, ValueError: no such geometry; see :func:`sre_triton.rings.ring_geometry`.
     """
     if not 3 <= dense.dim() <= 5:
-        raise ValueError(f"dense must be (out, in / groups, *kernel_size) in 1 to 3 dimensions, got {tuple(dense.shape)}")
+        raise ValueError(
+            f"dense must be (out, in / groups, *kernel_size) in 1 to 3 dimensions, got {tuple(dense.shape)}"
+        )
     if not dense.is_floating_point():
         raise TypeError(f"dense must be of a floating dtype, got {dense.dtype}")
-    geometry = ring_geometry(tuple(dense.shape[2:]), num_rings, circular, antialias)
     # In float64: a mean of many taps should be as exact as its dtype can hold.
-    inverse = torch.from_numpy(geometry.pseudo_inverse.copy()).to(dense.device)
+    inverse = _pseudo_inverse(tuple(dense.shape[2:]), num_rings, circular, antialias).to(dense.device)
     return (dense.flatten(2).to(torch.float64) @ inverse).to(dense.dtype)
 
 
@@ -238,62 +234,23 @@ def project_kernel(
 
 
 def ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) -> Tensor:
-    """Ring convolution of as many dimensions as ``args.stride`` has; the arguments are checked here."""
-    ndim = len(args.stride)
-    _check_types(x, weight, bias, args.groups)
+    """Ring convolution of as many dimensions as ``args.stride`` has; the tensors are checked here."""
     x, weight, bias = _autocast(x, weight, bias)
-    _check_tensors("sre_conv", ndim, x, weight, bias)
-    groups = args.groups
-    if groups < 1:
-        raise RuntimeError(f"non-positive groups is not supported, got groups={groups}")
-    if weight.shape[0] % groups:
-        raise RuntimeError(
-            f"Given groups={groups}, expected weight to be divisible by {groups} at dimension 0, but got weight of "
-            f"size {list(weight.shape)}"
-        )
-    channels = x.shape[-ndim - 1]
-    if channels != weight.shape[1] * groups:
-        raise RuntimeError(
-            f"Given groups={groups}, weight of size {list(weight.shape)}, expected input{list(x.shape)} to have "
-            f"{weight.shape[1] * groups} channels, but got {channels} channels instead"
-        )
-    _check_bias(bias, weight.shape[0])
-    if x.dim() == ndim + 1:
+    check_conv(x, weight, bias, args)
+    if x.dim() == len(args.stride) + 1:
         return ring_conv(x.unsqueeze(0), weight, bias, args).squeeze(0)
     if _needs_function(x, weight, bias):
         return apply(RingConv, x, weight, bias, args)
-    return _ops.ring_conv(x, weight, bias, *args)
+    return _ops.ring_conv(x, weight, bias, args)
 
 
 def ring_conv_transpose(
     x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: tuple[int, ...], args: ConvArgs
 ) -> Tensor:
-    """Transposed ring convolution of any dimension; the arguments are checked here."""
-    ndim = len(args.stride)
-    _check_types(x, weight, bias, args.groups)
+    """Transposed ring convolution of any dimension; the tensors are checked here."""
     x, weight, bias = _autocast(x, weight, bias)
-    _check_tensors("sre_conv_transpose", ndim, x, weight, bias)
-    groups = args.groups
-    if groups < 1:
-        raise RuntimeError(f"non-positive groups is not supported, got groups={groups}")
-    channels = x.shape[-ndim - 1]
-    if channels != weight.shape[0]:
-        raise RuntimeError(
-            f"Given transposed=1, weight of size {list(weight.shape)}, expected input{list(x.shape)} to have "
-            f"{weight.shape[0]} channels, but got {channels} channels instead"
-        )
-    if channels % groups:
-        raise RuntimeError(f"Given groups={groups}, expected input channels to be divisible by it, but got {channels}")
-    for extra, stride, dilation in zip(output_padding, args.stride, args.dilation, strict=True):
-        if extra < 0:
-            raise RuntimeError(f"negative output_padding is not supported, got output_padding={output_padding}")
-        if extra >= max(stride, dilation):
-            raise RuntimeError(
-                f"output padding must be smaller than either stride or dilation, but got output_padding="
-                f"{output_padding}, stride={args.stride}, dilation={args.dilation}"
-            )
-    _check_bias(bias, weight.shape[1] * groups)
-    if x.dim() == ndim + 1:
+    check_conv_transpose(x, weight, bias, output_padding, args)
+    if x.dim() == len(args.stride) + 1:
         return ring_conv_transpose(x.unsqueeze(0), weight, bias, output_padding, args).squeeze(0)
     if any(extra >= stride > 0 for extra, stride in zip(output_padding, args.stride, strict=True)):
         # A stride or more of output padding is rows of zeros in the input. Without them the convolution of
@@ -303,145 +260,23 @@ def ring_conv_transpose(
         output_padding = tuple(rest for _, rest in steps)
     if _needs_function(x, weight, bias):
         return apply(RingConvTranspose, x, weight, bias, output_padding, args)
-    return _ops.ring_conv_transpose(x, weight, bias, output_padding, *args)
+    return _ops.ring_conv_transpose(x, weight, bias, output_padding, args)
 
 
-def _conv(
-    ndim: int,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Size,
-    padding: Size | str,
-    dilation: Size,
-    groups: int,
-    kernel_size: Size,
-    circular: bool,
-    antialias: bool,
-) -> Tensor:
-    stride, dilation = _ntuple(stride, ndim, "stride"), _ntuple(dilation, ndim, "dilation")
-    k = _cubic(kernel_size, ndim)
-    padding = resolve_padding(padding, stride, dilation, k)
-    args = ConvArgs(stride, padding, dilation, groups, k, circular, antialias, current_backend())
-    return ring_conv(input, weight, bias, args)
-
-
-def _conv_transpose(
-    ndim: int,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Size,
-    padding: Size,
-    output_padding: Size,
-    groups: int,
-    dilation: Size,
-    kernel_size: Size,
-    circular: bool,
-    antialias: bool,
-) -> Tensor:
-    args = ConvArgs(
-        _ntuple(stride, ndim, "stride"),
-        _ntuple(padding, ndim, "padding"),
-        _ntuple(dilation, ndim, "dilation"),
-        groups,
-        _cubic(kernel_size, ndim),
-        circular,
-        antialias,
-        current_backend(),
-    )
-    return ring_conv_transpose(input, weight, bias, _ntuple(output_padding, ndim, "output_padding"), args)
-
-
-# Arguments ----------------------------------------------------------------------------------------
-
-
-def resolve_padding(
-    padding: Size | str, stride: tuple[int, ...], dilation: tuple[int, ...], kernel_size: int
-) -> tuple[int, ...]:
-    """Padding in pixels. An odd kernel's "same" padding is the same on both sides."""
-    if not isinstance(padding, str):
-        return _ntuple(padding, len(stride), "padding")
-    if padding == "valid":
-        return (0,) * len(stride)
-    if padding != "same":
-        raise RuntimeError(f"Invalid padding string: {padding!r}, expected 'valid' or 'same'")
-    if any(s != 1 for s in stride):
-        raise RuntimeError(f"padding='same' is not supported for strided convolutions, got stride={stride}")
-    return tuple(d * (kernel_size - 1) // 2 for d in dilation)
-
-
-def _ntuple(value: Size, ndim: int, name: str) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return (value,) * ndim
-    try:
-        size = tuple(index(v) for v in (value if isinstance(value, Iterable) else (value,)))
-    except TypeError:
-        raise TypeError(f"{name} must be an int or a tuple of {ndim} ints, got {value!r}") from None
-    if len(size) == 1:
-        return size * ndim
-    if len(size) != ndim:
-        raise RuntimeError(f"expected {name} to be a single integer value or a list of {ndim} values, got {name}={size}")
-    return size
-
-
-def _cubic(kernel_size: Size, ndim: int) -> int:
-    if isinstance(kernel_size, int):
-        return kernel_size
-    size = _ntuple(kernel_size, ndim, "kernel_size")
-    if len(set(size)) > 1:
-        raise ValueError(f"kernel_size must be the same in every dimension for rings to be round, got {size}")
-    return size[0]
-
-
-def _check_types(x: Any, weight: Any, bias: Any, groups: Any) -> None:
-    for name, value in (("input", x), ("weight", weight)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
-    if bias is not None and not isinstance(bias, Tensor):
-        raise TypeError(f"bias must be a Tensor or None, got {type(bias).__name__}")
-    if not isinstance(groups, int):
-        raise TypeError(f"groups must be an int, got {groups!r}")
-
-
-def _check_tensors(name: str, ndim: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if weight.dim() != 3:
-        raise RuntimeError(
-            f"Expected 3D ring weights (channels, channels / groups, rings) for {name}{ndim}d, but got weight of size: "
-            f"{list(weight.shape)}"
-        )
-    if x.dim() != ndim + 2 and x.dim() != ndim + 1:
-        raise RuntimeError(
-            f"Expected {ndim + 1}D (unbatched) or {ndim + 2}D (batched) input to {name}{ndim}d, but got input of size: "
-            f"{list(x.shape)}"
-        )
-    if x.dtype != weight.dtype or (bias is not None and x.dtype != bias.dtype):
-        other, what = (weight, "weight") if x.dtype != weight.dtype else (bias, "bias")
-        raise RuntimeError(f"Input type ({x.dtype}) and {what} type ({other.dtype}) should be the same")  # type: ignore[union-attr]
-    if not x.is_floating_point():
-        raise RuntimeError(f"{name}{ndim}d needs a floating-point input, got input of type {x.dtype}")
-    if x.device != weight.device or (bias is not None and x.device != bias.device):
-        raise RuntimeError(
-            f"Expected all tensors to be on the same device, but got input on {x.device}, weight on {weight.device}"
-            + ("" if bias is None else f", bias on {bias.device}")
-        )
-
-
-def _check_bias(bias: Tensor | None, channels: int) -> None:
-    if bias is not None and (bias.dim() != 1 or bias.shape[0] != channels):
-        raise RuntimeError(f"expected bias to be 1-dimensional with {channels} elements, but got bias of size {list(bias.shape)}")
-
-
-def _autocast(x: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:
+def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """What autocast does to a convolution: every float tensor but float64 becomes its dtype."""
+    # Tracing needs the public question; at run time this one is a third of the price.
+    if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():
+        return x, weight, bias
     kind = x.device.type
-    tensors = (x, *parameters)
     if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
-        return tensors
+        return x, weight, bias
     dtype = torch.get_autocast_dtype(kind)
-    return tuple(
-        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors
-    )
+
+    def cast(t: Tensor) -> Tensor:
+        return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
+
+    return cast(x), cast(weight), None if bias is None else cast(bias)
 
 
 def _needs_function(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -458,3 +293,8 @@ def _differentiates_forward() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+@torch.compiler.assume_constant_result
+def _pseudo_inverse(kernel_size: tuple[int, ...], num_rings: int | None, circular: bool, antialias: bool) -> Tensor:
+    return torch.from_numpy(ring_geometry(kernel_size, num_rings, circular, antialias).pseudo_inverse.copy())

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _ntuple
 
-from sre_triton.functional import _ntuple as size_tuple
-from sre_triton.functional import resolve_padding, ring_conv, ring_conv_transpose
 from sre_triton._ops import ConvArgs
+from sre_triton.arguments import Size, conv_args, size_tuple
+from sre_triton.functional import ring_conv, ring_conv_transpose
 from sre_triton.plan import current_backend
 from sre_triton.rings import RingGeometry, default_num_rings, ring_geometry
 
@@ -35,7 +35,6 @@ __all__ = [
     "SREConvTranspose3d",
 ]
 
-Size = int | Sequence[int]
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 # Buffers of the reference packages' checkpoints, constants all. They are checked and dropped.
@@ -179,14 +178,14 @@ class RingConvNd(nn.Module):
         parts += ["antialias=True"] if self.antialias else []
         return ", ".join(parts)
 
-    def _conv_args(self, padding: Size) -> ConvArgs:
-        # Attributes may have been set to a plain int since the constructor made tuples of them.
-        return ConvArgs(
-            size_tuple(self.stride, self.ndim, "stride"),
-            size_tuple(padding, self.ndim, "padding"),
-            size_tuple(self.dilation, self.ndim, "dilation"),
+    def _conv_args(self, padding: Size | str) -> ConvArgs:
+        return conv_args(
+            self.ndim,
+            self.stride,
+            padding,
+            self.dilation,
             self.groups,
-            self.kernel_size[0],
+            self.kernel_size,
             self.circular,
             self.antialias,
             current_backend(),
@@ -247,12 +246,10 @@ class _SREConvNd(RingConvNd):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolves (N, in, *space) or (in, *space); see :mod:`sre_triton.functional`."""
-        args = self._conv_args(0)
-        padding = resolve_padding(self.padding, args.stride, args.dilation, args.kernel_size)
-        if self.padding_mode == "zeros":
-            args = args._replace(padding=padding)
-        else:
-            input = F.pad(input, [p for p in reversed(padding) for _ in range(2)], mode=self.padding_mode)
+        args = self._conv_args(self.padding)
+        if self.padding_mode != "zeros":
+            input = F.pad(input, [p for p in reversed(args.padding) for _ in range(2)], mode=self.padding_mode)
+            args = args._replace(padding=(0,) * self.ndim)
         return ring_conv(input, self.ring_weight(), self.bias, args)
 
 
@@ -307,8 +304,7 @@ class _SREConvTransposeNd(RingConvNd):
                 f"elements (got {len(size)})"
             )
         least = [
-            (n - 1) * s - 2 * p + r + 1
-            for n, s, p, r in zip(space, args.stride, args.padding, args.reach, strict=True)
+            (n - 1) * s - 2 * p + r + 1 for n, s, p, r in zip(space, args.stride, args.padding, args.reach, strict=True)
         ]
         most = [m + s - 1 for m, s in zip(least, args.stride, strict=True)]
         if not all(lo <= n <= hi for lo, n, hi in zip(least, size, most, strict=True)):

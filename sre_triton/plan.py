@@ -135,7 +135,9 @@ def _triton_refusal(call: Call) -> str | None:
 def _automatic(call: Call) -> Plan:
     group_in, group_out = call.in_channels // call.spec.groups, call.out_channels // call.spec.groups
     if min(group_in, group_out) <= 8:
-        return Plan("dense", f"{group_in} to {group_out} channels a group: too few for the product to pay for ring sums")
+        return Plan(
+            "dense", f"{group_in} to {group_out} channels a group: too few for the product to pay for ring sums"
+        )
     if call.pixels < 256:
         return Plan("dense", f"{call.pixels} output pixels: the cost is that of starting operations")
     return Plan("ringwise", "fewer multiplications than the dense kernel")

@@ -39,9 +39,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> T
     return y
 
 
-def transpose(
-    x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, output_padding: Sequence[int]
-) -> Tensor:
+def transpose(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, output_padding: Sequence[int]) -> Tensor:
     window = _adjoint_window(spec, tuple(x.shape[2:]), spec.transposed_size(x.shape[2:], output_padding))
     y = _new_activation(x, weight.shape[1] * spec.groups, window.output_size)
     mixer = _Mixer(_ring_major(_swap(weight, spec.groups), window, spec.groups), bias, y)

@@ -131,7 +131,14 @@ class Case:
         kernel = expand(weight, table, self.kernel_size, self.ndim)
         more = {"output_padding": self.output_padding} if self.transposed else {}
         return _DENSE[self.transposed][self.ndim](
-            x, kernel, bias, stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups, **more
+            x,
+            kernel,
+            bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            **more,
         )
 
     def ring(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

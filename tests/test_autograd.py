@@ -228,7 +228,16 @@ def test_func_grad_is_the_gradient(case: Case, backend: str) -> None:
 
 
 # Which of input, weight and bias have a dimension of size 3 to map over, and where.
-IN_DIMS = ((0, None, None), (None, 0, None), (None, None, 0), (0, 0, None), (1, 2, 1), (-1, None, -1), (0, 0, 0), (None, 3, 0))
+IN_DIMS = (
+    (0, None, None),
+    (None, 0, None),
+    (None, None, 0),
+    (0, 0, None),
+    (1, 2, 1),
+    (-1, None, -1),
+    (0, 0, 0),
+    (None, 3, 0),
+)
 
 
 def mapped(case: Case, in_dims: tuple[int | None, ...]) -> list[Tensor]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import BACKENDS, CASES, Case, expand, per_dimension, ring_table
+from oracle import BACKENDS, CASES, Case, expand, ring_table
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -400,7 +400,10 @@ BAD_FORWARD: list[tuple[dict[str, Any], str]] = [
     ({"groups": 3}, r"groups=3, .* expected input\[2, 4, 8, 8\] to have 12 channels, but got 4"),
     ({"groups": 4}, "groups=4, expected weight to be divisible by 4 at dimension 0"),
     ({"padding": "full"}, "Invalid padding string: 'full', expected 'valid' or 'same'"),
-    ({"padding": "same", "stride": 2}, r"padding='same' is not supported for strided convolutions, got stride=\(2, 2\)"),
+    (
+        {"padding": "same", "stride": 2},
+        r"padding='same' is not supported for strided convolutions, got stride=\(2, 2\)",
+    ),
 ]
 BAD_TRANSPOSED: list[tuple[dict[str, Any], str]] = [
     ({"groups": 3}, "groups=3, expected .* divisible"),
@@ -417,7 +420,9 @@ BAD_TRANSPOSED: list[tuple[dict[str, Any], str]] = [
     ("transposed", "change", "message"),
     [(False, *row) for row in BAD_FOR_BOTH + BAD_FORWARD] + [(True, *row) for row in BAD_FOR_BOTH + BAD_TRANSPOSED],
 )
-def test_bad_arguments_raise_as_in_pytorch_and_are_named(transposed: bool, change: dict[str, Any], message: str) -> None:
+def test_bad_arguments_raise_as_in_pytorch_and_are_named(
+    transposed: bool, change: dict[str, Any], message: str
+) -> None:
     good, name = (TRANSPOSED, "conv_transpose2d") if transposed else (FORWARD, "conv2d")
     arguments = good | change
     kernel = S.expand_kernel(good["weight"], (3, 3))

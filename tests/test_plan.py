@@ -15,7 +15,9 @@ from sre_triton import plan
 from sre_triton.plan import current_backend, recording
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
-NO_KERNELS = "backend 'triton' was requested but cannot run this call: .*no Triton kernels.*request 'dense' or 'ringwise'"
+NO_KERNELS = (
+    "backend 'triton' was requested but cannot run this call: .*no Triton kernels.*request 'dense' or 'ringwise'"
+)
 
 
 def planned(call: Any, *args: Any) -> list[tuple[str, str]]:

@@ -152,9 +152,7 @@ def test_random_shapes_match_dense(seed: int, monkeypatch: pytest.MonkeyPatch) -
         if all(n + 2 * p > r for n, p, r in zip(size, spec.padding, spec.reach, strict=True)):
             break
     channels = (groups * draw.randint(1, 4), groups * draw.randint(1, 4))
-    tensors = make_tensors(
-        spec, size, batch=draw.randint(1, 3), channels=channels, channels_last=draw.random() < 0.5
-    )
+    tensors = make_tensors(spec, size, batch=draw.randint(1, 3), channels=channels, channels_last=draw.random() < 0.5)
     assert_same(spec, *tensors)
 
 

@@ -16,9 +16,9 @@ from oracle import BACKENDS, CASES, Case
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -253,7 +253,9 @@ def test_make_fx_traces_a_training_step(tracing_mode: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("tensors", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @every_case
-def test_autocast_gives_the_dtypes_that_it_gives_dense_layers(case: Case, tensors: torch.dtype, dtype: torch.dtype) -> None:
+def test_autocast_gives_the_dtypes_that_it_gives_dense_layers(
+    case: Case, tensors: torch.dtype, dtype: torch.dtype
+) -> None:
     layer = case.layer(dtype=tensors)
     kind = f"Conv{'Transpose' if case.transposed else ''}{case.ndim}d"
     plain = getattr(nn, kind)(case.in_channels, case.out_channels, 3, groups=case.groups, dtype=tensors)
