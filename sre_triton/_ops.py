@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from sre_triton import dense
 from sre_triton.plan import Call, run
@@ -128,9 +128,6 @@ class Operator:
         return call
 
 
-_PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
-
-
 def _is_plain(args: tuple[Any, ...]) -> bool:
     """Whether the dispatcher would do nothing but call the implementation."""
     if (
@@ -141,7 +138,11 @@ def _is_plain(args: tuple[Any, ...]) -> bool:
     ):
         return False
     for arg in args:
-        if isinstance(arg, Tensor) and (type(arg) not in _PLAIN_TYPES or arg.is_meta):
+        kind = type(arg)
+        if kind is Tensor or kind is Parameter:
+            if arg.is_meta:
+                return False
+        elif isinstance(arg, Tensor):
             return False
     return True
 
@@ -188,37 +189,41 @@ def _empty(x: Tensor, size: Sequence[int]) -> Tensor:
 # Implementations ------------------------------------------------------------------------------------
 
 
-def _plan(
-    kind: str, x: Tensor, in_channels: int, out_channels: int, size: tuple[int, ...], num_rings: int, args: ConvArgs
-) -> tuple[ModuleType, ConvSpec]:
-    """The path of a pass, and the convolution that it is a pass of; ``size`` is that of the fine side."""
-    spec = args.spec(num_rings)
-    call = Call(kind, spec, x.shape[0], in_channels, out_channels, size, x.dtype, x.device.type)
-    return run(call, args.backend), spec
+@lru_cache(maxsize=8192)
+def _call(
+    kind: str, batch: int, in_channels: int, out_channels: int, size: tuple[int, ...], num_rings: int, args: ConvArgs,
+    dtype: torch.dtype, device: torch.device,
+) -> Call:  # fmt: skip
+    """The planner's view of a pass; ``size`` is that of the convolution's input, whichever pass this is."""
+    return Call(kind, args.spec(num_rings), batch, in_channels, out_channels, tuple(size), dtype, device.type)
 
 
 def _ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) -> Tensor:
-    shape = x.shape
-    path, spec = _plan("forward", x, shape[1], weight.shape[0], shape[2:], weight.shape[2], args)
-    return _laid_out(path.forward(x, weight, bias, spec), _layout_of(x))
+    shape, rings = x.shape, weight.shape
+    call = _call("forward", shape[0], shape[1], rings[0], shape[2:], rings[2], args, x.dtype, x.device)
+    return _laid_out(run(call, args.backend).forward(x, weight, bias, call.spec), _layout_of(x))
 
 
 def _ring_conv_transpose(
     x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: Sequence[int], args: ConvArgs
 ) -> Tensor:
-    size = transposed_size(x.shape[2:], output_padding, args.stride, args.padding, args.reach)
-    path, spec = _plan("transpose", x, weight.shape[1] * args.groups, x.shape[1], size, weight.shape[2], args)
-    return _laid_out(path.transpose(x, weight, bias, spec, output_padding), _layout_of(x))
+    shape, rings = x.shape, weight.shape
+    size = transposed_size(shape[2:], output_padding, args.stride, args.padding, args.reach)
+    channels = rings[1] * args.groups
+    call = _call("transpose", shape[0], channels, shape[1], size, rings[2], args, x.dtype, x.device)
+    return _laid_out(run(call, args.backend).transpose(x, weight, bias, call.spec, output_padding), _layout_of(x))
 
 
 def _ring_conv_weight_grad(x: Tensor, grad_y: Tensor, num_rings: int, args: ConvArgs) -> Tensor:
-    path, spec = _plan("weight_grad", x, x.shape[1], grad_y.shape[1], x.shape[2:], num_rings, args)
-    return _laid_out(path.weight_grad(x, grad_y, spec), torch.contiguous_format)
+    shape = x.shape
+    call = _call("weight_grad", shape[0], shape[1], grad_y.shape[1], shape[2:], num_rings, args, x.dtype, x.device)
+    return _laid_out(run(call, args.backend).weight_grad(x, grad_y, call.spec), torch.contiguous_format)
 
 
 def _ring_conv_backward(x: Tensor, grad_y: Tensor, weight: Tensor, args: ConvArgs) -> tuple[Tensor, Tensor]:
-    path, spec = _plan("backward", x, x.shape[1], weight.shape[0], x.shape[2:], weight.shape[2], args)
-    grad_x, grad_weight = path.backward(grad_y, x, weight, spec)
+    shape, rings = x.shape, weight.shape
+    call = _call("backward", shape[0], shape[1], rings[0], shape[2:], rings[2], args, x.dtype, x.device)
+    grad_x, grad_weight = run(call, args.backend).backward(grad_y, x, weight, call.spec)
     return _laid_out(grad_x, _layout_of(x)), _laid_out(grad_weight, torch.contiguous_format)
 
 
@@ -294,7 +299,7 @@ def _batch_conv(takes: tuple[str, ...], returns: tuple[str, ...], op: Callable[.
         if returns == ("activation",) and in_dims[1] is None and in_dims[2] is None:
             y = op(tensors[0].movedim(in_dims[0], 0).flatten(0, 1), *args[1:])
             return y.unflatten(0, (size, -1)), 0
-        folded = [_FOLD[role](t, dim, size) for role, t, dim in zip(takes, tensors, in_dims)]
+        folded = [_FOLD[role](t, dim, size) for role, t, dim in zip(takes, tensors, in_dims, strict=False)]
         conv_args = ConvArgs(*rest[-len(ConvArgs._fields) :])
         rest = (*rest[: -len(ConvArgs._fields)], *conv_args._replace(groups=conv_args.groups * size))
         results = op(*folded, *rest)

@@ -6,10 +6,10 @@ worked out again when a call looks like an earlier one: a small layer costs less
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, wraps
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from operator import index
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,19 +19,6 @@ from sre_triton._ops import ConvArgs
 __all__ = ["Size", "check_conv", "check_conv_transpose", "conv_args", "size_tuple"]
 
 Size = int | Sequence[int]
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def _remembered(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """lru_cache that steps aside for the compiler, which must see the checks on its symbolic sizes."""
-    cached = lru_cache(maxsize=4096)(function)
-
-    @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> _R:
-        return (function if torch.compiler.is_compiling() else cached)(*args, **kwargs)
-
-    return call
 
 
 def size_tuple(value: Size, ndim: int, name: str) -> tuple[int, ...]:
@@ -72,16 +59,16 @@ def conv_args(
     Raises:
         TypeError, ValueError, RuntimeError: an argument has no such form.
     """
-    sizes = (stride, padding, dilation, kernel_size)
-    if not all(type(s) is int or type(s) is tuple or type(s) is str for s in sizes):
-        # Lists and iterators cannot be remembered, and numpy's integers would be remembered as ints.
+    if type(stride) is list or type(padding) is list or type(dilation) is list or type(kernel_size) is list:
+        # A list cannot be looked up.
         stride, dilation = size_tuple(stride, ndim, "stride"), size_tuple(dilation, ndim, "dilation")
         kernel_size = size_tuple(kernel_size, ndim, "kernel_size")
         padding = padding if isinstance(padding, str) else size_tuple(padding, ndim, "padding")
-    return _conv_args(ndim, stride, padding, dilation, groups, kernel_size, circular, antialias, backend)
+    if torch.compiler.is_compiling():
+        return _conv_args(ndim, stride, padding, dilation, groups, kernel_size, circular, antialias, backend)
+    return _known_conv_args(ndim, stride, padding, dilation, groups, kernel_size, circular, antialias, backend)
 
 
-@_remembered
 def _conv_args(
     ndim: int,
     stride: Size,
@@ -121,32 +108,51 @@ def _pixels(
     return tuple(d * (kernel_size - 1) // 2 for d in dilation)
 
 
+# Checked forms of call are remembered. The compiler goes to the checks themselves, which it must see.
+
+
 def check_conv(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) -> None:
     """Raises what ``F.convNd`` raises if these tensors are not a convolution's."""
-    _check_conv(
-        _signature("input", x), _signature("weight", weight), bias if bias is None else _signature("bias", bias), args
-    )
+    check = _check_conv if torch.compiler.is_compiling() else _known_conv
+    try:
+        check(
+            (x.shape, x.dtype, x.device),
+            (weight.shape, weight.dtype, weight.device),
+            None if bias is None else (bias.shape, bias.dtype, bias.device),
+            args,
+        )
+    except AttributeError:
+        _check_types(x, weight, bias)
+        raise
 
 
 def check_conv_transpose(
     x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: tuple[int, ...], args: ConvArgs
 ) -> None:
     """Raises what ``F.conv_transposeNd`` raises if these tensors are not a transposed convolution's."""
-    bias_signature = bias if bias is None else _signature("bias", bias)
-    _check_conv_transpose(_signature("input", x), _signature("weight", weight), bias_signature, output_padding, args)
+    check = _check_conv_transpose if torch.compiler.is_compiling() else _known_conv_transpose
+    try:
+        check(
+            (x.shape, x.dtype, x.device),
+            (weight.shape, weight.dtype, weight.device),
+            None if bias is None else (bias.shape, bias.dtype, bias.device),
+            output_padding,
+            args,
+        )
+    except AttributeError:
+        _check_types(x, weight, bias)
+        raise
+
+
+def _check_types(*tensors: Any) -> None:
+    for name, value in zip(("input", "weight", "bias"), tensors, strict=True):
+        if not isinstance(value, Tensor) and not (name == "bias" and value is None):
+            raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
 
 
 _Signature = tuple[torch.Size, torch.dtype, torch.device]
 
 
-def _signature(name: str, tensor: Any) -> _Signature:
-    try:
-        return tensor.shape, tensor.dtype, tensor.device
-    except AttributeError:
-        raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}") from None
-
-
-@_remembered
 def _check_conv(x: _Signature, weight: _Signature, bias: _Signature | None, args: ConvArgs) -> None:
     ndim, groups = len(args.stride), args.groups
     _check_tensors(f"sre_conv{ndim}d", ndim, x, weight, bias)
@@ -164,7 +170,6 @@ def _check_conv(x: _Signature, weight: _Signature, bias: _Signature | None, args
     _check_bias(bias, rings[0])
 
 
-@_remembered
 def _check_conv_transpose(
     x: _Signature, weight: _Signature, bias: _Signature | None, output_padding: tuple[int, ...], args: ConvArgs
 ) -> None:
@@ -218,3 +223,8 @@ def _check_bias(bias: _Signature | None, channels: int) -> None:
         raise RuntimeError(
             f"expected bias to be 1-dimensional with {channels} elements, but got bias of size {list(bias[0])}"
         )
+
+
+_known_conv_args = lru_cache(maxsize=4096)(_conv_args)
+_known_conv = lru_cache(maxsize=4096)(_check_conv)
+_known_conv_transpose = lru_cache(maxsize=4096)(_check_conv_transpose)

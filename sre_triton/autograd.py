@@ -63,13 +63,17 @@ class RingConv(_RingFunction):
         args: ConvArgs = ctx.args
         need_x, need_weight, need_bias, _ = ctx.needs_input_grad
         grad_x = grad_weight = None
-        if need_x and need_weight and not torch.is_grad_enabled():
-            grad_x, grad_weight = _ops.ring_conv_backward(x, grad_y, weight, args)
-        else:
+        if torch.is_grad_enabled():
             if need_x:
                 grad_x = apply(RingConvTranspose, grad_y, weight, None, _output_padding(x, grad_y, args), args)
             if need_weight:
                 grad_weight = apply(RingConvWeightGrad, x, grad_y, weight.shape[2], args)
+        elif need_x and need_weight:
+            grad_x, grad_weight = _ops.ring_conv_backward(x, grad_y, weight, args)
+        elif need_x:
+            grad_x = _ops.ring_conv_transpose(grad_y, weight, None, _output_padding(x, grad_y, args), args)
+        elif need_weight:
+            grad_weight = _ops.ring_conv_weight_grad(x, grad_y, weight.shape[2], args)
         return grad_x, grad_weight, _bias_grad(grad_y) if need_bias else None, None
 
 

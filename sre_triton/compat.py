@@ -53,7 +53,8 @@ class _SREArguments(_SREConvNd):
     ) -> None:
         _refuse_transposed(self, transposed)
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype,
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
+            device, dtype,
             num_rings=sre_k,
         )  # fmt: skip
 
@@ -141,7 +142,8 @@ class _GMRArguments(_GMRConvNd):
                 f"sre_triton.SRE_Conv{self.ndim}d"
             )
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype,
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
+            device, dtype,
             num_rings=num_rings, circular=force_circular, train_gaussian_sigma=train_gaussian_sigma,
             gaussian_sigma_scale=gaussian_sigma_scale,
         )  # fmt: skip

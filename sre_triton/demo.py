@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -81,7 +82,7 @@ def _fundus(size: int) -> Tensor:
 def _stack(conv: Callable[..., nn.Module], seed: int, **options: Any) -> nn.Sequential:
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
-    for i, o in zip(_CHANNELS[:-1], _CHANNELS[1:], strict=True):
+    for i, o in itertools.pairwise(_CHANNELS):
         layers += [conv(i, o, _KERNEL, padding=_KERNEL // 2, **options), nn.ReLU()]
     return nn.Sequential(*layers[:-1]).eval()
 

@@ -29,26 +29,25 @@ _CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 def expand(weight: Tensor, geometry: RingGeometry) -> Tensor:
     """Dense kernel ``(o, i, *kernel_size)`` of ring weights ``(o, i, rings)``, in their dtype."""
     o, i, rings = weight.shape
-    shape = (o, i, *geometry.kernel_size)
+    table, _ = _table(geometry, weight.dtype, weight.device)
     if weight.device.type == "cpu":
         # A product with a one-hot matrix is exact: every sum has one term that is not zero.
-        return torch.mm(weight.reshape(-1, rings), _table(geometry, weight.dtype, weight.device)).view(shape)
+        return torch.mm(weight.reshape(o * i, rings), table).view(o, i, *geometry.kernel_size)
     # Elsewhere a float32 product may run in TF32 and would round the weights themselves.
-    table = _table(geometry, weight.dtype, weight.device)
     dense = weight.new_zeros(o, i, geometry.num_taps)
     for ring in range(rings):
         dense.addcmul_(weight[:, :, ring, None], table[ring])
-    return dense.view(shape)
+    return dense.view(o, i, *geometry.kernel_size)
 
 
 def collapse(dense: Tensor, geometry: RingGeometry) -> Tensor:
     """Adjoint of :func:`expand`: weighted sum of a dense kernel's taps over each ring."""
     o, i = dense.shape[:2]
-    table = _table(geometry, dense.dtype, dense.device)
+    table, transposed = _table(geometry, dense.dtype, dense.device)
     flat = dense.reshape(o * i, geometry.num_taps)
     if dense.device.type == "cpu":
-        return torch.mm(flat, table.t()).view(o, i, geometry.num_rings)
-    return torch.stack([torch.mv(flat, row) for row in table], dim=-1).view(o, i, geometry.num_rings)
+        return torch.mm(flat, transposed).view(o, i, geometry.num_rings)
+    return torch.stack([(flat * row).sum(-1) for row in table], dim=-1).view(o, i, geometry.num_rings)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:
@@ -77,7 +76,7 @@ def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple
 def _convolution_backward(
     grad_y: Tensor, x: Tensor, kernel: Tensor, spec: ConvSpec, mask: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
-    grads = torch.ops.aten.convolution_backward(
+    grads = torch.ops.aten.convolution_backward.default(
         grad_y,
         x,
         kernel,
@@ -94,6 +93,8 @@ def _convolution_backward(
 
 
 @lru_cache(maxsize=256)
-def _table(geometry: RingGeometry, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``M[ring, tap]`` as a tensor. A constant of the geometry, shared by all layers that have it."""
-    return torch.from_numpy(geometry.weights.copy()).to(device=device, dtype=dtype)
+def _table(geometry: RingGeometry, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """``M[ring, tap]`` and its transpose. Constants of the geometry, shared by all layers that have it."""
+    with torch.inference_mode(False):  # kept for calls of every mode
+        table = torch.from_numpy(geometry.weights.copy()).to(device=device, dtype=dtype)
+        return table, table.t().contiguous()

@@ -71,7 +71,8 @@ class _GMRConvNd(_SREConvNd):
         gaussian_sigma_scale: float = 2.355,
     ) -> None:
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype,
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
+            device, dtype,
             num_rings=num_rings, circular=circular, antialias=antialias,
         )  # fmt: skip
         if not gaussian_sigma_scale > 0:

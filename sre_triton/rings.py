@@ -82,6 +82,13 @@ class RingGeometry:
             )
         self._check_independent_rings()
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:  # geometries are keys of caches that every call looks into
+        return hash((self.kernel_size, self.num_rings, self.circular, self.antialias))
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Copies are made by their arguments: NumPy forgets in pickling that a table is read-only.
         return ring_geometry, (self.kernel_size, self.num_rings, self.circular, self.antialias)
