@@ -156,8 +156,35 @@ class GMR_Conv2d(_GMRArguments, GMRConv2d):
 
 
 class GMR_Conv3d(_GMRArguments, GMRConv3d):
-    """:class:`sre_triton.GMRConv3d` with the argument order of GMR_Conv 1.0.3.
+    """:class:`sre_triton.GMRConv3d` with the argument order of GMR_Conv 1.0.3, which in this class alone
+    has ``sigma_no_weight_decay`` before ``train_gaussian_sigma``."""
 
-    The reference swaps ``sigma_no_weight_decay`` and ``train_gaussian_sigma`` in this class alone; pass
-    them by name.
-    """
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        transposed: bool = False,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        num_rings: int | None = None,
+        train_index_mat: bool = False,
+        inference_accelerate: bool = True,
+        force_circular: bool = True,
+        gaussian_mixture_ring: bool = True,
+        sigma_no_weight_decay: bool = False,
+        train_gaussian_sigma: bool = True,
+        gaussian_sigma_scale: float = 2.355,
+        dw_fwd: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, transposed, groups, bias, padding_mode,
+            num_rings, train_index_mat, inference_accelerate, force_circular, gaussian_mixture_ring,
+            train_gaussian_sigma, sigma_no_weight_decay, gaussian_sigma_scale, dw_fwd, device, dtype,
+        )  # fmt: skip

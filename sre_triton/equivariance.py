@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["GridSymmetry", "assert_equivariant", "equivariance_error", "equivariance_errors", "grid_symmetries"]
+__all__ = ["GridSymmetry", "assert_equivariant", "equivariance_error", "equivariance_errors", "grid_symmetries", "rotation"]
 
 Group = str | float | Sequence[float]
 
@@ -105,9 +105,7 @@ def equivariance_error(module: Callable[[Tensor], Any], input: Tensor, group: Gr
         ValueError: an argument is none of the above.
         ImportError: angles were asked for and SciPy is not installed.
     """
-    errors = equivariance_errors(module, input, group, **options)
-    # A NaN must win over every number.
-    return max(errors.values(), key=lambda e: math.inf if math.isnan(e) else e)
+    return _worst(equivariance_errors(module, input, group, **options).values())
 
 
 def equivariance_errors(
@@ -128,11 +126,13 @@ def equivariance_errors(
     """
     if not 3 <= input.dim() <= 5:
         raise ValueError(f"input must be (N, C, *space) in 1 to 3 dimensions, got shape {tuple(input.shape)}")
+    if not input.is_floating_point():
+        raise ValueError(f"input must be of a floating dtype, got {input.dtype}")
     if interpolation not in _SPLINE_ORDER:
         raise ValueError(f"interpolation must be 'bilinear' or 'spline', got {interpolation!r}")
     ndim = input.dim() - 2
     if not isinstance(group, str):
-        transforms: Iterable[tuple[str, Any]] = _rotations(group, ndim, _SPLINE_ORDER[interpolation])
+        transforms: Iterable[tuple[str, Any]] = _rotations(group, ndim, interpolation)
     else:
         transforms = ((str(g), g) for g in grid_symmetries(ndim, group))
     errors = {}
@@ -142,10 +142,12 @@ def equivariance_errors(
             raise ValueError("module must return a tensor, or a list, tuple or dict that holds some")
         for name, transform in transforms:
             moved = _tensors(module(transform(input)))
-            errors[name] = max(
-                (_relative(a, b, transform, ndim, None if isinstance(group, str) else margin))
+            errors[name] = _worst(
+                _relative(a, b, transform, ndim, None if isinstance(group, str) else margin)
                 for a, b in zip(moved, reference, strict=True)
             )
+    if not errors:
+        raise ValueError(f"group {group!r} holds no transformation of a {ndim}-D input, so nothing was measured")
     return errors
 
 
@@ -164,15 +166,24 @@ def assert_equivariant(
             explains (1e-11 in float64, 1e-4 in float32, 2e-2 in float16, 5e-2 in bfloat16).
         others: as for :func:`equivariance_errors`.
     """
-    allowed = _TOLERANCE[input.dtype] if tolerance is None else tolerance
     errors = equivariance_errors(module, input, group, **options)
+    allowed = _TOLERANCE[input.dtype] if tolerance is None else tolerance
     failed = {name: error for name, error in errors.items() if not error <= allowed}
     if failed:
-        worst = max(failed, key=lambda name: math.inf if math.isnan(failed[name]) else failed[name])
+        worst = max(failed, key=lambda name: _rank(failed[name]))
         raise AssertionError(
             f"not equivariant: relative error {failed[worst]:.3g} under '{worst}' exceeds {allowed:.3g} "
             f"({len(failed)} of {len(errors)} transformations fail)"
         )
+
+
+def _rank(error: float) -> float:
+    """A NaN is worse than every number."""
+    return math.inf if math.isnan(error) else error
+
+
+def _worst(errors: Iterable[float]) -> float:
+    return max(errors, key=_rank)
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
@@ -211,22 +222,36 @@ def _inscribed_ball(x: Tensor, ndim: int, margin: float) -> Tensor:
     return squares <= radius**2
 
 
-def _rotations(angles: float | Sequence[float], ndim: int, order: int) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
-    if ndim == 1:
-        raise ValueError("a 1-D input has no angles to be turned by; use group='flips'")
+def rotation(angle: float, axes: tuple[int, int] = (-2, -1), interpolation: str = "spline") -> Callable[[Tensor], Tensor]:
+    """A function that turns tensors about the centre of their grid, keeping the size; zeros come in from outside.
+
+    Args:
+        angle: in degrees.
+        axes: the two axes that span the plane of rotation.
+        interpolation: "bilinear" or "spline" (cubic).
+
+    Raises:
+        ImportError: SciPy is not installed.
+    """
     try:
         from scipy import ndimage
     except ImportError as error:
         raise ImportError("turning by an angle needs SciPy: pip install 'sre-triton[equivariance]'") from error
+    order = _SPLINE_ORDER[interpolation]
 
-    def rotation(angle: float, plane: tuple[int, int]) -> Callable[[Tensor], Tensor]:
-        def rotate(x: Tensor) -> Tensor:
-            turned = ndimage.rotate(x.double().cpu().numpy(), angle, axes=plane, reshape=False, order=order)
-            return torch.from_numpy(turned).to(x)
+    def rotate(x: Tensor) -> Tensor:
+        turned = ndimage.rotate(x.double().cpu().numpy(), angle, axes=axes, reshape=False, order=order)
+        return torch.from_numpy(turned).to(x)
 
-        return rotate
+    return rotate
 
+
+def _rotations(
+    angles: float | Sequence[float], ndim: int, interpolation: str
+) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+    if ndim == 1:
+        raise ValueError("a 1-D input has no angles to be turned by; use group='flips'")
     for angle in [angles] if isinstance(angles, (int, float)) else angles:
-        for plane in itertools.combinations(range(2, ndim + 2), 2):
-            name = f"{angle:g} degrees" + (f" in axes {plane[0] - 2}, {plane[1] - 2}" if ndim == 3 else "")
-            yield name, rotation(float(angle), plane)
+        for plane in itertools.combinations(range(ndim), 2):
+            name = f"{angle:g} degrees" + (f" in axes {plane[0]}, {plane[1]}" if ndim == 3 else "")
+            yield name, rotation(float(angle), (plane[0] - ndim, plane[1] - ndim), interpolation)

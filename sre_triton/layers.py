@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _ntuple
 
+from sre_triton.functional import _ntuple as size_tuple
 from sre_triton.functional import resolve_padding, ring_conv, ring_conv_transpose
 from sre_triton._ops import ConvArgs
 from sre_triton.plan import current_backend
@@ -115,7 +116,12 @@ class RingConvNd(nn.Module):
             raise ValueError(
                 f"padding_mode must be one of {modes} for {type(self).__name__}, but got padding_mode={padding_mode!r}"
             )
-        geometry = ring_geometry(ntuple(kernel_size), num_rings, circular, antialias)
+        kernel_size = ntuple(kernel_size)
+        if isinstance(kernel_size, tuple) and len(kernel_size) != self.ndim:
+            raise ValueError(
+                f"kernel_size must be an int or a tuple of {self.ndim} ints for {type(self).__name__}, got {kernel_size}"
+            )
+        geometry = ring_geometry(kernel_size, num_rings, circular, antialias)
 
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -167,17 +173,18 @@ class RingConvNd(nn.Module):
         parts += [f"groups={self.groups}"] if self.groups != 1 else []
         parts += ["bias=False"] if self.bias is None else []
         parts += [f"padding_mode={self.padding_mode}"] if self.padding_mode != "zeros" else []
-        default_rings = default_num_rings(self.kernel_size[0], self.circular)
+        default_rings = default_num_rings(self.kernel_size[0], self.circular, self.ndim)
         parts += [f"num_rings={self.num_rings}"] if self.num_rings != default_rings else []
         parts += ["circular=False"] if not self.circular else []
         parts += ["antialias=True"] if self.antialias else []
         return ", ".join(parts)
 
-    def _conv_args(self, padding: tuple[int, ...]) -> ConvArgs:
+    def _conv_args(self, padding: Size) -> ConvArgs:
+        # Attributes may have been set to a plain int since the constructor made tuples of them.
         return ConvArgs(
-            self.stride,
-            padding,
-            self.dilation,
+            size_tuple(self.stride, self.ndim, "stride"),
+            size_tuple(padding, self.ndim, "padding"),
+            size_tuple(self.dilation, self.ndim, "dilation"),
             self.groups,
             self.kernel_size[0],
             self.circular,
@@ -240,11 +247,13 @@ class _SREConvNd(RingConvNd):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolves (N, in, *space) or (in, *space); see :mod:`sre_triton.functional`."""
-        padding = resolve_padding(self.padding, self.stride, self.dilation, self.kernel_size[0])
-        if self.padding_mode != "zeros":
+        args = self._conv_args(0)
+        padding = resolve_padding(self.padding, args.stride, args.dilation, args.kernel_size)
+        if self.padding_mode == "zeros":
+            args = args._replace(padding=padding)
+        else:
             input = F.pad(input, [p for p in reversed(padding) for _ in range(2)], mode=self.padding_mode)
-            padding = (0,) * self.ndim
-        return ring_conv(input, self.ring_weight(), self.bias, self._conv_args(padding))
+        return ring_conv(input, self.ring_weight(), self.bias, args)
 
 
 class _SREConvTransposeNd(RingConvNd):
@@ -279,10 +288,14 @@ class _SREConvTransposeNd(RingConvNd):
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Transposed convolution of (N, in, *space) or (in, *space), to ``output_size`` if it is given."""
         assert not isinstance(self.padding, str)
-        extra = self.output_padding if output_size is None else self._extra_for(input, output_size)
-        return ring_conv_transpose(input, self.ring_weight(), self.bias, extra, self._conv_args(self.padding))
+        args = self._conv_args(self.padding)
+        if output_size is None:
+            extra = size_tuple(self.output_padding, self.ndim, "output_padding")
+        else:
+            extra = self._extra_for(input, output_size, args)
+        return ring_conv_transpose(input, self.ring_weight(), self.bias, extra, args)
 
-    def _extra_for(self, input: Tensor, output_size: Sequence[int]) -> tuple[int, ...]:
+    def _extra_for(self, input: Tensor, output_size: Sequence[int], args: ConvArgs) -> tuple[int, ...]:
         """Output padding that leads to ``output_size``, which may or may not name batch and channels."""
         space = input.shape[-self.ndim :]
         size = tuple(output_size)
@@ -293,12 +306,11 @@ class _SREConvTransposeNd(RingConvNd):
                 f"{type(self).__name__}: for {input.dim()}D input, output_size must have {self.ndim} or {input.dim()} "
                 f"elements (got {len(size)})"
             )
-        args = self._conv_args(self.padding)  # type: ignore[arg-type]
         least = [
             (n - 1) * s - 2 * p + r + 1
             for n, s, p, r in zip(space, args.stride, args.padding, args.reach, strict=True)
         ]
-        most = [m + s - 1 for m, s in zip(least, self.stride, strict=True)]
+        most = [m + s - 1 for m, s in zip(least, args.stride, strict=True)]
         if not all(lo <= n <= hi for lo, n, hi in zip(least, size, most, strict=True)):
             raise ValueError(
                 f"requested an output size of {size}, but valid sizes range from {least} to {most} (for an input of "

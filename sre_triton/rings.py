@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,14 +33,15 @@ FloatArray = npt.NDArray[np.float64]
 _SHARE_UNIT = 2.0**-24
 
 
-def default_num_rings(kernel_size: int, circular: bool = True) -> int:
+def default_num_rings(kernel_size: int, circular: bool = True, ndim: int = 2) -> int:
     """Number of rings that the reference packages give a kernel of this size.
 
-    ``k // 2 + 1`` for circular kernels, one more for non-circular ones (a single tap has one ring).
+    ``k // 2 + 1`` for circular kernels, one more for non-circular ones. In 1-D (where the reference's
+    layers cannot be constructed) and for a single tap there are only ``k // 2 + 1`` distances to tell
+    apart, so one more ring would be empty.
     """
-    if kernel_size == 1:
-        return 1
-    return kernel_size // 2 + (1 if circular else 2)
+    corners = not circular and ndim > 1 and kernel_size > 1
+    return kernel_size // 2 + (2 if corners else 1)
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,14 @@ class RingGeometry:
     antialias: bool = False
 
     def __post_init__(self) -> None:
-        _check_kernel_size(self.kernel_size)
-        if isinstance(self.num_rings, bool) or not isinstance(self.num_rings, int):
+        # Equal arguments are one geometry, so they are stored as Python's own integers.
+        object.__setattr__(self, "kernel_size", _checked_kernel_size(self.kernel_size))
+        if not _is_integer(self.num_rings):
             raise TypeError(f"num_rings must be an int, got {self.num_rings!r}")
+        object.__setattr__(self, "num_rings", operator.index(self.num_rings))
+        for name in ("circular", "antialias"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be a bool, got {getattr(self, name)!r}")
         if self.num_rings < 1:
             raise ValueError(f"num_rings must be at least 1, got {self.num_rings}")
         if self.antialias and not self.circular:
@@ -73,6 +81,10 @@ class RingGeometry:
                 "corner taps and has no area that could cover a pixel"
             )
         self._check_independent_rings()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies are made by their arguments: NumPy forgets in pickling that a table is read-only.
+        return ring_geometry, (self.kernel_size, self.num_rings, self.circular, self.antialias)
 
     @property
     def ndim(self) -> int:
@@ -146,7 +158,7 @@ class RingGeometry:
     def _check_independent_rings(self) -> None:
         advice = (
             f"use fewer rings (the default for kernel_size={self.kernel_size[0]} is "
-            f"{default_num_rings(self.kernel_size[0], self.circular)}) or a larger kernel"
+            f"{default_num_rings(self.kernel_size[0], self.circular, self.ndim)}) or a larger kernel"
         )
         label = (
             f"num_rings={self.num_rings} with kernel_size={self.kernel_size}, "
@@ -162,7 +174,6 @@ class RingGeometry:
             raise ValueError(f"{label}: the rings' kernels are linearly dependent; {advice}")
 
 
-@lru_cache(maxsize=1024)
 def ring_geometry(
     kernel_size: tuple[int, ...],
     num_rings: int | None = None,
@@ -182,16 +193,24 @@ def ring_geometry(
         ValueError: the kernel is even or not cubic, a ring would hold no tap, or the rings' kernels
             would be linearly dependent. The message says what to use instead.
     """
-    _check_kernel_size(kernel_size)
+    kernel_size = _checked_kernel_size(kernel_size)
     if num_rings is None:
-        num_rings = default_num_rings(kernel_size[0], circular)
-    return RingGeometry(kernel_size, num_rings, circular, antialias)
+        num_rings = default_num_rings(kernel_size[0], circular, len(kernel_size))
+    elif _is_integer(num_rings):
+        num_rings = operator.index(num_rings)
+    return _cached_geometry(kernel_size, num_rings, circular, antialias)
 
 
-def _check_kernel_size(kernel_size: tuple[int, ...]) -> None:
-    if not isinstance(kernel_size, tuple) or not all(
-        isinstance(k, int) and not isinstance(k, bool) for k in kernel_size
-    ):
+# Typed, since True == 1 == 1.0 and a wrong type must not find what a right one left behind.
+_cached_geometry = lru_cache(maxsize=1024, typed=True)(RingGeometry)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _checked_kernel_size(kernel_size: tuple[int, ...]) -> tuple[int, ...]:
+    if not isinstance(kernel_size, tuple) or not all(map(_is_integer, kernel_size)):
         raise TypeError(f"kernel_size must be a tuple of ints, one per spatial dimension, got {kernel_size!r}")
     if not 1 <= len(kernel_size) <= 3:
         raise ValueError(f"kernel_size must have 1 to 3 entries, got {kernel_size}")
@@ -207,6 +226,7 @@ def _check_kernel_size(kernel_size: tuple[int, ...]) -> None:
             f"kernel_size must be odd for rings to have a centre tap, got {kernel_size}; "
             f"use {kernel_size[0] - 1 or 1} or {kernel_size[0] + 1}"
         )
+    return tuple(map(operator.index, kernel_size))
 
 
 def _share_in_ball(centre: tuple[int, ...], radius: float) -> float:

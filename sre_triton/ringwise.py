@@ -1,79 +1,240 @@
-"""The ring-wise path: sum each ring first, then mix channels with one small product per ring."""
+"""The ring-wise path: ring sums first, then one matrix product over rings and channels.
+
+Where the dense path multiplies every tap by its copy of a ring weight, this one adds up the taps of a
+ring and multiplies once::
+
+    y = sum_ring W_ring (S_ring x)
+
+Ring kernels are point-symmetric, so at stride 1 the ring sums of ``grad_y`` serve both gradients::
+
+    grad_x = sum_ring W_ring^T (S_ring grad_y)        grad_W_ring = (S_ring grad_y)^T x
+
+Ring sums exist for one block of positions at a time, see :mod:`sre_triton.ring_sums`. All of it is
+plain PyTorch and runs on any device; it is tuned for CPUs.
+
+The four functions are those of :mod:`sre_triton.dense`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from sre_triton.ring_sums import Block, Window, ring_sums, sum_dtype
+from sre_triton.schedule import ring_schedule
 from sre_triton.spec import ConvSpec
 
 __all__ = ["backward", "forward", "transpose", "weight_grad"]
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:
-    n, groups = x.shape[0], spec.groups
-    size = spec.output_size(x.shape[2:])
-    y = None
-    for ring, sums in enumerate(_ring_sums(x, spec)):
-        s = sums.reshape(n, groups, x.shape[1] // groups, -1)
-        w = weight[:, :, ring].reshape(groups, -1, weight.shape[1])
-        term = torch.matmul(w, s)
-        y = term if y is None else y + term
-    out = y.reshape(n, weight.shape[0], *size)
-    return out if bias is None else out + bias.view(-1, *[1] * spec.ndim)
+    window = _window(spec, tuple(x.shape[2:]))
+    y = _new_activation(x, weight.shape[0], window.output_size)
+    mixer = _Mixer(_ring_major(weight, window, spec.groups), bias, y)
+    for block, sums in _sums(x, window, spec.groups):
+        mixer.write(block, sums)
+    return y
 
 
-def transpose(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, output_padding: Sequence[int]) -> Tensor:
-    n, groups = x.shape[0], spec.groups
-    size = spec.transposed_size(x.shape[2:], output_padding)
-    channels = weight.shape[1] * groups
-    padded = [m + 2 * p for m, p in zip(size, spec.padding, strict=True)]
-    need = [(m - 1) * s + r + 1 for m, s, r in zip(x.shape[2:], spec.stride, spec.reach, strict=True)]
-    out = x.new_zeros(n, channels, *[max(a, b) for a, b in zip(padded, need, strict=True)])
-    flat = x.reshape(n, groups, x.shape[1] // groups, -1)
-    for ring in range(weight.shape[2]):
-        w = weight[:, :, ring].reshape(groups, -1, weight.shape[1])
-        mixed = torch.matmul(w.transpose(1, 2), flat).reshape(n, channels, *x.shape[2:])
-        for index, share in _taps(spec, ring, x.shape[2:]):
-            out[index] += mixed if share == 1 else share * mixed
-    out = out[(..., *[slice(p, p + m) for p, m in zip(spec.padding, size, strict=True)])].contiguous()
-    return out if bias is None else out + bias.view(-1, *[1] * spec.ndim)
+def transpose(
+    x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, output_padding: Sequence[int]
+) -> Tensor:
+    window = _adjoint_window(spec, tuple(x.shape[2:]), spec.transposed_size(x.shape[2:], output_padding))
+    y = _new_activation(x, weight.shape[1] * spec.groups, window.output_size)
+    mixer = _Mixer(_ring_major(_swap(weight, spec.groups), window, spec.groups), bias, y)
+    for block, sums in _sums(x, window, spec.groups):
+        mixer.write(block, sums)
+    return y
 
 
 def weight_grad(x: Tensor, grad_y: Tensor, spec: ConvSpec) -> Tensor:
-    n, groups = x.shape[0], spec.groups
-    g = grad_y.reshape(n, groups, grad_y.shape[1] // groups, -1)
-    grads = []
-    for sums in _ring_sums(x, spec):
-        s = sums.reshape(n, groups, x.shape[1] // groups, -1)
-        grads.append(torch.einsum("ngop,ngip->goi", g, s).reshape(grad_y.shape[1], -1))
-    return torch.stack(grads, dim=-1)
+    window = _window(spec, tuple(x.shape[2:]))
+    grad = _WeightGrad(grad_y, x.shape[1], window, spec)
+    for block, sums in _sums(x, window, spec.groups):
+        grad.add(block, sums)
+    return grad.ring_weight()
 
 
 def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple[Tensor, Tensor]:
-    padding = spec.output_padding(x.shape[2:], grad_y.shape[2:])
-    return transpose(grad_y, weight, None, spec, padding), weight_grad(x, grad_y, spec)
+    input_size = tuple(x.shape[2:])
+    if not spec.is_unit_stride:
+        output_padding = spec.output_padding(input_size, grad_y.shape[2:])
+        return transpose(grad_y, weight, None, spec, output_padding), weight_grad(x, grad_y, spec)
+    window = _adjoint_window(spec, tuple(grad_y.shape[2:]), input_size)
+    grad_x = _new_activation(x, x.shape[1], input_size)
+    mixer = _Mixer(_ring_major(_swap(weight, spec.groups), window, spec.groups), None, grad_x)
+    grad = _WeightGrad(x, grad_y.shape[1], window, spec)
+    for block, sums in _sums(grad_y, window, spec.groups):
+        mixer.write(block, sums)
+        grad.add(block, sums)
+    return grad_x, _swap(grad.ring_weight(), spec.groups).contiguous()
 
 
-def _ring_sums(x: Tensor, spec: ConvSpec) -> Iterator[Tensor]:
-    size = spec.output_size(x.shape[2:])
-    padded = F.pad(x, [p for p in reversed(spec.padding) for _ in range(2)])
-    for ring in range(spec.geometry.num_rings):
-        total = x.new_zeros(*x.shape[:2], *size)
-        for index, share in _taps(spec, ring, size):
-            total += padded[index] if share == 1 else share * padded[index]
-        yield total
+class _Mixer:
+    """Multiplies ring sums with ring weights and writes the products to ``y``."""
+
+    def __init__(self, kernels: Tensor, bias: Tensor | None, y: Tensor) -> None:
+        dtype = _product_dtype(y)
+        groups = len(kernels)
+        self._kernels = kernels.to(dtype).unbind()
+        self._y = _Rows(y)
+        # A product of half type is rounded, so the bias must be in it. Others take it up on their way to y.
+        inside = bias is not None and dtype != sum_dtype(dtype)
+        self._bias_inside = bias.to(dtype).chunk(groups) if bias is not None and inside else (None,) * groups
+        self._bias_after = None if inside else bias
+
+    def write(self, block: Block, sums: Sequence[Tensor]) -> None:
+        """``y[block] = sums @ kernels + bias``, group by group."""
+        target = block.of(self._y.positions)
+        in_place = _as_matrix(target) if self._bias_after is None and target.dtype == sums[0].dtype else None
+        product = self._y.scratch(sums) if in_place is None else in_place
+        for left, kernel, bias, out in zip(sums, self._kernels, self._bias_inside, _split(product, sums), strict=True):
+            if bias is None:
+                torch.mm(left, kernel, out=out)
+            else:
+                torch.addmm(bias, left, kernel, out=out)
+        if self._bias_after is not None:
+            torch.add(product.view(target.shape), self._bias_after, out=target)
+        elif in_place is None:
+            target.copy_(product.view(target.shape))
 
 
-def _taps(spec: ConvSpec, ring: int, size: Sequence[int]) -> Iterator[tuple[tuple[slice, ...], float]]:
-    radius = spec.geometry.kernel_size[0] // 2
-    for offset, share in zip(spec.geometry.offsets, spec.geometry.weights[ring], strict=True):
-        if share:
-            starts = [d * (o + radius) for d, o in zip(spec.dilation, offset, strict=True)]
-            yield (
-                (..., *[slice(a, a + (m - 1) * s + 1, s) for a, m, s in zip(starts, size, spec.stride, strict=True)]),
-                float(share),
-            )
+class _WeightGrad:
+    """Adds up ``thin^T sums`` over blocks: the gradient of ring weights from the channels that were
+    summed over rings to those of ``thin``."""
+
+    def __init__(self, thin: Tensor, summed_channels: int, window: Window, spec: ConvSpec) -> None:
+        self._thin = _Rows(thin)
+        self._window = window
+        self._num_rings = spec.geometry.num_rings
+        shape = (spec.groups, thin.shape[1] // spec.groups, len(window.rings) * (summed_channels // spec.groups))
+        self._total = thin.new_zeros(shape, dtype=sum_dtype(thin.dtype))
+        self._totals = self._total.unbind()
+
+    def add(self, block: Block, sums: Sequence[Tensor]) -> None:
+        part = block.of(self._thin.positions)
+        rows = _as_matrix(part) if part.dtype == sums[0].dtype else None
+        if rows is None:
+            rows = self._thin.scratch(sums)
+            rows.view(part.shape).copy_(part)
+        for total, left, right in zip(self._totals, _split(rows, sums), sums, strict=True):
+            if total.dtype == right.dtype:
+                total.addmm_(left.t(), right)
+            else:
+                total.add_(left.t() @ right)
+
+    def ring_weight(self) -> Tensor:
+        """The gradient as ``(thin channels, summed channels / groups, rings)``."""
+        groups, outputs, columns = self._total.shape
+        rings = len(self._window.rings)
+        grad = self._thin.positions.new_zeros(groups * outputs, columns // rings, self._num_rings)
+        grad[..., self._window.rings] = self._total.view(groups * outputs, rings, -1).transpose(1, 2).to(grad.dtype)
+        return grad
+
+
+class _Rows:
+    """Blocks of an activation ``(N, C, *space)`` as matrices ``(P, C)``."""
+
+    def __init__(self, activation: Tensor) -> None:
+        self.positions = activation.movedim(1, -1)
+        self._scratch: Tensor | None = None
+
+    def scratch(self, sums: Sequence[Tensor]) -> Tensor:
+        """Memory for a copy of a block, reused by the next, in the type and order of its ring sums."""
+        rows, channels = len(sums[0]), self.positions.shape[-1]
+        if self._scratch is None:  # the first block is the largest
+            self._scratch = sums[0].new_empty(rows * channels)
+        memory = self._scratch[: rows * channels]
+        return memory.view(rows, channels) if sums[0].stride(1) == 1 else memory.view(channels, rows).t()
+
+
+def _as_matrix(block: Tensor) -> Tensor | None:
+    """``block (..., C)`` as a matrix ``(P, C)`` in the same memory, or None where strides forbid that."""
+    try:
+        return block.view(-1, block.shape[-1])
+    except RuntimeError:
+        return None
+
+
+def _split(rows: Tensor, sums: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The channels of each group."""
+    return (rows,) if len(sums) == 1 else rows.chunk(len(sums), dim=1)
+
+
+def _sums(source: Tensor, window: Window, groups: int) -> Iterator[tuple[Block, Sequence[Tensor]]]:
+    return ring_sums(source, window, groups, _product_dtype(source))
+
+
+def _product_dtype(tensor: Tensor) -> torch.dtype:
+    """Type of the matrix products' operands. CPUs have no fast float16 product; float32 is exact."""
+    if tensor.dtype == torch.float16 and tensor.device.type == "cpu":
+        return torch.float32
+    return tensor.dtype
+
+
+def _ring_major(weight: Tensor, window: Window, groups: int) -> Tensor:
+    """Ring weights ``(out, in / groups, rings)`` as matrices ``(groups, rings * in / groups, out / groups)``."""
+    if len(window.rings) < weight.shape[2]:
+        weight = weight[..., window.rings]
+    return _grouped(weight, groups).transpose(2, 3).flatten(2).transpose(1, 2)
+
+
+def _swap(weight: Tensor, groups: int) -> Tensor:
+    """Ring weights with input and output channels exchanged within each group."""
+    return _grouped(weight, groups).transpose(1, 2).flatten(0, 1)
+
+
+def _grouped(weight: Tensor, groups: int) -> Tensor:
+    out, *others = weight.shape
+    return weight.reshape(groups, out // groups, *others)
+
+
+def _new_activation(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
+    """An empty ``(N, channels, *size)`` tensor in the memory format of ``like``."""
+    channels_last = like.dim() > 3 and like.stride(1) == 1 and not like.is_contiguous()
+    memory_format = _CHANNELS_LAST[like.dim()] if channels_last else torch.contiguous_format
+    shape = (like.shape[0], channels, *size)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+@lru_cache(maxsize=1024)
+def _window(spec: ConvSpec, input_size: tuple[int, ...]) -> Window:
+    """Where the convolution of an input of this size reads it."""
+    ones = (1,) * spec.ndim
+    return _reachable(spec, input_size, spec.output_size(input_size), spec.padding, spec.stride, ones)
+
+
+@lru_cache(maxsize=1024)
+def _adjoint_window(spec: ConvSpec, input_size: tuple[int, ...], output_size: tuple[int, ...]) -> Window:
+    """Where the transposed convolution from ``input_size`` to ``output_size`` reads its input."""
+    padding = tuple(r - p for r, p in zip(spec.reach, spec.padding, strict=True))
+    return _reachable(spec, input_size, output_size, padding, (1,) * spec.ndim, spec.stride)
+
+
+def _reachable(
+    spec: ConvSpec,
+    input_size: tuple[int, ...],
+    output_size: tuple[int, ...],
+    padding: tuple[int, ...],
+    stride: tuple[int, ...],
+    upsampling: tuple[int, ...],
+) -> Window:
+    """The window without the taps that lie in the padding for every output position. On maps smaller
+    than the kernel these are most taps, and sometimes whole rings."""
+    half, origin = [], []
+    for k, n, m, p, s, u, d in zip(
+        spec.geometry.kernel_size, input_size, output_size, padding, stride, upsampling, spec.dilation, strict=True
+    ):
+        h = k // 2
+        forward_reach = ((n - 1) * u + p) // d - h  # of the first output, up to the last input
+        backward_reach = ((m - 1) * s - p) // d + h  # of the last output, down to the first input
+        half.append(min(h, max(forward_reach, backward_reach, 0)))
+        origin.append(d * (h - half[-1]) - p)
+    rings, schedule = ring_schedule(spec.geometry, tuple(half))
+    return Window(rings, schedule, tuple(half), tuple(origin), stride, spec.dilation, upsampling, output_size)

@@ -1,0 +1,56 @@
+# One environment for everything, made on first use. A plain torch requirement would bring the CUDA
+# build and its libraries, so torch is installed first, by exact version, and the rest on top of it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-slow lint format wheel bench clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+env: $(READY) ## Make .venv with the pinned versions of constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--editable '.[demo,bench,test,lint]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt SRE-Conv GMR-Conv
+	@touch $@
+
+demo: $(READY) ## Rings against ordinary convolutions on a turning fundus photograph
+	$(BIN)/sre-triton demo
+
+test: $(READY) ## The test suite
+	$(BIN)/python -m pytest
+
+test-slow: $(READY) ## What the test suite leaves out: timings and exhaustive sweeps
+	$(BIN)/python -m pytest -m 'slow or exhaustive'
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## Rewrite the sources in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(READY) ## Build the wheel and import it in an environment of its own
+	rm -rf dist build/wheel-env
+	$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv build/wheel-env
+	build/wheel-env/bin/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' -c constraints.txt
+	build/wheel-env/bin/python -m pip install --quiet --disable-pip-version-check --no-deps dist/sre_triton-*.whl
+	build/wheel-env/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt numpy
+	cd build && wheel-env/bin/python -c "import torch, sre_triton as s; print(s.__version__, s.SREConv2d(3, 8, 5)(torch.rand(1, 3, 9, 9)).shape)"
+
+bench: $(READY) ## Layers against nn.Conv, the reference packages and the floor: table, JSON and PNG
+	$(BIN)/python -m bench
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

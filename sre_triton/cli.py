@@ -1,0 +1,50 @@
+"""The command ``sre-triton``, also ``python -m sre_triton``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import sre_triton
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns the exit status: 0, or 2 if something the user gave or lacks stood in the way."""
+    parser = argparse.ArgumentParser(prog="sre-triton", description="Ring convolutions for PyTorch.")
+    parser.add_argument("--version", action="version", version=sre_triton.__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="rings against ordinary convolutions on a turning fundus photograph")
+    demo.add_argument("--output", type=Path, default=Path("demo.png"), help="picture to write (default: %(default)s)")
+    demo.add_argument("--size", type=int, default=256, help="side of the image in pixels (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: %(default)s)")
+    demo.set_defaults(run=_demo)
+
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except ImportError as error:
+        print(
+            f"sre-triton {arguments.command}: {error}; pip install 'sre-triton[{arguments.command}]'", file=sys.stderr
+        )
+        return 2
+    except (OSError, ValueError) as error:
+        print(f"sre-triton {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    if arguments.size < 64:
+        raise ValueError(f"--size must be at least 64, so that the compared disc is not empty, got {arguments.size}")
+    if not arguments.output.absolute().parent.is_dir():
+        raise ValueError(f"--output {arguments.output}: its folder does not exist")
+    from sre_triton.demo import run_demo
+
+    run_demo(arguments.output, arguments.size, arguments.seed)
+
+
