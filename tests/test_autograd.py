@@ -98,7 +98,7 @@ def test_gradients_are_formed_for_what_requires_them_alone(case: Case, backend: 
             tensors[i].requires_grad_()
         with sre_triton.backend(backend), recording() as records:
             case.ring(*tensors).backward(cotangent)
-        for i, (tensor, want) in enumerate(zip(tensors, expected)):
+        for i, (tensor, want) in enumerate(zip(tensors, expected, strict=True)):
             assert (tensor.grad is None) == (i not in chosen)
             if tensor.grad is not None:
                 assert_close(tensor.grad, want)
@@ -130,7 +130,7 @@ def test_any_layout_of_the_incoming_gradient(layout: str, channels_last: bool, b
                 cotangent = cotangent.repeat_interleave(2, dim=-1)[..., ::2]
             grads = torch.autograd.grad(y, leaves, cotangent)
         expected = torch.autograd.grad(case.dense(*leaves), leaves, cotangent.contiguous())
-        for got, want in zip(grads, expected):
+        for got, want in zip(grads, expected, strict=True):
             assert_close(got, want)
 
 
@@ -157,8 +157,8 @@ def test_layers_save_their_input_and_weight_alone(case: Case, backend: str) -> N
     layer = case.layer()
     for x in (torch.randn(case.input_shape), torch.randn(case.input_shape).requires_grad_()):
         with sre_triton.backend(backend):
-            assert 0 < floats_saved(lambda: layer(x)) <= x.numel() + layer.weight.numel()
-            assert 0 < floats_saved(lambda: layer(x[0])) <= x.numel() + layer.weight.numel()
+            assert 0 < floats_saved(partial(layer, x)) <= x.numel() + layer.weight.numel()
+            assert 0 < floats_saved(partial(layer, x[0])) <= x.numel() + layer.weight.numel()
 
 
 @backends
@@ -223,12 +223,21 @@ def test_func_grad_is_the_gradient(case: Case, backend: str) -> None:
     with sre_triton.backend(backend):
         grads = grad(partial(loss, case.ring), argnums=(0, 1, 2))(*case.tensors())
     leaves = case.leaves()
-    for got, want in zip(grads, torch.autograd.grad(loss(case.dense, *leaves), leaves)):
+    for got, want in zip(grads, torch.autograd.grad(loss(case.dense, *leaves), leaves), strict=True):
         assert_close(got, want)
 
 
 # Which of input, weight and bias have a dimension of size 3 to map over, and where.
-IN_DIMS = ((0, None, None), (None, 0, None), (None, None, 0), (0, 0, None), (1, 2, 1), (-1, None, -1), (0, 0, 0), (None, 3, 0))
+IN_DIMS = (
+    (0, None, None),
+    (None, 0, None),
+    (None, None, 0),
+    (0, 0, None),
+    (1, 2, 1),
+    (-1, None, -1),
+    (0, 0, 0),
+    (None, 3, 0),
+)
 
 
 def mapped(case: Case, in_dims: tuple[int | None, ...]) -> list[Tensor]:
@@ -279,7 +288,7 @@ def test_gradients_through_vmap(backend: str) -> None:
             y = vmap(case.ring, in_dims=(0, 0, None))(*tensors)
             grads = torch.autograd.grad(y.pow(3).sum(), tensors)
         expected = torch.stack(looped(case.dense, (0, 0, None), tensors))
-        for got, want in zip(grads, torch.autograd.grad(expected.pow(3).sum(), tensors)):
+        for got, want in zip(grads, torch.autograd.grad(expected.pow(3).sum(), tensors), strict=True):
             assert_close(got, want)
 
 
@@ -307,7 +316,7 @@ def test_nested_vmap(backend: str) -> None:
 def test_jacrev_is_the_jacobian(case: Case, backend: str) -> None:
     with sre_triton.backend(backend):
         jacobians = jacrev(case.ring, argnums=(0, 1, 2))(*case.tensors())
-    for got, want in zip(jacobians, torch.autograd.functional.jacobian(case.dense, case.tensors())):
+    for got, want in zip(jacobians, torch.autograd.functional.jacobian(case.dense, case.tensors()), strict=True):
         assert_close(got, want)
 
 
@@ -404,7 +413,8 @@ def test_modes_without_gradients(case: Case) -> None:
     assert expected.requires_grad
     with torch.no_grad():
         y = layer(x)
-        assert not y.requires_grad and not y.is_inference()
+        assert not y.requires_grad
+        assert not y.is_inference()
         assert torch.equal(y, expected)
     with torch.inference_mode():
         y = layer(x)

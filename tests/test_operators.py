@@ -68,7 +68,12 @@ def swapped_axes(x: Tensor) -> Tensor:
     return x.transpose(1, -1).contiguous().transpose(1, -1)
 
 
-LAYOUTS = {"contiguous": torch.Tensor.contiguous, "channels_last": channels_last, "rows": wide_rows, "axes": swapped_axes}
+LAYOUTS = {
+    "contiguous": torch.Tensor.contiguous,
+    "channels_last": channels_last,
+    "rows": wide_rows,
+    "axes": swapped_axes,
+}
 
 
 # Contracts ------------------------------------------------------------------------------------------
@@ -145,7 +150,7 @@ def test_fakes_have_the_strides_of_the_real_thing(
         faked = outputs(operator(*[mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args]))
     real = outputs(operator(*args))
     assert len(faked) == len(real)
-    for fake, tensor in zip(faked, real):
+    for fake, tensor in zip(faked, real, strict=True):
         assert fake.shape == tensor.shape
         assert fake.stride() == tensor.stride()
         assert fake.dtype == tensor.dtype
@@ -159,7 +164,10 @@ def test_activations_are_laid_out_as_the_first_argument(case: Case, operator: Ca
     args = list(arguments(operator, case, backend))
     # The second activation has the other layout, which must not matter.
     second = 1 if operator in (_ops.ring_conv_weight_grad, _ops.ring_conv_backward) else None
-    for first_layout, other_layout in ((channels_last, torch.Tensor.contiguous), (torch.Tensor.contiguous, channels_last)):
+    for first_layout, other_layout in (
+        (channels_last, torch.Tensor.contiguous),
+        (torch.Tensor.contiguous, channels_last),
+    ):
         args[0] = first_layout(args[0])
         if second is not None:
             args[second] = other_layout(args[second])
@@ -216,7 +224,9 @@ def test_collapse_is_the_adjoint_of_expand(ndim: int, antialias: bool) -> None:
 @backends
 @operators
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_autocast_does_not_reach_into_an_operator(operator: Callable[..., Any], dtype: torch.dtype, backend: str) -> None:
+def test_autocast_does_not_reach_into_an_operator(
+    operator: Callable[..., Any], dtype: torch.dtype, backend: str
+) -> None:
     case = Case(in_channels=32, out_channels=32, size=(16, 16), kernel_size=5, padding=2)
     args = [a.to(dtype) if isinstance(a, Tensor) else a for a in arguments(operator, case, backend)]
     expected = outputs(operator(*args))

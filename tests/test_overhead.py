@@ -1,7 +1,8 @@
 """What a call costs beyond ``nn.Conv2d`` where there is next to nothing to compute.
 
-Time is that of the processor, so that other work on the machine counts little. Layers take turns in short rounds, and the median over rounds of the
-difference within a round is judged, so that slow spells of the machine fall on both alike.
+Time is that of the processor, so that other work on the machine counts little. Layers take turns in short
+rounds, and the median over rounds of the difference within a round is judged, so that slow spells fall on
+both alike.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ ROUNDS, CALLS = 400, 20
 def quiet() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # other tests poison memory, which takes time
     gc.disable()
     yield
     gc.enable()
+    torch.utils.deterministic.fill_uninitialized_memory = fill
     torch.set_num_threads(threads)
 
 
