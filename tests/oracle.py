@@ -170,8 +170,12 @@ CASES = (
     Case(stride=(2, 3), padding=(1, 4), dilation=(2, 1), groups=2),
     Case(in_channels=4, out_channels=4, groups=4, padding=1),
     Case(transposed=True, padding=1),
-    Case(transposed=True, stride=(2, 3), output_padding=(1, 2), padding=(0, 2), dilation=(1, 2), groups=2, antialias=True),
+    Case(
+        transposed=True, stride=(2, 3), output_padding=(1, 2), padding=(0, 2), dilation=(1, 2), groups=2, antialias=True
+    ),
     Case(ndim=3, in_channels=2, out_channels=2, padding=1),
-    Case(ndim=3, in_channels=2, out_channels=4, groups=2, stride=(1, 2, 1), dilation=(1, 1, 2), padding=1, antialias=True),
+    Case(
+        ndim=3, in_channels=2, out_channels=4, groups=2, stride=(1, 2, 1), dilation=(1, 1, 2), padding=1, antialias=True
+    ),
     Case(ndim=3, in_channels=2, out_channels=2, size=(3, 2, 3), transposed=True, stride=2, output_padding=(1, 0, 1)),
 )  # fmt: skip

@@ -150,7 +150,7 @@ def test_fakes_have_the_strides_of_the_real_thing(
         faked = outputs(operator(*[mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args]))
     real = outputs(operator(*args))
     assert len(faked) == len(real)
-    for fake, tensor in zip(faked, real):
+    for fake, tensor in zip(faked, real, strict=True):
         assert fake.shape == tensor.shape
         assert fake.stride() == tensor.stride()
         assert fake.dtype == tensor.dtype

@@ -1,4 +1,4 @@
-"""Everything that works with ``nn.Conv2d`` works with a ring convolution: compile, export, AMP, layouts, pickling, ..."""
+"""What works with ``nn.Conv2d`` works with a ring convolution: compile, export, AMP, layouts, copies, training."""
 
 from __future__ import annotations
 
@@ -145,7 +145,9 @@ def test_functions_compile_with_dynamic_shapes(case: Case) -> None:
         leaves = replace(case, batch=batch, size=tuple(size[: case.ndim])).leaves()
         y, expected = compiled(*leaves), case.ring(*leaves)
         torch.testing.assert_close(y, expected)
-        for got, want in zip(torch.autograd.grad(y.sum(), leaves), torch.autograd.grad(expected.sum(), leaves)):
+        for got, want in zip(
+            torch.autograd.grad(y.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True
+        ):
             torch.testing.assert_close(got, want)
     assert counter.frame_count == 1
 
@@ -243,7 +245,7 @@ def test_make_fx_traces_a_training_step(tracing_mode: str) -> None:
     loss = grad(lambda *leaves: case.ring(*leaves).square().sum(), argnums=(0, 1, 2))
     traced = make_fx(loss, tracing_mode=tracing_mode)(x, weight, bias)
     assert operators_in(traced)[0] == "ring_conv"
-    for got, want in zip(traced(x, weight, bias), loss(x, weight, bias)):
+    for got, want in zip(traced(x, weight, bias), loss(x, weight, bias), strict=True):
         torch.testing.assert_close(got, want)
 
 
@@ -285,7 +287,7 @@ def test_autocast_can_be_switched_off_within() -> None:
 # Memory format --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", (*BACKENDS, "auto"))
+@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
 @image_cases
 def test_layers_keep_the_memory_format(case: Case, backend: str) -> None:
     layer = case.layer()
@@ -347,7 +349,7 @@ def test_a_state_dict_loads_with_weights_only() -> None:
 # Training machinery ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", (*BACKENDS, "auto"))
+@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
 @every_case
 def test_an_empty_batch_trains(case: Case, backend: str) -> None:
     layer = case.layer()
@@ -355,7 +357,8 @@ def test_an_empty_batch_trains(case: Case, backend: str) -> None:
     with sre_triton.backend(backend):
         y = layer(x)
         y.sum().backward()
-    assert y.shape[0] == 0 and y.shape[1:] == layer(torch.randn(case.input_shape)).shape[1:]
+    assert y.shape[0] == 0
+    assert y.shape[1:] == layer(torch.randn(case.input_shape)).shape[1:]
     assert x.grad.shape == x.shape
     for parameter in layer.parameters():
         assert torch.equal(parameter.grad, torch.zeros_like(parameter))
@@ -412,7 +415,8 @@ def test_weight_norm() -> None:
     torch.testing.assert_close(layer(x), expected)
     layer(x).sum().backward()
     magnitude, direction = layer.parametrizations.weight.original0, layer.parametrizations.weight.original1
-    assert magnitude.grad.abs().sum() > 0 and direction.grad.abs().sum() > 0
+    assert magnitude.grad.abs().sum() > 0
+    assert direction.grad.abs().sum() > 0
     with torch.no_grad():
         magnitude.mul_(2)
     bias = layer.bias.view(-1, 1, 1)
@@ -463,7 +467,8 @@ def test_the_meta_device_gives_the_shape_alone(case: Case) -> None:
     assert y.is_meta
     assert y.shape == case.layer()(torch.randn(case.input_shape)).shape
     y.sum().backward()
-    assert x.grad.is_meta and x.grad.shape == x.shape
+    assert x.grad.is_meta
+    assert x.grad.shape == x.shape
     assert layer.weight.grad.shape == layer.weight.shape
     layer.to_empty(device="cpu").reset_parameters()
     assert layer(torch.randn(case.input_shape)).isfinite().all()
@@ -477,7 +482,8 @@ def test_layers_train_in_fake_tensor_mode(case: Case) -> None:
         x = torch.randn(case.input_shape, requires_grad=True)
         y = layer(x)
         y.sum().backward()
-    assert isinstance(y, FakeTensor) and isinstance(layer.weight.grad, FakeTensor)
+    assert isinstance(y, FakeTensor)
+    assert isinstance(layer.weight.grad, FakeTensor)
     assert (y.shape, y.stride()) == (real.shape, real.stride())
     assert x.grad.shape == x.shape
     # Nothing fake was left in a cache.
