@@ -196,7 +196,7 @@ def expand_kernel(weight: Tensor, kernel_size: Sequence[int], circular: bool = T
         raise ValueError(f"weight must be (out, in / groups, rings), got shape {tuple(weight.shape)}")
     if not weight.is_floating_point():
         raise TypeError(f"weight must be of a floating dtype, got {weight.dtype}")
-    size = _ntuple(kernel_size, len(kernel_size), "kernel_size")
+    size = size_tuple(kernel_size, len(kernel_size), "kernel_size")
     if (torch.is_grad_enabled() and weight.requires_grad) or _differentiates_forward():
         return apply(ExpandKernel, weight, size, circular, antialias)
     return _ops.expand_kernel(weight, size, circular, antialias)
