@@ -208,7 +208,7 @@ def _ring_conv_transpose(
     x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: Sequence[int], args: ConvArgs
 ) -> Tensor:
     shape, rings = x.shape, weight.shape
-    size = transposed_size(shape[2:], output_padding, args.stride, args.padding, args.reach)
+    size = args.spec(rings[2]).transposed_size(shape[2:], output_padding)
     channels = rings[1] * args.groups
     call = _call("transpose", shape[0], channels, shape[1], size, rings[2], args, x.dtype, x.device)
     return _laid_out(run(call, args.backend).transpose(x, weight, bias, call.spec, output_padding), _layout_of(x))

@@ -108,46 +108,47 @@ def _pixels(
     return tuple(d * (kernel_size - 1) // 2 for d in dilation)
 
 
-# Checked forms of call are remembered. The compiler goes to the checks themselves, which it must see.
+# Checked forms of call are remembered. A tracer goes to the checks themselves, with its symbolic sizes.
+
+
+def _is_tracing() -> bool:
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def check_conv(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) -> None:
     """Raises what ``F.convNd`` raises if these tensors are not a convolution's."""
-    check = _check_conv if torch.compiler.is_compiling() else _known_conv
-    try:
-        check(
-            (x.shape, x.dtype, x.device),
-            (weight.shape, weight.dtype, weight.device),
-            None if bias is None else (bias.shape, bias.dtype, bias.device),
-            args,
-        )
-    except AttributeError:
-        _check_types(x, weight, bias)
-        raise
+    _check_types(x, weight, bias)
+    check = _check_conv if _is_tracing() else _known_conv
+    check(
+        (x.shape, x.dtype, x.device),
+        (weight.shape, weight.dtype, weight.device),
+        None if bias is None else (bias.shape, bias.dtype, bias.device),
+        args,
+    )
 
 
 def check_conv_transpose(
     x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: tuple[int, ...], args: ConvArgs
 ) -> None:
     """Raises what ``F.conv_transposeNd`` raises if these tensors are not a transposed convolution's."""
-    check = _check_conv_transpose if torch.compiler.is_compiling() else _known_conv_transpose
-    try:
-        check(
-            (x.shape, x.dtype, x.device),
-            (weight.shape, weight.dtype, weight.device),
-            None if bias is None else (bias.shape, bias.dtype, bias.device),
-            output_padding,
-            args,
-        )
-    except AttributeError:
-        _check_types(x, weight, bias)
-        raise
+    _check_types(x, weight, bias)
+    check = _check_conv_transpose if _is_tracing() else _known_conv_transpose
+    check(
+        (x.shape, x.dtype, x.device),
+        (weight.shape, weight.dtype, weight.device),
+        None if bias is None else (bias.shape, bias.dtype, bias.device),
+        output_padding,
+        args,
+    )
 
 
-def _check_types(*tensors: Any) -> None:
-    for name, value in zip(("input", "weight", "bias"), tensors, strict=True):
-        if not isinstance(value, Tensor) and not (name == "bias" and value is None):
-            raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+def _check_types(x: Any, weight: Any, bias: Any) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input must be a Tensor, got {type(x).__name__}")
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a Tensor, got {type(weight).__name__}")
+    if bias is not None and not isinstance(bias, Tensor):
+        raise TypeError(f"bias must be a Tensor or None, got {type(bias).__name__}")
 
 
 _Signature = tuple[torch.Size, torch.dtype, torch.device]
@@ -211,11 +212,11 @@ def _check_tensors(name: str, ndim: int, x: _Signature, weight: _Signature, bias
             raise RuntimeError(f"Input type ({x[1]}) and {what} type ({other[1]}) should be the same")
     if not x[1].is_floating_point:
         raise RuntimeError(f"{name} needs a floating-point input, got input of type {x[1]}")
-    for what, other in (("weight", weight), ("bias", bias)):
-        if other is not None and x[2] != other[2]:
-            raise RuntimeError(
-                f"Expected all tensors to be on the same device, but got input on {x[2]}, {what} on {other[2]}"
-            )
+    if x[2] != weight[2] or (bias is not None and x[2] != bias[2]):
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but got input on {x[2]}, weight on {weight[2]}"
+            + ("" if bias is None else f", bias on {bias[2]}")
+        )
 
 
 def _check_bias(bias: _Signature | None, channels: int) -> None:
@@ -225,6 +226,6 @@ def _check_bias(bias: _Signature | None, channels: int) -> None:
         )
 
 
-_known_conv_args = lru_cache(maxsize=4096)(_conv_args)
+_known_conv_args = lru_cache(maxsize=4096, typed=True)(_conv_args)
 _known_conv = lru_cache(maxsize=4096)(_check_conv)
 _known_conv_transpose = lru_cache(maxsize=4096)(_check_conv_transpose)

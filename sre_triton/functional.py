@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from sre_triton import _ops
 from sre_triton._ops import ConvArgs
 from sre_triton.arguments import Size, check_conv, check_conv_transpose, conv_args, size_tuple
-from sre_triton.autograd import ExpandKernel, RingConv, RingConvTranspose, apply
+from sre_triton.autograd import CollapseKernel, ExpandKernel, RingConv, RingConvTranspose, apply
 from sre_triton.plan import current_backend
-from sre_triton.rings import ring_geometry
+from sre_triton.rings import default_num_rings
 
 __all__ = [
     "expand_kernel",
@@ -120,6 +120,7 @@ def sre_conv_transpose1d(
     antialias: bool = False,
 ) -> Tensor:
     """1-D transposed ring convolution; see :func:`sre_conv_transpose2d`."""
+    padding = size_tuple(padding, 1, "padding")
     args = conv_args(1, stride, padding, dilation, groups, kernel_size, circular, antialias, current_backend())
     return ring_conv_transpose(input, weight, bias, size_tuple(output_padding, 1, "output_padding"), args)
 
@@ -153,6 +154,7 @@ def sre_conv_transpose2d(
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`sre_conv2d`.
     """
+    padding = size_tuple(padding, 2, "padding")
     args = conv_args(2, stride, padding, dilation, groups, kernel_size, circular, antialias, current_backend())
     return ring_conv_transpose(input, weight, bias, size_tuple(output_padding, 2, "output_padding"), args)
 
@@ -172,6 +174,7 @@ def sre_conv_transpose3d(
     antialias: bool = False,
 ) -> Tensor:
     """3-D transposed ring convolution; see :func:`sre_conv_transpose2d`."""
+    padding = size_tuple(padding, 3, "padding")
     args = conv_args(3, stride, padding, dilation, groups, kernel_size, circular, antialias, current_backend())
     return ring_conv_transpose(input, weight, bias, size_tuple(output_padding, 3, "output_padding"), args)
 
@@ -225,12 +228,20 @@ def project_kernel(
         )
     if not dense.is_floating_point():
         raise TypeError(f"dense must be of a floating dtype, got {dense.dtype}")
-    # In float64: a mean of many taps should be as exact as its dtype can hold.
-    inverse = _pseudo_inverse(tuple(dense.shape[2:]), num_rings, circular, antialias).to(dense.device)
-    return (dense.flatten(2).to(torch.float64) @ inverse).to(dense.dtype)
+    size = tuple(dense.shape[2:])
+    rings = default_num_rings(size[0], circular, len(size)) if num_rings is None else num_rings
+    # The normal equations, in float64: a mean of many taps should be as exact as its dtype can hold.
+    wide = dense.to(torch.float64)
+    sums = _collapse(wide, rings, circular, antialias)
+    basis = torch.eye(rings, dtype=torch.float64, device=dense.device).unsqueeze(1)
+    gram = _collapse(expand_kernel(basis, size, circular, antialias), rings, circular, antialias).squeeze(1)
+    return torch.linalg.solve(gram, sums.flatten(0, 1).t()).t().reshape(sums.shape).to(dense.dtype)
 
 
-# One convolution for every dimension --------------------------------------------------------------
+def _collapse(dense: Tensor, num_rings: int, circular: bool, antialias: bool) -> Tensor:
+    if (torch.is_grad_enabled() and dense.requires_grad) or _differentiates_forward():
+        return apply(CollapseKernel, dense, num_rings, circular, antialias)
+    return _ops.collapse_kernel(dense, num_rings, circular, antialias)
 
 
 def ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) -> Tensor:
@@ -293,8 +304,3 @@ def _differentiates_forward() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-@torch.compiler.assume_constant_result
-def _pseudo_inverse(kernel_size: tuple[int, ...], num_rings: int | None, circular: bool, antialias: bool) -> Tensor:
-    return torch.from_numpy(ring_geometry(kernel_size, num_rings, circular, antialias).pseudo_inverse.copy())

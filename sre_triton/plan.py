@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from sre_triton import dense, ringwise
+from sre_triton import cost, dense, ringwise
 from sre_triton.spec import ConvSpec
 
 __all__ = ["BACKENDS", "Call", "Plan", "backend", "current_backend", "plan_call", "recording", "run"]
@@ -133,11 +133,12 @@ def _triton_refusal(call: Call) -> str | None:
 
 
 def _automatic(call: Call) -> Plan:
-    group_in, group_out = call.in_channels // call.spec.groups, call.out_channels // call.spec.groups
-    if min(group_in, group_out) <= 8:
-        return Plan(
-            "dense", f"{group_in} to {group_out} channels a group: too few for the product to pay for ring sums"
-        )
-    if call.pixels < 256:
-        return Plan("dense", f"{call.pixels} output pixels: the cost is that of starting operations")
-    return Plan("ringwise", "fewer multiplications than the dense kernel")
+    seconds = cost.estimate(call, cost.rates(call.device_type, call.dtype))
+    chosen = seconds.path
+    words = {"dense": f"{_in_words(seconds.dense)} dense", "ringwise": f"{_in_words(seconds.ringwise)} ring-wise"}
+    other = words["dense" if chosen == "ringwise" else "ringwise"]
+    return Plan(chosen, f"predicted {words[chosen]} against {other}")
+
+
+def _in_words(seconds: float) -> str:
+    return f"{1e3 * seconds:.2g} ms" if seconds < 0.1 else f"{1e3 * seconds:.0f} ms"

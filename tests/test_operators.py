@@ -16,10 +16,10 @@ import sre_triton
 from sre_triton import _ops
 
 OPERATORS: tuple[Callable[..., Any], ...] = (
-    _ops.ring_conv,
-    _ops.ring_conv_transpose,
-    _ops.ring_conv_weight_grad,
-    _ops.ring_conv_backward,
+    _ops.ring_conv.overload,
+    _ops.ring_conv_transpose.overload,
+    _ops.ring_conv_weight_grad.overload,
+    _ops.ring_conv_backward.overload,
 )
 backends = pytest.mark.parametrize("backend", BACKENDS)
 operators = pytest.mark.parametrize("operator", OPERATORS, ids=lambda op: op.name().partition("::")[2])
@@ -40,14 +40,14 @@ def arguments(
         x, y = y, x
     trailing = (*case.operator_args, backend)
     fine, coarse = layout(x), layout(torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1)))
-    if operator is _ops.ring_conv:
+    if operator is _ops.ring_conv.overload:
         return (fine, weight, torch.linspace(-1, 1, weight.shape[0], dtype=x.dtype), *trailing)
-    if operator is _ops.ring_conv_transpose:
+    if operator is _ops.ring_conv_transpose.overload:
         bias = torch.linspace(-1, 1, weight.shape[1] * case.groups, dtype=x.dtype)
         conv_args = _ops.ConvArgs(*trailing)
         extra = conv_args.spec(case.rings).output_padding(fine.shape[2:], coarse.shape[2:])
         return (coarse, weight, bias, extra, *trailing)
-    if operator is _ops.ring_conv_weight_grad:
+    if operator is _ops.ring_conv_weight_grad.overload:
         return (fine, coarse, case.rings, *trailing)
     return (fine, coarse, weight, *trailing)
 
@@ -99,7 +99,7 @@ def test_opcheck_of_an_empty_batch(operator: Callable[..., Any]) -> None:
 
 
 def test_opcheck_without_bias() -> None:
-    for operator in (_ops.ring_conv, _ops.ring_conv_transpose):
+    for operator in (_ops.ring_conv.overload, _ops.ring_conv_transpose.overload):
         x, weight, _, *rest = arguments(operator, Case(padding=1), "auto")
         torch.library.opcheck(operator, (x, weight, None, *rest))
 
@@ -108,8 +108,8 @@ def test_opcheck_without_bias() -> None:
 @pytest.mark.parametrize("antialias", [False, True])
 def test_opcheck_of_the_kernel_operators(ndim: int, antialias: bool) -> None:
     size = (5,) * ndim
-    torch.library.opcheck(_ops.expand_kernel, (torch.randn(3, 2, 3), size, True, antialias))
-    torch.library.opcheck(_ops.collapse_kernel, (torch.randn(3, 2, *size), 3, True, antialias))
+    torch.library.opcheck(_ops.expand_kernel.overload, (torch.randn(3, 2, 3), size, True, antialias))
+    torch.library.opcheck(_ops.collapse_kernel.overload, (torch.randn(3, 2, *size), 3, True, antialias))
 
 
 # Fakes and layouts ----------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def test_fakes_have_the_strides_of_the_real_thing(
 def test_activations_are_laid_out_as_the_first_argument(case: Case, operator: Callable[..., Any], backend: str) -> None:
     args = list(arguments(operator, case, backend))
     # The second activation has the other layout, which must not matter.
-    second = 1 if operator in (_ops.ring_conv_weight_grad, _ops.ring_conv_backward) else None
+    second = 1 if operator in (_ops.ring_conv_weight_grad.overload, _ops.ring_conv_backward.overload) else None
     for first_layout, other_layout in (
         (channels_last, torch.Tensor.contiguous),
         (torch.Tensor.contiguous, channels_last),
@@ -172,7 +172,7 @@ def test_activations_are_laid_out_as_the_first_argument(case: Case, operator: Ca
         if second is not None:
             args[second] = other_layout(args[second])
         first, *others = outputs(operator(*args))
-        if operator is not _ops.ring_conv_weight_grad:
+        if operator is not _ops.ring_conv_weight_grad.overload:
             assert first.stride() == first_layout(first).stride()
             assert first.stride() != other_layout(first).stride()
         for gradient_of_weight in others:
@@ -194,12 +194,12 @@ def test_results_never_share_memory_with_arguments(case: Case, operator: Callabl
 @backends
 @plain_cases
 def test_adjoint_identities(case: Case, backend: str) -> None:
-    x, g, weight, *trailing = arguments(_ops.ring_conv_backward, case, backend)
+    x, g, weight, *trailing = arguments(_ops.ring_conv_backward.overload, case, backend)
     extra = _ops.ConvArgs(*trailing).spec(case.rings).output_padding(x.shape[2:], g.shape[2:])
-    forward = (_ops.ring_conv(x, weight, None, *trailing) * g).sum()
-    transpose = (x * _ops.ring_conv_transpose(g, weight, None, extra, *trailing)).sum()
-    weight_grad = (weight * _ops.ring_conv_weight_grad(x, g, case.rings, *trailing)).sum()
-    grad_x, grad_weight = _ops.ring_conv_backward(x, g, weight, *trailing)
+    forward = (_ops.ring_conv.overload(x, weight, None, *trailing) * g).sum()
+    transpose = (x * _ops.ring_conv_transpose.overload(g, weight, None, extra, *trailing)).sum()
+    weight_grad = (weight * _ops.ring_conv_weight_grad.overload(x, g, case.rings, *trailing)).sum()
+    grad_x, grad_weight = _ops.ring_conv_backward.overload(x, g, weight, *trailing)
     exact = {"rtol": 1e-12, "atol": 1e-10}
     torch.testing.assert_close(transpose, forward, **exact)
     torch.testing.assert_close(weight_grad, forward, **exact)
@@ -213,8 +213,8 @@ def test_collapse_is_the_adjoint_of_expand(ndim: int, antialias: bool) -> None:
     size = (5,) * ndim
     weight = torch.randn(3, 2, 3, dtype=torch.float64)
     kernel = torch.randn(3, 2, *size, dtype=torch.float64)
-    expanded = (_ops.expand_kernel(weight, size, True, antialias) * kernel).sum()
-    collapsed = (weight * _ops.collapse_kernel(kernel, 3, True, antialias)).sum()
+    expanded = (_ops.expand_kernel.overload(weight, size, True, antialias) * kernel).sum()
+    collapsed = (weight * _ops.collapse_kernel.overload(kernel, 3, True, antialias)).sum()
     torch.testing.assert_close(expanded, collapsed, rtol=1e-12, atol=1e-12)
 
 
