@@ -30,7 +30,7 @@ Group = str | float | Sequence[float]
 _GROUPS = ("rotations", "flips", "all")
 _SPLINE_ORDER = {"bilinear": 1, "spline": 3}
 _TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-_NAMES_2D = {
+_NAMES_2D: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
     ((0, 1), (1,)): "flip left-right",
     ((0, 1), (0,)): "flip up-down",
     ((0, 1), (0, 1)): "rotate 180",

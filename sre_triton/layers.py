@@ -96,7 +96,8 @@ class RingConvNd(nn.Module):
     ) -> None:
         super().__init__()
         ntuple = _ntuple(self.ndim)
-        stride = ntuple(stride)
+        strides: tuple[int, ...] = ntuple(stride)
+        size: tuple[int, ...] = ntuple(kernel_size)
         if groups <= 0:
             raise ValueError(f"groups must be a positive integer, got {groups}")
         if in_channels % groups != 0:
@@ -108,24 +109,23 @@ class RingConvNd(nn.Module):
         if isinstance(padding, str):
             if padding not in ("same", "valid"):
                 raise ValueError(f"Invalid padding string {padding!r}, should be one of 'same', 'valid'")
-            if padding == "same" and any(s != 1 for s in stride):
-                raise ValueError(f"padding='same' is not supported for strided convolutions, got stride={stride}")
+            if padding == "same" and any(s != 1 for s in strides):
+                raise ValueError(f"padding='same' is not supported for strided convolutions, got stride={strides}")
         modes = ("zeros",) if self.transposed else _PADDING_MODES
         if padding_mode not in modes:
             raise ValueError(
                 f"padding_mode must be one of {modes} for {type(self).__name__}, but got padding_mode={padding_mode!r}"
             )
-        kernel_size = ntuple(kernel_size)
-        if isinstance(kernel_size, tuple) and len(kernel_size) != self.ndim:
+        if isinstance(size, tuple) and len(size) != self.ndim:
             raise ValueError(
-                f"kernel_size must be an int or a tuple of {self.ndim} ints for {type(self).__name__}, got {kernel_size}"
+                f"kernel_size must be an int or a tuple of {self.ndim} ints for {type(self).__name__}, got {size}"
             )
-        geometry = ring_geometry(kernel_size, num_rings, circular, antialias)
+        geometry = ring_geometry(size, num_rings, circular, antialias)
 
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = geometry.kernel_size
-        self.stride = stride
+        self.stride = strides
         self.padding = padding if isinstance(padding, str) else ntuple(padding)
         self.dilation = ntuple(dilation)
         self.output_padding = ntuple(output_padding)

@@ -128,17 +128,6 @@ class RingGeometry:
         table.setflags(write=False)
         return table
 
-    @cached_property
-    def pseudo_inverse(self) -> FloatArray:
-        """``M⁺[tap, ring]``: least-squares map from a dense kernel to ring weights, read-only.
-
-        For hard rings it is the mean over each ring.
-        """
-        gram = self.weights @ self.weights.T
-        inverse = np.linalg.solve(gram, self.weights).T
-        inverse.setflags(write=False)
-        return inverse
-
     @property
     def tap_counts(self) -> tuple[int, ...]:
         """Number of taps that each ring touches."""
