@@ -18,6 +18,7 @@ from bench import layers, memory
 from bench.cases import Case
 from bench.timing import Call, Clock, Times, clock_for, repeats_for, sample, synchronised
 from bench.truth import worst_error
+from sre_triton.layers import RingConvNd
 from sre_triton.plan import recording
 
 # Mode: (trains, dtype). The reference packages and the floor run in float32.
@@ -32,11 +33,11 @@ def test_layer(benchmark: Any, case: Case, k: int, mode: str, device: str, quick
     rivals = layers.contestants(case, k, references=dtype == torch.float32)
     calls: dict[str, Call] = {}
     for name, (layer, memory_format) in rivals.items():
-        shape = layer.shape if name == layers.FLOOR else case.input_shape
+        shape = layer.shape if isinstance(layer, layers.Floor) else case.input_shape
         layer.to(device, dtype)
         x = torch.randn(shape, device=device, dtype=dtype)
         x = x.contiguous(memory_format=layers.MEMORY_FORMATS[case.ndim][memory_format])
-        if layers.OURS in name:
+        if isinstance(layer, RingConvNd):
             assert worst_error(layer, case, k, x, train=train) < TOLERANCE[dtype]
         calls[name] = synchronised(layers.task(layer, x, train=train), device)
 
