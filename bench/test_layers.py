@@ -72,12 +72,11 @@ def test_layer(benchmark: Any, case: Case, k: int, mode: str, device: str, quick
 def interleave(benchmark: Any, calls: dict[str, Call], timed: str, budget: float, clock: Clock) -> dict[str, Times]:
     """Times of all calls, of which pytest-benchmark takes those of ``timed``.
 
-    Each takes part in 3 to 15 rounds, as many as fit its ``budget`` in seconds.
+    Each takes part in 3 to 15 rounds, as many as fit its ``budget`` in seconds. The first tells how many.
     """
     repeats = {name: repeats_for(call, clock) for name, call in calls.items()}
-    first = {name: sample(call, repeats[name], clock) * repeats[name] for name, call in calls.items()}
-    rounds = {name: min(15, max(3, int(budget / seconds))) for name, seconds in first.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+    samples = {name: [sample(call, repeats[name], clock)] for name, call in calls.items()}
+    rounds = {name: min(15, max(3, int(budget / (samples[name][0] * repeats[name])))) for name in calls}
 
     def race(name: str) -> None:
         if len(samples[name]) < rounds[name]:
@@ -88,5 +87,5 @@ def interleave(benchmark: Any, calls: dict[str, Call], timed: str, budget: float
             if name != timed:
                 race(name)
 
-    benchmark.pedantic(partial(race, timed), setup=race_rivals, rounds=max(rounds.values()), iterations=1)
+    benchmark.pedantic(partial(race, timed), setup=race_rivals, rounds=max(rounds.values()) - 1, iterations=1)
     return {name: Times(tuple(taken)) for name, taken in samples.items()}
