@@ -36,6 +36,7 @@ class RingwiseWork(NamedTuple):
     start: float  # once per pass
     calls: float  # of PyTorch operations on a block
     additions: float  # of elements in ring sums
+    strided: float  # the same where the convolution is strided: operands are read with gaps, from larger blocks
     copies: float  # of elements into a block, and of ring sums
     products: float
     outputs: float  # elements of products, written or added up
@@ -131,10 +132,12 @@ def ringwise_work(call: Call) -> RingwiseWork:
     blocks = max(1.0, positions * summed * (len(schedule.levels) + rings) / _BLOCK)
     # A sum over the first dimensions alone still has every position of the padded input in the others.
     density = [math.prod(stride[level:]) for level in range(spec.ndim + 1)]
+    additions = positions * summed * sum(density[schedule.levels[step.out]] for step in schedule.steps)
     return RingwiseWork(
         start=1.0,
         calls=blocks * (len(schedule.steps) + rings + 2 * products * spec.groups),
-        additions=positions * summed * sum(density[schedule.levels[step.out]] for step in schedule.steps),
+        additions=additions,
+        strided=additions if density[0] > 1 else 0.0,
         copies=positions * summed * (density[0] + rings),
         products=products * positions * rings * summed * _in_lanes(mixed // spec.groups),
         outputs=products * positions * mixed,
@@ -151,15 +154,15 @@ def rates(device_type: str, dtype: torch.dtype) -> Rates:
 # One thread of a server processor with AVX-512. More threads make both paths faster alike.
 _CPU = (
     DenseWork(start=8.4e4, products=0.0173, gradient_products=0.0185, kernel=1.8, activations=0.54),
-    RingwiseWork(start=1.6e5, calls=3.1e3, additions=0.35, copies=0.0, products=0.0233, outputs=0.85),
+    RingwiseWork(start=1.6e5, calls=3.1e3, additions=0.32, strided=0.17, copies=0.0, products=0.0247, outputs=0.83),
 )
 _CPU_HALF = (
     DenseWork(start=1.1e5, products=0.0085, gradient_products=0.0113, kernel=1.0, activations=0.37),
-    RingwiseWork(start=1.1e5, calls=9.1e3, additions=0.21, copies=0.39, products=0.0097, outputs=0.57),
+    RingwiseWork(start=1.1e5, calls=9.2e3, additions=0.21, strided=0.085, copies=0.33, products=0.0106, outputs=0.56),
 )
 # Not measured: a ratio of arithmetic to memory traffic as GPUs have it, 200 products to a byte, with every
 # addition going through memory. It errs to the side of the dense path.
 _OTHER = (
     DenseWork(start=1e4, products=1e-5, gradient_products=1e-5, kernel=4e-3, activations=4e-3),
-    RingwiseWork(start=2e4, calls=6e3, additions=8e-3, copies=8e-3, products=1e-5, outputs=4e-3),
+    RingwiseWork(start=2e4, calls=6e3, additions=8e-3, strided=0.0, copies=8e-3, products=1e-5, outputs=4e-3),
 )
