@@ -67,7 +67,8 @@ def _run_suite(options: argparse.Namespace, raw: Path) -> int:
     command += [f"--benchmark-json={raw}", f"--threads={options.threads}", f"--sizes={options.k}"]
     command += [f"--case={options.filter}", *(["--quick"] if options.quick else [])]
     variables = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
-    return subprocess.run(command, cwd=SUITE.parents[1], env=variables, stdout=sys.stderr).returncode
+    stderr = 2  # stdout is for the table
+    return subprocess.run(command, cwd=SUITE.parents[1], env=variables, stdout=stderr).returncode
 
 
 if __name__ == "__main__":

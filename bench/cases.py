@@ -37,7 +37,7 @@ class Case:
 
 def _resnet18() -> list[Case]:
     """The four stages of SRE-ResNet18. Larger images come in smaller batches."""
-    stages = {28: (16, (28, 14, 7, 4)), 32: (16, (32, 16, 8, 4)), 64: (4, (64, 32, 16, 8))}
+    stages = {28: (8, (28, 14, 7, 4)), 32: (8, (32, 16, 8, 4)), 64: (2, (64, 32, 16, 8))}
     return [
         Case(f"resnet{image}.{channels}@{size}", 2, batch, channels, channels, size)
         for image, (batch, sizes) in stages.items()
@@ -70,15 +70,15 @@ def _hard() -> list[Case]:
     """Where few multiplications are to be saved, or the cost is that of starting operations."""
     return [
         Case("stem.3-64@64", 2, 8, 3, 64, 64, hard=True),
-        Case("stem.3-64@64/2", 2, 8, 3, 64, 64, stride=2, hard=True),
-        Case("thin.8-16@64", 2, 8, 8, 16, 64, hard=True),
-        Case("thin.16@64", 2, 8, 16, 16, 64, hard=True),
+        Case("stem.3-64@64/2", 2, 8, 3, 64, 64, stride=2, kernel_sizes=(3, 5), hard=True),
+        Case("thin.8-16@64", 2, 8, 8, 16, 64, kernel_sizes=(3, 5), hard=True),
+        Case("thin.16@64", 2, 8, 16, 16, 64, kernel_sizes=(3, 5), hard=True),
         Case("depthwise.64@32", 2, 8, 64, 64, 32, groups=64, hard=True),
-        Case("grouped4.128@16", 2, 16, 128, 128, 16, groups=4, hard=True),
-        Case("down.64-128@32/2", 2, 16, 64, 128, 32, stride=2, hard=True),
-        Case("down.256-512@8/2", 2, 16, 256, 512, 8, stride=2, hard=True),
+        Case("grouped4.128@16", 2, 16, 128, 128, 16, groups=4, kernel_sizes=(3, 5), hard=True),
+        Case("down.64-128@32/2", 2, 16, 64, 128, 32, stride=2, kernel_sizes=(3, 5), hard=True),
+        Case("down.256-512@8/2", 2, 16, 256, 512, 8, stride=2, kernel_sizes=(3, 5), hard=True),
         Case("tiny.32@4", 2, 1, 32, 32, 4, hard=True),
-        Case("tiny.64@8", 2, 1, 64, 64, 8, hard=True),
+        Case("tiny.64@8", 2, 1, 64, 64, 8, kernel_sizes=(3, 5), hard=True),
         Case("pointwise.64@32", 2, 8, 64, 64, 32, kernel_sizes=(1,), hard=True),
         Case("stem3d.3-32@16/2", 3, 2, 3, 32, 16, stride=2, kernel_sizes=(3, 5), hard=True),
     ]

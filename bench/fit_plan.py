@@ -13,7 +13,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import geometric_mean
@@ -132,9 +132,9 @@ class Verdict:
     worst_loss_to_dense: float
 
 
-def verdict(samples: Sequence[Sample], rates: Callable[[Call], cost.Rates]) -> Verdict:
+def verdict(samples: Sequence[Sample], rates: cost.Rates) -> Verdict:
     """Judges the plans that ``rates`` lead to by the times that were measured."""
-    chosen = [sample.seconds[cost.estimate(sample.call, rates(sample.call)).path] for sample in samples]
+    chosen = [sample.seconds[cost.estimate(sample.call, rates).path] for sample in samples]
     losses = [seconds / min(sample.seconds.values()) for sample, seconds in zip(samples, chosen, strict=True)]
     to_dense = [seconds / sample.seconds["dense"] for sample, seconds in zip(samples, chosen, strict=True)]
     return Verdict(len(samples), losses.count(1.0) / len(losses), geometric_mean(losses), max(losses), max(to_dense))
@@ -160,7 +160,8 @@ def check_registry(name: str = "", tolerance: float = 1.1) -> int:
     Console(width=160).print(table)
     losses = sum(ratio > tolerance for ratio in ratios)
     print(
-        f"{losses} of {len(ratios)} plans lose more than {tolerance - 1:.0%} to dense; worst {max(ratios, default=0):.2f}"
+        f"{losses} of {len(ratios)} plans lose more than {tolerance - 1:.0%} to dense; worst "
+        f"{max(ratios, default=0):.2f}"
     )
     return int(losses > 0)
 
@@ -183,8 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rates = fit_rates([sample for sample in typed if sample.call.spec in learned])
         held_out = [sample for sample in typed if sample.call.spec not in learned]
         results[str(dtype)] = {
-            "held_out": asdict(verdict(held_out, lambda _, rates=rates: rates)),
-            "held_out_at_present_rates": asdict(verdict(held_out, lambda call: cost.rates("cpu", call.dtype))),
+            "held_out": asdict(verdict(held_out, rates)),
+            "held_out_at_present_rates": asdict(verdict(held_out, cost.rates("cpu", dtype))),
             "rates": {type(rate).__name__: rate._asdict() for rate in fit_rates(typed)},
         }
     print(json.dumps(results, indent=1))

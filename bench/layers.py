@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import sre_triton
 from bench.cases import Case
+from sre_triton.layers import RingConvNd
 
 __all__ = [
     "DENSE",
@@ -22,6 +23,7 @@ __all__ = [
     "MEMORY_FORMATS",
     "OURS",
     "SRE",
+    "Floor",
     "Layer",
     "contestants",
     "dense_layer",
@@ -54,7 +56,7 @@ def _package(name: str, file: str) -> ModuleType:
     return module
 
 
-def ring_layer(case: Case, k: int) -> Layer:
+def ring_layer(case: Case, k: int) -> RingConvNd:
     """Our layer."""
     return _RING[case.ndim - 1](
         case.in_channels, case.out_channels, k, case.stride, padding=k // 2, groups=case.groups, bias=False
@@ -75,7 +77,7 @@ def _reference_layer(package: str, case: Case, k: int) -> Layer:
     return built
 
 
-class _Floor(nn.Module):
+class Floor(nn.Module):
     """One pointwise convolution over as many channels as all ring sums have: the multiplications that a
     ring convolution cannot do without. Its input is given, as if ring sums cost nothing."""
 
@@ -97,7 +99,7 @@ def contestants(case: Case, k: int, *, references: bool) -> dict[str, tuple[Laye
     for name in MEMORY_FORMATS[case.ndim]:
         entries[f"{OURS} {name}"] = (ring, name)
         entries[f"{DENSE} {name}"] = (copy.deepcopy(dense), name)
-    entries[FLOOR] = (_Floor(case, ring.num_rings), "nhwc")
+    entries[FLOOR] = (Floor(case, ring.num_rings), "nhwc")
     if references:
         entries[SRE] = (_reference_layer(SRE, case, k), "nchw")
     if references and case.groups == 1:  # GMR_Conv's forward ignores groups

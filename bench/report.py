@@ -20,6 +20,10 @@ from bench.layers import DENSE, FLOOR, GMR, OURS, SRE
 __all__ = ["Row", "draw", "environment", "means", "rows", "table", "to_json"]
 
 
+# Libraries take and keep up to this much for themselves, so less is not told apart.
+_LEAST_BYTES = 8 << 20
+
+
 @dataclass(frozen=True)
 class Row:
     """One case at one kernel size on one device: the ``extra_info`` of its tests, by mode."""
@@ -52,7 +56,9 @@ class Row:
     def memory(self) -> float | None:
         """Our peak memory in a training step over that of nn.Conv."""
         peak = self.modes.get("train", {}).get("peak_bytes")
-        return None if peak is None else peak[OURS] / peak[DENSE]
+        if peak is None or max(peak.values()) < _LEAST_BYTES:
+            return None
+        return float(peak[OURS] / peak[DENSE])
 
     @property
     def paths(self) -> str:

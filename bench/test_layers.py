@@ -18,6 +18,7 @@ from bench import layers, memory
 from bench.cases import Case
 from bench.timing import Call, Clock, Times, clock_for, repeats_for, sample, synchronised
 from bench.truth import worst_error
+from sre_triton.layers import RingConvNd
 from sre_triton.plan import recording
 
 # Mode: (trains, dtype). The reference packages and the floor run in float32.
@@ -32,11 +33,11 @@ def test_layer(benchmark: Any, case: Case, k: int, mode: str, device: str, quick
     rivals = layers.contestants(case, k, references=dtype == torch.float32)
     calls: dict[str, Call] = {}
     for name, (layer, memory_format) in rivals.items():
-        shape = layer.shape if name == layers.FLOOR else case.input_shape
+        shape = layer.shape if isinstance(layer, layers.Floor) else case.input_shape
         layer.to(device, dtype)
         x = torch.randn(shape, device=device, dtype=dtype)
         x = x.contiguous(memory_format=layers.MEMORY_FORMATS[case.ndim][memory_format])
-        if layers.OURS in name:
+        if isinstance(layer, RingConvNd):
             assert worst_error(layer, case, k, x, train=train) < TOLERANCE[dtype]
         calls[name] = synchronised(layers.task(layer, x, train=train), device)
 
@@ -71,12 +72,11 @@ def test_layer(benchmark: Any, case: Case, k: int, mode: str, device: str, quick
 def interleave(benchmark: Any, calls: dict[str, Call], timed: str, budget: float, clock: Clock) -> dict[str, Times]:
     """Times of all calls, of which pytest-benchmark takes those of ``timed``.
 
-    Each takes part in 3 to 15 rounds, as many as fit its ``budget`` in seconds.
+    Each takes part in 3 to 15 rounds, as many as fit its ``budget`` in seconds. The first tells how many.
     """
     repeats = {name: repeats_for(call, clock) for name, call in calls.items()}
-    first = {name: sample(call, repeats[name], clock) * repeats[name] for name, call in calls.items()}
-    rounds = {name: min(15, max(3, int(budget / seconds))) for name, seconds in first.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+    samples = {name: [sample(call, repeats[name], clock)] for name, call in calls.items()}
+    rounds = {name: min(15, max(3, int(budget / (samples[name][0] * repeats[name])))) for name in calls}
 
     def race(name: str) -> None:
         if len(samples[name]) < rounds[name]:
@@ -87,5 +87,5 @@ def interleave(benchmark: Any, calls: dict[str, Call], timed: str, budget: float
             if name != timed:
                 race(name)
 
-    benchmark.pedantic(partial(race, timed), setup=race_rivals, rounds=max(rounds.values()), iterations=1)
+    benchmark.pedantic(partial(race, timed), setup=race_rivals, rounds=max(rounds.values()) - 1, iterations=1)
     return {name: Times(tuple(taken)) for name, taken in samples.items()}

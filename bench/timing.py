@@ -61,11 +61,9 @@ def synchronised(call: Call, device: str) -> Call:
 
 
 def repeats_for(call: Call, clock: Clock) -> int:
-    """How often to call per sample, found by a call (the second, since the first one may be special)."""
+    """How often to call per sample, found by a call after a first one to warm up."""
     call()
-    start = clock()
-    call()
-    return max(1, math.ceil(_SHORTEST_SAMPLE / max(clock() - start, 1e-6)))
+    return max(1, math.ceil(_SHORTEST_SAMPLE / max(sample(call, 1, clock), 1e-6)))
 
 
 def sample(call: Call, repeats: int, clock: Clock) -> float:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import sre_triton
 from bench.cases import Case
-from bench.layers import Layer
+from sre_triton.layers import RingConvNd
 
 __all__ = ["worst_error"]
 
@@ -19,7 +19,7 @@ _CONV = (F.conv1d, F.conv2d, F.conv3d)
 _FEW = 4
 
 
-def worst_error(layer: Layer, case: Case, k: int, x: Tensor, *, train: bool) -> float:
+def worst_error(layer: RingConvNd, case: Case, k: int, x: Tensor, *, train: bool) -> float:
     """Largest error of the layer's result, and of its gradients if it trains, over the largest true value."""
     few_in, few_out = slice(min(_FEW, case.in_channels // case.groups)), slice(_FEW)
     group_in, group_out = slice(case.in_channels // case.groups), slice(case.out_channels // case.groups)

@@ -36,6 +36,7 @@ class RingwiseWork(NamedTuple):
     start: float  # once per pass
     calls: float  # of PyTorch operations on a block
     additions: float  # of elements in ring sums
+    strided: float  # the same where the convolution is strided: operands are read with gaps, from larger blocks
     copies: float  # of elements into a block, and of ring sums
     products: float
     outputs: float  # elements of products, written or added up
@@ -53,11 +54,12 @@ class Estimate(NamedTuple):
     @property
     def path(self) -> str:
         """The path to take. Where the two are close, it is the one with the smaller surprises."""
-        return "ringwise" if _MARGIN * self.ringwise < self.dense else "dense"
+        return "ringwise" if _MARGIN * self.ringwise + _HEAD_START < self.dense else "dense"
 
 
-# The predictions are a tenth off now and then.
+# What predictions are off now and then: a tenth, and some of what it costs to start operations.
 _MARGIN = 1.1
+_HEAD_START = 4e-5
 
 
 def estimate(call: Call, rates: Rates) -> Estimate:
@@ -79,8 +81,8 @@ def dense_work(call: Call) -> DenseWork:
     ):
         taps *= _taps_inside(k, n, m, p, s, d) / max(m, 1)
     group_in, group_out = call.in_channels // spec.groups, call.out_channels // spec.groups
-    # Vector lanes are filled with output channels; a depthwise layer has a kernel of its own.
-    lanes = 1 if group_out == group_in == 1 else -(-group_out // _LANES) * _LANES
+    # A depthwise layer has a kernel of its own.
+    lanes = 1 if group_out == group_in == 1 else _in_lanes(group_out)
     products = call.pixels * taps * group_in * lanes * spec.groups
     passes = 2 if call.kind == "backward" else 1
     forward = call.kind == "forward"
@@ -95,7 +97,9 @@ def dense_work(call: Call) -> DenseWork:
     )
 
 
-_LANES = 16
+def _in_lanes(channels: int) -> int:
+    """Output channels that are paid for: they fill vectors of 16."""
+    return -(-channels // 16) * 16
 
 
 def _taps_inside(k: int, n: int, m: int, padding: int, stride: int, dilation: int) -> int:
@@ -118,20 +122,24 @@ def ringwise_work(call: Call) -> RingwiseWork:
         parts = [ringwise_work(call._replace(kind=kind)) for kind in ("transpose", "weight_grad")]
         return RingwiseWork(*map(sum, zip(*parts, strict=True)))
     if call.kind in ("forward", "weight_grad"):
-        positions, summed, mixed = call.pixels, call.in_channels, call.out_channels
+        positions, summed, mixed, stride = call.pixels, call.in_channels, call.out_channels, spec.stride
     else:
         positions, summed, mixed = call.batch * math.prod(input_size), call.out_channels, call.in_channels
+        stride = (1,) * spec.ndim
     half = tuple(min(k // 2, n - 1) for k, n in zip(spec.geometry.kernel_size, input_size, strict=True))
     _, schedule = ring_schedule(spec.geometry, half)
-    rings = schedule.num_rings
-    products = 2 if call.kind == "backward" else 1
+    rings, products = schedule.num_rings, 2 if call.kind == "backward" else 1
     blocks = max(1.0, positions * summed * (len(schedule.levels) + rings) / _BLOCK)
+    # A sum over the first dimensions alone still has every position of the padded input in the others.
+    density = [math.prod(stride[level:]) for level in range(spec.ndim + 1)]
+    additions = positions * summed * sum(density[schedule.levels[step.out]] for step in schedule.steps)
     return RingwiseWork(
         start=1.0,
         calls=blocks * (len(schedule.steps) + rings + 2 * products * spec.groups),
-        additions=positions * summed * len(schedule.steps),
-        copies=positions * summed * (1 + rings),
-        products=products * positions * rings * summed * (mixed // spec.groups),
+        additions=additions,
+        strided=additions if density[0] > 1 else 0.0,
+        copies=positions * summed * (density[0] + rings),
+        products=products * positions * rings * summed * _in_lanes(mixed // spec.groups),
         outputs=products * positions * mixed,
     )
 
@@ -143,18 +151,18 @@ def rates(device_type: str, dtype: torch.dtype) -> Rates:
     return _CPU_HALF if dtype in (torch.bfloat16, torch.float16) else _CPU
 
 
-# One thread of a processor with AVX-512. More threads make both paths faster alike.
+# One thread of a server processor with AVX-512. More threads make both paths faster alike.
 _CPU = (
-    DenseWork(start=3e4, products=0.0185, gradient_products=0.0185, kernel=1.0, activations=0.3),
-    RingwiseWork(start=4e4, calls=1.5e3, additions=0.14, copies=0.1, products=0.0215, outputs=0.6),
+    DenseWork(start=8.4e4, products=0.0173, gradient_products=0.0185, kernel=1.8, activations=0.54),
+    RingwiseWork(start=1.6e5, calls=3.1e3, additions=0.32, strided=0.17, copies=0.0, products=0.0247, outputs=0.83),
 )
 _CPU_HALF = (
-    DenseWork(start=3e4, products=0.0095, gradient_products=0.0095, kernel=1.0, activations=0.3),
-    RingwiseWork(start=4e4, calls=1.5e3, additions=0.14, copies=0.3, products=0.012, outputs=0.6),
+    DenseWork(start=1.1e5, products=0.0085, gradient_products=0.0113, kernel=1.0, activations=0.37),
+    RingwiseWork(start=1.1e5, calls=9.2e3, additions=0.21, strided=0.085, copies=0.33, products=0.0106, outputs=0.56),
 )
 # Not measured: a ratio of arithmetic to memory traffic as GPUs have it, 200 products to a byte, with every
 # addition going through memory. It errs to the side of the dense path.
 _OTHER = (
     DenseWork(start=1e4, products=1e-5, gradient_products=1e-5, kernel=4e-3, activations=4e-3),
-    RingwiseWork(start=2e4, calls=6e3, additions=8e-3, copies=8e-3, products=1e-5, outputs=4e-3),
+    RingwiseWork(start=2e4, calls=6e3, additions=8e-3, strided=0.0, copies=8e-3, products=1e-5, outputs=4e-3),
 )

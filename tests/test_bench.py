@@ -1,0 +1,168 @@
+"""The benchmark suite and the planner's cost model that it fits. Nothing here measures speed but the slow test."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("pytest_benchmark")
+from bench import fit_plan, report
+from bench.__main__ import main
+from bench.cases import CASES, QUICK_CASES, Case, cases
+from sre_triton import cost
+from sre_triton.plan import plan_call
+
+FLOAT, HALF = torch.float32, torch.bfloat16
+
+
+def square(channels: int, size: int, *, batch: int = 8, in_channels: int = 0, **options: int) -> Case:
+    return Case("test", 2, batch, in_channels or channels, channels, size, **options)
+
+
+# The registry ---------------------------------------------------------------------------------------
+
+
+def test_names_tell_cases_apart_and_quick_ones_are_among_them() -> None:
+    names = [case.name for case in CASES]
+    assert len(set(names)) == len(names)
+    assert set(QUICK_CASES) <= set(names)
+    assert {case.name for case in cases(quick=True)} == set(QUICK_CASES)
+    assert all("unet" in case.name for case in cases(name="unet"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_case_is_a_convolution(case: Case) -> None:
+    for k in case.kernel_sizes:
+        for kind in fit_plan.KINDS:
+            call = fit_plan.make_call(kind, case, k, FLOAT)
+            assert call.pixels == case.batch * (-(-case.size // case.stride)) ** case.ndim
+            assert plan_call(call, "auto").path in fit_plan.PATHS
+
+
+def test_the_means_are_over_ordinary_layers() -> None:
+    counted = [case for case in CASES if case.in_mean]
+    assert {case.ndim for case in counted} == {2, 3}
+    assert all(32 <= c <= 512 for case in counted for c in (case.in_channels, case.out_channels))
+    assert all(case.groups == case.stride == 1 for case in counted)
+
+
+# The command ----------------------------------------------------------------------------------------
+
+
+def test_a_quick_run_makes_table_json_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures, picture = tmp_path / "figures.json", tmp_path / "figures.png"
+    options = ["--quick", "--filter", "tiny", "--k", "3", "--threads", "1"]
+    assert main([*options, "--json", str(figures), "--png", str(picture)]) == 0
+    assert "tiny.64@8" in capsys.readouterr().out
+    found = json.loads(figures.read_text())
+    assert set(found) == {"environment", "means", "cases"}
+    assert found["environment"]["threads"] == 1
+    (case,) = (case for case in found["cases"] if case["device"] == "cpu")
+    assert set(case["modes"]) == {"infer", "train", "infer-bf16"}
+    for mode in case["modes"].values():
+        assert set(mode["median"]) == set(mode["iqr"])
+        assert all(seconds > 0 for seconds in mode["median"].values())
+    assert set(case["modes"]["train"]["ratio"]) == {"sre_triton", "nn.Conv", "floor", "SRE_Conv", "GMR_Conv"}
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_filter_that_matches_nothing_is_an_error(tmp_path: Path) -> None:
+    assert main(["--filter", "no such case", "--png", str(tmp_path / "none.png")]) != 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_means_are_geometric_and_count_ordinary_layers_alone() -> None:
+    def row(name: str, speedup: float, in_mean: bool) -> report.Row:
+        info = {"in_mean": in_mean, "case": {"ndim": 2}, "ratio": {"nn.Conv": speedup, "floor": 0.5}}
+        return report.Row(name, 3, "cpu", {"infer": info})
+
+    rows = [row("a", 2.0, True), row("b", 8.0, True), row("c", 100.0, False)]
+    (found,) = report.means(rows).values()
+    assert found["infer"] == pytest.approx(4)
+    assert found["time / floor"] == pytest.approx(2)
+    assert "train" not in found
+
+
+# The cost model -------------------------------------------------------------------------------------
+
+HARD = {
+    "depthwise": (square(64, 32, groups=64), 9),
+    "stem": (square(64, 64, in_channels=3), 3),
+    "tiny": (square(32, 4, batch=1), 3),
+    "small": (square(64, 8, batch=1), 3),
+    "pointwise": (square(64, 32), 1),
+}
+
+
+@pytest.mark.parametrize("dtype", [FLOAT, HALF])
+@pytest.mark.parametrize(("case", "k"), HARD.values(), ids=HARD)
+def test_layers_with_nothing_to_save_are_planned_dense(case: Case, k: int, dtype: torch.dtype) -> None:
+    assert plan_call(fit_plan.make_call("forward", case, k, dtype), "auto").path == "dense"
+
+
+@pytest.mark.parametrize("kind", [*fit_plan.KINDS, "transpose", "weight_grad"])
+@pytest.mark.parametrize("dtype", [FLOAT, HALF])
+@pytest.mark.parametrize("k", [5, 9])
+def test_ordinary_layers_are_planned_ring_wise(k: int, dtype: torch.dtype, kind: str) -> None:
+    plan = plan_call(fit_plan.make_call(kind, square(64, 32), k, dtype), "auto")
+    assert plan.path == "ringwise"
+    assert plan.reason.startswith("predicted ")
+    assert "ms ring-wise against" in plan.reason
+    assert plan.reason.endswith("ms dense")
+
+
+def test_dense_products_leave_out_taps_in_the_padding() -> None:
+    case = square(16, 4, batch=1)
+    inside = sum(
+        0 <= y + dy < 4 and 0 <= x + dx < 4
+        for y in range(4) for x in range(4) for dy in range(-2, 3) for dx in range(-2, 3)
+    )  # fmt: skip
+    assert cost.dense_work(fit_plan.make_call("forward", case, 5, FLOAT)).products == pytest.approx(inside * 16 * 16)
+
+
+@pytest.mark.parametrize("case", [square(64, 32), square(64, 32, groups=2)], ids=["plain", "grouped"])
+def test_a_strided_backward_is_the_sum_of_its_parts(case: Case) -> None:
+    strided = Case("test", 2, 8, 64, 64, 32, stride=2, groups=case.groups)
+    whole, *parts = (
+        cost.ringwise_work(fit_plan.make_call(kind, strided, 5, FLOAT))
+        for kind in ("backward", "transpose", "weight_grad")
+    )
+    assert whole == pytest.approx([a + b for a, b in zip(*parts, strict=True)])
+
+
+def test_no_pixels_cost_no_products() -> None:
+    call = fit_plan.make_call("backward", square(64, 8, batch=0), 3, FLOAT)
+    assert cost.dense_work(call).gradient_products == cost.ringwise_work(call).products == 0
+    assert plan_call(call, "auto").path in fit_plan.PATHS
+
+
+def test_a_fit_recovers_the_rates_that_made_the_times() -> None:
+    generator = random.Random(0)
+    true = cost.rates("cpu", FLOAT)
+    calls = [
+        fit_plan.make_call(generator.choice(fit_plan.KINDS), *shape, FLOAT) for shape in fit_plan.random_cases(80, 1)
+    ]
+    samples = [fit_plan.Sample(call, cost.estimate(call, true)._asdict()) for call in calls]
+    found = fit_plan.fit_rates(samples)
+    for rates, true_rates in zip(found, true, strict=True):
+        assert rates == pytest.approx(true_rates, rel=1e-3, abs=1e-6)
+    verdict = fit_plan.verdict(samples, found)
+    assert verdict.worst_loss < 2
+    assert verdict.worst_loss_to_dense <= 1
+
+
+def test_the_fitting_command_prints_rates_to_paste(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit_plan.main(["--shapes", "6"]) == 0
+    for found in json.loads(capsys.readouterr().out).values():
+        assert set(found["rates"]) == {"DenseWork", "RingwiseWork"}
+        assert cost.DenseWork(**found["rates"]["DenseWork"])
+        assert 0 <= found["held_out"]["hit_rate"] <= 1
+
+
+@pytest.mark.slow
+def test_no_plan_loses_a_tenth_to_dense_on_the_registry() -> None:
+    assert fit_plan.check_registry() == 0
