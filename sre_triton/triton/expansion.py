@@ -5,7 +5,7 @@ import triton.language as tl
 
 
 @triton.jit
-def ring_expand_fwd_kernel(p_w, p_table, p_dense, pairs, taps, NUM_RINGS: tl.constexpr, BO: tl.constexpr,
+def ring_expand_kernel(p_w, p_table, p_dense, pairs, taps, NUM_RINGS: tl.constexpr, BO: tl.constexpr,
                            BT: tl.constexpr):  # fmt: skip
     """dense[o, t] = sum_b w[o, b] table[b, t]. w [pairs, NUM_RINGS], table [NUM_RINGS, taps] float32.
 
@@ -29,7 +29,7 @@ def ring_expand_fwd_kernel(p_w, p_table, p_dense, pairs, taps, NUM_RINGS: tl.con
 
 
 @triton.jit
-def ring_collapse_fwd_kernel(p_dense, p_table, p_w, pairs, taps, NUM_RINGS: tl.constexpr, BO: tl.constexpr,
+def ring_collapse_kernel(p_dense, p_table, p_w, pairs, taps, NUM_RINGS: tl.constexpr, BO: tl.constexpr,
                              BT: tl.constexpr):  # fmt: skip
     """w[o, b] = sum_t dense[o, t] table[b, t], the adjoint of the expansion. Grid: (tiles of BO, NUM_RINGS)."""
     o_o = tl.program_id(0) * BO + tl.arange(0, BO)

@@ -8,7 +8,7 @@ from sre_triton.triton.taps import num_rings, ring_index, row_step, row_stride
 
 
 @triton.jit
-def ring_sum_fwd_kernel(
+def ring_sum_kernel(
     p_x,
     p_s,
     depth_in,

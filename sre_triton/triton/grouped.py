@@ -155,7 +155,7 @@ def ring_conv_grouped_bwd_kernel_w(
     m_c = o_co < channels_out
     acc = ()
     for _ in tl.static_range(num_rings(TAPS)):
-        acc = acc + (tl.zeros((BC,), tl.float32),)
+        acc = acc + (tl.zeros((BM, BC), tl.float32),)
     for i_block in tl.range(i_split * blocks_per_split, tl.minimum((i_split + 1) * blocks_per_split, num_blocks)):
         i_x, i_tile = split_index(i_block, num_x)
         i_y, i_slice = split_index(i_tile, num_y)
@@ -176,10 +176,9 @@ def ring_conv_grouped_bwd_kernel_w(
             b_g = tl.load(p_g + o_p[:, None] * channels_out + o_co[None, :], mask=m_g, other=0.0).to(tl.float32)
             updated = ()
             for ring in tl.static_range(num_rings(TAPS)):
-                b_part = tl.sum(sums[ring * R + row].to(tl.float32) * b_g, axis=0)
-                updated = updated + (acc[ring] + b_part,)
+                updated = updated + (acc[ring] + sums[ring * R + row].to(tl.float32) * b_g,)
             acc = updated
     for ring in tl.static_range(num_rings(TAPS)):
         # [BC]
         o_grad = ((i_split * NUM_WEIGHTS + ring_index(TAPS, ring)) * c_in + i_c).to(tl.int64) * channels_out + o_co
-        tl.store(p_grad + o_grad, acc[ring], mask=m_c)
+        tl.store(p_grad + o_grad, tl.sum(acc[ring], axis=0), mask=m_c)

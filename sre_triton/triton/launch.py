@@ -22,10 +22,10 @@ from torch import Tensor
 
 from sre_triton.rings import RingGeometry
 from sre_triton.spec import ConvSpec
-from sre_triton.triton import tiles
-from sre_triton.triton.expansion import ring_collapse_fwd_kernel, ring_expand_fwd_kernel
+from sre_triton.triton import tiles, tuning
+from sre_triton.triton.expansion import ring_collapse_kernel, ring_expand_kernel
 from sre_triton.triton.fused import ring_conv_fwd_kernel
-from sre_triton.triton.gradient import ring_conv_bwd_kernel_w, ring_sum_fwd_kernel
+from sre_triton.triton.gradient import ring_conv_bwd_kernel_w, ring_sum_kernel
 from sre_triton.triton.grouped import ring_conv_grouped_bwd_kernel_w, ring_conv_grouped_fwd_kernel
 from sre_triton.triton.taps import Placed, Taps, conv_taps, row_step, transpose_taps
 from sre_triton.triton.tiles import Problem, Tile
@@ -87,7 +87,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> T
     size = spec.output_size(x.shape[2:])
     problem = _problem(x, weight, spec, size)
     if tiles.prefers_two_kernels(problem) and not torch.are_deterministic_algorithms_enabled():
-        return _two_kernel_forward(x, weight, bias, spec)
+        return two_kernel_forward(x, weight, bias, spec)
     return fused_forward(x, weight, bias, spec)
 
 
@@ -200,7 +200,7 @@ def expand(weight: Tensor, geometry: RingGeometry, dtype: torch.dtype | None = N
         grid = (triton.cdiv(o * i, bo), triton.cdiv(geometry.num_taps, bt))
         table = _table(geometry, weight.device)
         with _device_of(weight):
-            ring_expand_fwd_kernel[grid](
+            ring_expand_kernel[grid](
                 weight, table, dense, o * i, geometry.num_taps, NUM_RINGS=rings, BO=bo, BT=bt
             )  # fmt: skip
     return dense
@@ -216,7 +216,7 @@ def collapse(dense: Tensor, geometry: RingGeometry, dtype: torch.dtype | None = 
         grid = (triton.cdiv(o * i, bo), geometry.num_rings)
         table = _table(geometry, dense.device)
         with _device_of(dense):
-            ring_collapse_fwd_kernel[grid](
+            ring_collapse_kernel[grid](
                 dense, table, weight, o * i, geometry.num_taps, NUM_RINGS=geometry.num_rings, BO=bo, BT=bt
             )  # fmt: skip
     return weight
@@ -247,7 +247,8 @@ def _convolve(
     taps, origin = placed
     n, depth, height, width, _ = y.shape
     problem = _kernel_problem(x, taps, stride, groups, c_in, c_out, y.shape)
-    tile = tile or tiles.forward_tile(problem)
+    if tile is None:
+        tile = tuning.choose(problem, lambda tile: _convolve(x, w, y, placed, stride, spec, epilogue, tile))
     bias, residual, activation, slope = epilogue
     shared = dict(
         TAPS=taps, STRIDE_Z=stride[0], STRIDE_Y=stride[1], STRIDE_X=stride[2], R=tile.rows, BM=tile.columns,
@@ -324,7 +325,7 @@ def _write_ring_sums(
     num_x = triton.cdiv(out_shape[3], tile.columns)
     num_k = triton.cdiv(channels, tile.c_in)
     with _device_of(x):
-        ring_sum_fwd_kernel[(len(row_tiles) * num_x * num_k,)](
+        ring_sum_kernel[(len(row_tiles) * num_x * num_k,)](
             x, s, *x.shape[1:4], *out_shape[1:4], channels, *origin, row_tiles.start, num_y, num_x, num_k,
             TAPS=taps, NUM_WEIGHTS=rings, STRIDE_Z=stride[0], STRIDE_Y=stride[1], STRIDE_X=stride[2],
             R=tile.rows, BM=tile.columns, BK=tile.c_in, EVEN_K=channels % tile.c_in == 0,
@@ -333,7 +334,7 @@ def _write_ring_sums(
     return s
 
 
-def _two_kernel_forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:
+def two_kernel_forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:
     """Ring sums through memory, then one library product: for many channels and large kernels."""
     size = spec.output_size(x.shape[2:])
     y = _empty(x, weight.shape[0], size)
@@ -362,7 +363,7 @@ def _narrow_weight_grad(x: Tensor, grad_y: Tensor, spec: ConvSpec) -> Tensor:
     taps, origin = conv_taps(spec)
     dense, g = _dense(x), _dense(grad_y)
     problem = _kernel_problem(dense, taps, stride, groups, c_in, channels // groups, g.shape)
-    tile = tiles.forward_tile(problem)
+    tile = tiles.narrow_grad_tile(problem)
     num_y, num_x = _num_row_tiles(g.shape[2], tile, taps, stride[1]), triton.cdiv(g.shape[3], tile.columns)
     num_blocks = g.shape[0] * g.shape[1] * num_y * num_x
     num_c = triton.cdiv(channels, tile.c_out)
@@ -492,6 +493,6 @@ def _kernel_problem(
 
 def _device_of(x: Tensor) -> AbstractContextManager[object]:
     """Make x's device current: a launch goes to the current device, whatever its arguments say."""
-    if x.device.type == "cpu":
+    if x.device.type in ("cpu", "meta"):  # interpreted, or recorded without a device
         return nullcontext()
     return torch.get_device_module(x.device).device(x.device)

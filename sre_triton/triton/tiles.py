@@ -9,8 +9,10 @@ one kernel, and every process chooses alike. Measured choices, where there are a
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 import triton
@@ -29,16 +31,19 @@ __all__ = [
     "gradient_plan",
     "is_narrow",
     "limits_of",
+    "narrow_grad_tile",
     "prefers_two_kernels",
     "reduction_splits",
     "registers",
     "shared_bytes",
     "shares_ring_sums",
     "tensor_memory_columns",
+    "writer_tile",
 ]
 
 # Triton's own matrix product needs 16 rows, columns and channels.
 _LEAST_BLOCK = 16
+_SPILLS = Path(__file__).with_name("spills.json")
 
 
 @dataclass(frozen=True)
@@ -69,15 +74,16 @@ class Tile:
 
 @dataclass(frozen=True)
 class DeviceLimits:
-    """What the choice of a tile depends on."""
+    """What the choice of a tile depends on. Only a device that is present has a name."""
 
-    name: str
+    arch: str
     processors: int
     shared_bytes: int
     l2_bytes: int
     warp_size: int = 32
     registers: int = 255
     has_tensor_memory: bool = False
+    name: str = ""
 
 
 # For compiling without a device, and for anything that does not say its limits.
@@ -147,9 +153,12 @@ class Problem:
     def programs(self, tile: Tile) -> int:
         step = row_step(self.taps, self.stride[1])
         bands = triton.cdiv(self.height, tile.rows * step) * step * triton.cdiv(self.width, tile.columns)
-        blocks = triton.cdiv(self.groups * self.c_out, tile.c_out) if tile.c_in == 0 else (
-            self.groups * triton.cdiv(self.c_out, tile.c_out) if tile.c_out else 1
-        )  # fmt: skip
+        if tile.c_in == 0:
+            blocks = triton.cdiv(self.groups * self.c_out, tile.c_out)
+        elif tile.c_out == 0:
+            blocks = triton.cdiv(self.groups * self.c_in, tile.c_in)
+        else:
+            blocks = self.groups * triton.cdiv(self.c_out, tile.c_out)
         return self.batch * bands * blocks
 
 
@@ -157,26 +166,26 @@ class Problem:
 
 
 def registers(problem: Problem, tile: Tile) -> int:
-    """Estimated registers of a thread at the peak of a tile.
+    """Estimated registers of a thread at the peak of a tile, some 40 of them for addresses.
 
-    The accumulator, the ring sums, the column shifts of one input row, and some 40 for addresses. With one
-    block of channels the accumulator is born after the ring sums have moved on.
+    While ring sums form: the sums, the column shifts of one input row and, in a loop over blocks of channels,
+    the accumulator. While two rings are multiplied: the accumulator, the operand, and the rings yet to come.
     """
     threads = tile.warps * problem.device.warp_size
-    channels = tile.c_in or tile.c_out
-    elements = tile.columns * channels / threads
-    row_bytes = 4 if tile.sums == "float32" else problem.itemsize
-    sum_bytes = 4 if tile.sums != "packed" else problem.itemsize
-    sums = problem.rings * tile.rows * elements * sum_bytes / 4
-    row = problem.taps.num_columns * elements * row_bytes / 4
+    elements = tile.columns * (tile.c_in or tile.c_out) / threads
+    row = problem.taps.num_columns * elements * (4 if tile.sums == "float32" else problem.itemsize) / 4
+    ring = tile.rows * elements * (problem.itemsize if tile.sums == "packed" else 4) / 4
     accumulator = tile.pixels * tile.c_out / threads
-    if problem.device.has_tensor_memory and _tensor_cores_are_used(problem, tile):
-        accumulator = 0.0
-    if tile.c_in == 0:
-        return round(accumulator + sums + row + 40)
-    if problem.c_in <= tile.c_in:
-        return round(max(accumulator, sums + row) + 40)
-    return round(accumulator + sums + row + 40)
+    if problem.device.has_tensor_memory and tile.c_in:
+        accumulator /= 2
+    operand = 2 * tile.pixels * tile.c_in * problem.itemsize / (4 * threads)
+    forming = problem.rings * ring + row + (accumulator if _loops(problem, tile) else 0)
+    return round(max(forming, accumulator + operand + max(problem.rings - 2, 0) * ring) + 40)
+
+
+def _loops(problem: Problem, tile: Tile) -> bool:
+    """Whether an accumulator lives while ring sums form."""
+    return tile.c_in == 0 or problem.c_in > tile.c_in
 
 
 def shared_bytes(problem: Problem, tile: Tile) -> int:
@@ -193,23 +202,39 @@ def tensor_memory_columns(tile: Tile) -> int:
     return (tile.c_out + tile.c_in) * triton.cdiv(tile.pixels, 128)
 
 
-def _tensor_cores_are_used(problem: Problem, tile: Tile) -> bool:
-    return problem.dtype != torch.float32 and tile.pixels >= 64
-
-
 def _fits(problem: Problem, tile: Tile) -> bool:
-    if tile.pixels * max(tile.c_out, tile.c_in) < tile.warps * problem.device.warp_size:
-        return False
-    if registers(problem, tile) > _register_budget(problem):
+    if registers(problem, tile) > _register_budget(problem, tile) or _signature(problem, tile) in _known_spills():
         return False
     if shared_bytes(problem, tile) > problem.device.shared_bytes:
         return False
     return not problem.device.has_tensor_memory or tensor_memory_columns(tile) <= 512
 
 
-def _register_budget(problem: Problem) -> int:
-    # Compilers schedule loads early and use what is left; beyond three quarters they begin to spill.
-    return problem.device.registers * 3 // 4
+def _register_budget(problem: Problem, tile: Tile) -> int:
+    """Estimates above which compilers were seen to spill: they schedule loads early into what seems free."""
+    loops = _loops(problem, tile)
+    if problem.device.has_tensor_memory:
+        budget = 156 if loops else 140
+    elif tile.sums == "packed":
+        budget = 188
+    else:
+        budget = 150 if loops else 130
+    return budget * problem.device.registers // 255
+
+
+@lru_cache(maxsize=1)
+def _known_spills() -> frozenset[str]:
+    """Tiles that spill although the estimate lets them pass, as found by ``python -m bench.compile_report``."""
+    return frozenset(json.loads(_SPILLS.read_text())) if _SPILLS.exists() else frozenset()
+
+
+def _signature(problem: Problem, tile: Tile) -> str:
+    """What a compiler's use of registers depends on."""
+    taps = problem.taps
+    geometry = (len(taps.planes), taps.num_columns, problem.rings, row_stride(taps, problem.stride[1]))
+    kind = "loop" if _loops(problem, tile) else "once"
+    options = (tile.rows, tile.columns, tile.c_out, tile.c_in, tile.warps)
+    return f"{problem.device.arch} {geometry} {problem.itemsize} {tile.sums} {kind} {options}"
 
 
 # The choice -------------------------------------------------------------------------------------------
@@ -234,22 +259,15 @@ def default_sums(dtype: torch.dtype, taps: Taps) -> str:
 def candidates(problem: Problem) -> list[Tile]:
     """Every tile worth trying for a problem: the search space of tuning and of the choice below."""
     sums = default_sums(problem.dtype, problem.taps)
-    rows = [r for r in (8, 4, 2, 1) if r == 1 or r < 2 * problem.height]
-    columns = [c for c in (64, 32, 16, 8) if c == 8 or c < 2 * problem.width]
     if is_narrow(problem.groups, problem.c_in, problem.c_out):
-        tiles = [
-            Tile(r, c, block, 0, warps, sums)
-            for r, c, block, warps in itertools.product(rows, columns, _blocks(problem.groups * problem.c_out, 64), (4, 8))
-        ]
+        blocks = _blocks(problem.groups * problem.c_out, 64)[:1]
+        tiles = [Tile(r, c, n, 0, w, sums) for (r, c), n, w in itertools.product(_areas(problem), blocks, (4, 8))]
     else:
-        if max(rows) * max(columns) < _LEAST_BLOCK:
-            columns = [_LEAST_BLOCK // max(rows)]
+        channels = itertools.product(_blocks(problem.c_out, 256), _blocks(problem.c_in, 64))
         tiles = [
-            Tile(r, c, n, k, warps, sums)
-            for r, c, n, k, warps in itertools.product(
-                rows, columns, _blocks(problem.c_out, 256), _blocks(problem.c_in, 64), (4, 8)
-            )
-            if _LEAST_BLOCK <= r * c <= 128
+            Tile(r, c, n, k, w, sums)
+            for (r, c), (n, k), w in itertools.product(_areas(problem), channels, (4, 8))
+            if r * c >= 16 * w or r * c == _area_limit(problem)
         ]
     return [tile for tile in tiles if _fits(problem, tile)]
 
@@ -257,19 +275,45 @@ def candidates(problem: Problem) -> list[Tile]:
 @lru_cache(maxsize=4096)
 def forward_tile(problem: Problem) -> Tile:
     """The tile that the forward kernels run with."""
-    return min(candidates(problem) or [_smallest(problem)], key=lambda tile: _cost(problem, tile))
+    return _cheapest(problem, candidates(problem))
+
+
+@lru_cache(maxsize=4096)
+def narrow_grad_tile(problem: Problem) -> Tile:
+    """The tile of the narrow weight gradient, which holds a float32 sum per ring instead of per row."""
+    block = _blocks(problem.groups * problem.c_out, 64)[0]
+    tiles = [Tile(r, c, block, 0, 4, default_sums(problem.dtype, problem.taps)) for r, c in _areas(problem) if r <= 2]
+    return _cheapest(problem, [tile for tile in tiles if _fits(problem, tile)])
 
 
 @lru_cache(maxsize=4096)
 def writer_tile(problem: Problem) -> Tile:
-    """The tile of the ring writer: the rows and columns of a forward tile without a product."""
+    """The tile of the ring writer: no product, and runs of channels long enough for whole cache lines."""
+    block = _blocks(problem.groups * problem.c_in, 64)[0]
     sums = default_sums(problem.dtype, problem.taps)
-    rows = [r for r in (8, 4, 2, 1) if r == 1 or r < 2 * problem.height]
-    columns = [c for c in (64, 32, 16, 8) if c == 8 or c < 2 * problem.width]
-    channels = _blocks(problem.groups * problem.c_in, 64)
-    tiles = [Tile(r, c, 0, k, 4, sums) for r, c, k in itertools.product(rows, columns, channels)]
-    fitting = [tile for tile in tiles if _fits(problem, tile)]
-    return min(fitting or [_smallest(problem)], key=lambda tile: _cost(problem, tile))
+    tiles = [Tile(r, c, 0, block, w, sums) for (r, c), w in itertools.product(_areas(problem), (4, 8))]
+    return _cheapest(problem, [tile for tile in tiles if _fits(problem, tile)])
+
+
+def _cheapest(problem: Problem, tiles: list[Tile]) -> Tile:
+    return min(tiles or [_smallest(problem)], key=lambda tile: _cost(problem, tile))
+
+
+def _area_limit(problem: Problem) -> int:
+    """Pixels of the largest tile: 128, or as many as a small image fills."""
+    return min(128, max(_LEAST_BLOCK, triton.next_power_of_2(problem.height) * triton.next_power_of_2(problem.width)))
+
+
+def _areas(problem: Problem) -> list[tuple[int, int]]:
+    """Rows and columns of tiles of 64 or 128 pixels, fewer where the image is smaller."""
+    limit = _area_limit(problem)
+    return [
+        (rows, columns)
+        for rows, columns in itertools.product((8, 4, 2, 1), (128, 64, 32, 16, 8, 4, 2))
+        if min(limit, 64) <= rows * columns <= limit
+        and rows < 2 * problem.height
+        and (columns < 2 * problem.width or rows * columns == _LEAST_BLOCK)
+    ]
 
 
 def _blocks(channels: int, largest: int) -> list[int]:
@@ -281,7 +325,7 @@ def _blocks(channels: int, largest: int) -> list[int]:
 def _smallest(problem: Problem) -> Tile:
     """For kernels beyond every register budget (they spill, and run): the tile that needs the fewest."""
     narrow = is_narrow(problem.groups, problem.c_in, problem.c_out)
-    return Tile(1, 16, 16, 0 if narrow else 16, 4, default_sums(problem.dtype, problem.taps))
+    return Tile(1, 64, 16, 0 if narrow else 16, 4, default_sums(problem.dtype, problem.taps))
 
 
 def _cost(problem: Problem, tile: Tile) -> float:
@@ -301,8 +345,10 @@ def _cost(problem: Problem, tile: Tile) -> float:
         # A multiprocessor's tensor cores do 32 multiply-adds per lane and cycle in 16 bits, CUDA cores one.
         rate = 16 if problem.itemsize == 2 else 8
         product = tile.pixels * tile.c_in * tile.c_out * problem.rings / rate
-        body = triton.cdiv(problem.c_in, tile.c_in) * (ring_sums + product)
-    program = body + 2 * tile.pixels * tile.c_out + 100 * threads
+        weights = problem.rings * tile.c_in * tile.c_out * problem.itemsize / 4
+        body = triton.cdiv(problem.c_in, tile.c_in) * (ring_sums + product + weights)
+    blocks = triton.cdiv(problem.c_in, tile.c_in) if tile.c_in else problem.c_in
+    program = body + 2 * tile.pixels * tile.c_out + (80 + 80 * blocks) * threads
     waves = triton.cdiv(problem.programs(tile), problem.device.processors)
     return waves * program
 
