@@ -77,14 +77,15 @@ def source(launch: Launch) -> ASTSource:
     for index, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
         kind = "constexpr"
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        specialised = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (specialised and isinstance(value, int) and value == 1):
             constexprs[parameter.name] = value
         elif isinstance(value, torch.Tensor):
             kind = _POINTER[value.dtype]
             attributes[(index,)] = [["tt.divisibility", 16]]
         else:
             kind = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
+            if specialised and value % 16 == 0:
                 attributes[(index,)] = [["tt.divisibility", 16]]
         signature[parameter.name] = kind
     return ASTSource(launch.kernel, signature, constexprs, attributes)
@@ -130,7 +131,9 @@ def _read_cubin(cubin: bytes, shared: int, columns: int, trips: int) -> Binary:
             jumps.append((_position(code, int(target[1], 16)), position))
     texts = [text for _, text in code]
     kinds = (("tcgen05", r"UTC\w*MMA"), ("wgmma", r"[HQI]GMMA"), ("mma", r"[HQID]MMA"))
-    return Binary(int(found[1]), int(found[2]), shared, columns, _mma(texts, kinds), _executed(texts, jumps, "LDG", trips))
+    return Binary(
+        int(found[1]), int(found[2]), shared, columns, _mma(texts, kinds), _executed(texts, jumps, "LDG", trips)
+    )
 
 
 def _read_amdgcn(text: str, shared: int, trips: int) -> Binary:

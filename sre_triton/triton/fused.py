@@ -7,7 +7,7 @@ from sre_triton.triton.sums import first_row, ring_sums, split_index, stack_rows
 from sre_triton.triton.taps import num_rings, ring_index, rings_at, row_step, row_stride
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["origin_z", "origin_y", "origin_x"])
 def ring_conv_fwd_kernel(
     p_x,
     p_w,
@@ -83,7 +83,8 @@ def ring_conv_fwd_kernel(
         m_k = o_k + tl.arange(0, BK) < c_in
         sums = ring_sums(
             p_image + o_k, i_z * STRIDE_Z + origin_z, i_row * STRIDE_Y + origin_y, o_pixel, m_k,
-            depth_in, height_in, pitch, pitch - o_k, channels, TAPS, row_stride(TAPS, STRIDE_Y), R, EVEN_K, ROW_DTYPE, SUM_DTYPE,
+            depth_in, height_in, pitch, pitch - o_k, channels, TAPS, row_stride(TAPS, STRIDE_Y), R, EVEN_K,
+            ROW_DTYPE, SUM_DTYPE,
         )  # fmt: skip
         for first in tl.static_range(0, num_rings(TAPS), 2):
             b_s = stack_rows(sums, first, R, rings_at(TAPS, first), BM, BK, p_x.dtype.element_ty)

@@ -7,7 +7,8 @@ from sre_triton.triton.sums import first_row, ring_sums, split_index
 from sre_triton.triton.taps import num_rings, ring_index, row_step, row_stride
 
 
-@triton.jit
+# Chunks differ in these alone: one kernel must serve them all.
+@triton.jit(do_not_specialize=["first_block", "origin_z", "origin_y", "origin_x"])
 def ring_sum_kernel(
     p_x,
     p_s,
@@ -70,7 +71,7 @@ def ring_sum_kernel(
         tl.store(p_tile, sums[i].to(p_s.dtype.element_ty), mask=m_p[:, None] & m_c[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "pixels_per_split"])
 def ring_conv_bwd_kernel_w(
     p_s,
     p_u,

@@ -11,7 +11,7 @@ from sre_triton.triton.sums import first_row, ring_sums, split_index
 from sre_triton.triton.taps import num_rings, ring_index, row_step, row_stride
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["origin_z", "origin_y", "origin_x"])
 def ring_conv_grouped_fwd_kernel(
     p_x,
     p_w,
@@ -109,7 +109,7 @@ def ring_conv_grouped_fwd_kernel(
         tl.store(p_y + o_tile, b_y.to(p_y.dtype.element_ty), mask=m_y)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["origin_z", "origin_y", "origin_x"])
 def ring_conv_grouped_bwd_kernel_w(
     p_x,
     p_g,
@@ -147,7 +147,7 @@ def ring_conv_grouped_bwd_kernel_w(
     x [N, D, H, W, groups * c_in] and g [N, D, H, W, groups * c_out] dense; grad [splits, NUM_WEIGHTS, c_in,
     groups * c_out] float32, one owner per element. Grid: (tiles of BC, c_in, splits).
     """
-    i_c = tl.program_id(1)
+    i_c = tl.program_id(1) % c_in  # known to be 0 where c_in is known to be 1, which keeps loads wide
     i_split = tl.program_id(2)
     pitch = width_in * groups * c_in
     channels_out = groups * c_out

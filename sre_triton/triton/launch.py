@@ -285,7 +285,7 @@ def _ring_sum_products(
     L2 cache and never take more memory than that.
     """
     rings, groups = spec.geometry.num_rings, spec.groups
-    channels, c_x, c_u = x.shape[-1], x.shape[-1] // groups, u.shape[-1] // groups
+    c_x, c_u = x.shape[-1] // groups, u.shape[-1] // groups
     pixels = u.shape[:-1].numel()
     product = None if w is None else u.new_empty((*u.shape[:-1], w.shape[-1]))
     plan = tiles.gradient_plan(_kernel_problem(x, placed.taps, stride, groups, c_x, c_u, u.shape))
@@ -442,9 +442,7 @@ def _num_row_tiles(height: int, tile: Tile, taps: Taps, stride: int) -> int:
     return triton.cdiv(height, tile.rows * step) * step
 
 
-def _chunks(
-    shape: torch.Size, taps: Taps, stride: int, plan: tiles.GradientPlan
-) -> list[tuple[int, int, range]]:
+def _chunks(shape: torch.Size, taps: Taps, stride: int, plan: tiles.GradientPlan) -> list[tuple[int, int, range]]:
     """Consecutive (first pixel, last pixel + 1, tiles of rows), each of about ``plan.pixels`` pixels."""
     n, depth, height, width, _ = shape
     step = row_step(taps, stride)

@@ -49,8 +49,17 @@ def first_row(i_y, TAPS: tl.constexpr, STRIDE: tl.constexpr, R: tl.constexpr):
 
 
 @triton.jit
-def load_column_group(p_row, row_end, o_pixel, m_c, channels, TAPS: tl.constexpr, group: tl.constexpr,
-                      EVEN_K: tl.constexpr, ROW_DTYPE: tl.constexpr):
+def load_column_group(
+    p_row,
+    row_end,
+    o_pixel,
+    m_c,
+    channels,
+    TAPS: tl.constexpr,
+    group: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    ROW_DTYPE: tl.constexpr,
+):
     """Sum of the columns of one group of one input row, [BM, BK]."""
     total = tl.zeros(o_pixel.shape, ROW_DTYPE)
     for member in tl.static_range(group_size(TAPS, group)):
@@ -67,8 +76,15 @@ def load_column_group(p_row, row_end, o_pixel, m_c, channels, TAPS: tl.constexpr
 
 
 @triton.jit
-def row_sum(columns, TAPS: tl.constexpr, plane: tl.constexpr, step: tl.constexpr, STRIDE: tl.constexpr,
-            row: tl.constexpr, ring: tl.constexpr):
+def row_sum(
+    columns,
+    TAPS: tl.constexpr,
+    plane: tl.constexpr,
+    step: tl.constexpr,
+    STRIDE: tl.constexpr,
+    row: tl.constexpr,
+    ring: tl.constexpr,
+):
     """What one input row adds to one ring of one output row."""
     total = columns[0]
     for group in tl.static_range(num_groups(TAPS)):
@@ -84,9 +100,24 @@ def row_sum(columns, TAPS: tl.constexpr, plane: tl.constexpr, step: tl.constexpr
 
 
 @triton.jit
-def ring_sums(p_x, o_z, o_y, o_pixel, m_c, depth, height, pitch, row_end, channels, TAPS: tl.constexpr,
-              STRIDE: tl.constexpr, R: tl.constexpr, EVEN_K: tl.constexpr, ROW_DTYPE: tl.constexpr,
-              SUM_DTYPE: tl.constexpr):
+def ring_sums(
+    p_x,
+    o_z,
+    o_y,
+    o_pixel,
+    m_c,
+    depth,
+    height,
+    pitch,
+    row_end,
+    channels,
+    TAPS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    R: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    ROW_DTYPE: tl.constexpr,
+    SUM_DTYPE: tl.constexpr,
+):
     """Ring sums of R output rows, a tuple of R * B tensors [BM, BK] in SUM_DTYPE.
 
     p_x is the image at its first channel, o_pixel [BM, BK] the offsets within a row of the tile's input pixels
@@ -102,37 +133,45 @@ def ring_sums(p_x, o_z, o_y, o_pixel, m_c, depth, height, pitch, row_end, channe
         p_plane = p_x + (i_z.to(tl.int64) * height + o_y) * pitch
         for step in tl.static_range(num_steps(TAPS, STRIDE, R)):
             if is_step_used(TAPS, plane, step, STRIDE, R):
-                i_y = o_y + step * row_unit(TAPS)
-                is_inside = is_within(i_z, depth) & is_within(i_y, height)
+                is_inside = is_within(i_z, depth) & is_within(o_y + step * row_unit(TAPS), height)
                 p_row = p_plane + (step * row_unit(TAPS)) * pitch.to(tl.int64)
+                i_end = tl.where(is_inside, row_end, 0)
                 columns = ()
                 for group in tl.static_range(num_groups(TAPS)):
+                    b_group = unused
                     if needs_group(TAPS, plane, step, STRIDE, R, group):
-                        columns = columns + (load_column_group(p_row, tl.where(is_inside, row_end, 0), o_pixel, m_c, channels, TAPS,
-                                                               group, EVEN_K, ROW_DTYPE),)
-                    else:
-                        columns = columns + (unused,)
+                        b_group = load_column_group(
+                            p_row, i_end, o_pixel, m_c, channels, TAPS, group, EVEN_K, ROW_DTYPE
+                        )
+                    columns = columns + (b_group,)
                 updated = ()
                 for i in tl.static_range(R * num_rings(TAPS)):
+                    b_sum = sums[i]
                     if feeds(TAPS, plane, step, STRIDE, i % R, i // R):
                         b_part = row_sum(columns, TAPS, plane, step, STRIDE, i % R, i // R).to(SUM_DTYPE)
                         if is_first(TAPS, plane, step, STRIDE, i % R, i // R):
-                            updated = updated + (b_part,)
+                            b_sum = b_part
                         else:
-                            updated = updated + (sums[i] + b_part,)
-                    else:
-                        updated = updated + (sums[i],)
+                            b_sum += b_part
+                    updated = updated + (b_sum,)
                 sums = updated
     return sums
 
 
 @triton.jit
-def stack_rows(sums, first: tl.constexpr, R: tl.constexpr, RINGS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
-               DTYPE: tl.constexpr):
+def stack_rows(
+    sums,
+    first: tl.constexpr,
+    R: tl.constexpr,
+    RINGS: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
     """RINGS (1 or 2) rings of R rows as one operand [R * BM, RINGS * BK] of a matrix product.
 
-    Rows are joined before rings: with the ring outermost a thread holds whole runs along BK, and the
-    stores into shared memory are 16 bytes wide.
+    The last join decides which elements a thread stores side by side. With the ring joined last they are runs
+    along BK, and stores into shared memory are 16 bytes wide.
     """
     tiles = ()
     for i in tl.static_range(RINGS * R):
@@ -144,6 +183,7 @@ def stack_rows(sums, first: tl.constexpr, R: tl.constexpr, RINGS: tl.constexpr, 
             joined = joined + (tl.reshape(b_pair, (BM << (level + 1), BK)),)
         tiles = joined
     if RINGS == 1:
+        # The identity, for its layout: the last join is one along BK.
         b_even, b_odd = tl.split(tl.reshape(tiles[0], (R * BM, BK // 2, 2)))
         return tl.reshape(tl.join(b_even, b_odd), (R * BM, BK))
     else:

@@ -185,7 +185,7 @@ def registers(problem: Problem, tile: Tile) -> int:
 
 def _loops(problem: Problem, tile: Tile) -> bool:
     """Whether an accumulator lives while ring sums form."""
-    return tile.c_in == 0 or problem.c_in > tile.c_in
+    return problem.c_in > (tile.c_in or 1)
 
 
 def shared_bytes(problem: Problem, tile: Tile) -> int:
@@ -261,7 +261,8 @@ def candidates(problem: Problem) -> list[Tile]:
     sums = default_sums(problem.dtype, problem.taps)
     if is_narrow(problem.groups, problem.c_in, problem.c_out):
         blocks = _blocks(problem.groups * problem.c_out, 64)[:1]
-        tiles = [Tile(r, c, n, 0, w, sums) for (r, c), n, w in itertools.product(_areas(problem), blocks, (4, 8))]
+        areas = _areas(problem, _LEAST_BLOCK)
+        tiles = [Tile(r, c, n, 0, w, sums) for (r, c), n, w in itertools.product(areas, blocks, (4, 8))]
     else:
         channels = itertools.product(_blocks(problem.c_out, 256), _blocks(problem.c_in, 64))
         tiles = [
@@ -282,8 +283,14 @@ def forward_tile(problem: Problem) -> Tile:
 def narrow_grad_tile(problem: Problem) -> Tile:
     """The tile of the narrow weight gradient, which holds a float32 sum per ring instead of per row."""
     block = _blocks(problem.groups * problem.c_out, 64)[0]
-    tiles = [Tile(r, c, block, 0, 4, default_sums(problem.dtype, problem.taps)) for r, c in _areas(problem) if r <= 2]
-    return _cheapest(problem, [tile for tile in tiles if _fits(problem, tile)])
+    sums = default_sums(problem.dtype, problem.taps)
+    found = []
+    for (rows, columns), warps in itertools.product(_areas(problem, _LEAST_BLOCK), (4, 8)):
+        tile = Tile(rows, columns, block, 0, warps, sums)
+        extra = (problem.rings - rows) * columns * block // (warps * problem.device.warp_size)
+        if rows <= 2 and registers(problem, tile) + extra <= _register_budget(problem, tile):
+            found.append(tile)
+    return _cheapest(problem, found)
 
 
 @lru_cache(maxsize=4096)
@@ -291,7 +298,8 @@ def writer_tile(problem: Problem) -> Tile:
     """The tile of the ring writer: no product, and runs of channels long enough for whole cache lines."""
     block = _blocks(problem.groups * problem.c_in, 64)[0]
     sums = default_sums(problem.dtype, problem.taps)
-    tiles = [Tile(r, c, 0, block, w, sums) for (r, c), w in itertools.product(_areas(problem), (4, 8))]
+    areas = _areas(problem, _LEAST_BLOCK)
+    tiles = [Tile(r, c, 0, block, w, sums) for (r, c), w in itertools.product(areas, (4, 8))]
     return _cheapest(problem, [tile for tile in tiles if _fits(problem, tile)])
 
 
@@ -304,13 +312,13 @@ def _area_limit(problem: Problem) -> int:
     return min(128, max(_LEAST_BLOCK, triton.next_power_of_2(problem.height) * triton.next_power_of_2(problem.width)))
 
 
-def _areas(problem: Problem) -> list[tuple[int, int]]:
-    """Rows and columns of tiles of 64 or 128 pixels, fewer where the image is smaller."""
+def _areas(problem: Problem, least: int = 64) -> list[tuple[int, int]]:
+    """Rows and columns of tiles of ``least`` to 128 pixels, fewer where the image is smaller."""
     limit = _area_limit(problem)
     return [
         (rows, columns)
         for rows, columns in itertools.product((8, 4, 2, 1), (128, 64, 32, 16, 8, 4, 2))
-        if min(limit, 64) <= rows * columns <= limit
+        if min(limit, least) <= rows * columns <= limit
         and rows < 2 * problem.height
         and (columns < 2 * problem.width or rows * columns == _LEAST_BLOCK)
     ]

@@ -45,6 +45,8 @@ def searching() -> Iterator[None]:
 def choose(problem: Problem, run: Callable[[Tile], object]) -> Tile:
     """The measured tile of the problem's bucket, else the heuristic's; searches first where that was asked for."""
     table = _table(problem.device.name)
+    if not table and not _may_search(problem):
+        return tiles.forward_tile(problem)
     key = bucket(problem)
     if key not in table and _may_search(problem):
         table[key] = _fastest(problem, run)
@@ -52,6 +54,7 @@ def choose(problem: Problem, run: Callable[[Tile], object]) -> Tile:
     return table.get(key) or tiles.forward_tile(problem)
 
 
+@lru_cache(maxsize=4096)
 def bucket(problem: Problem) -> str:
     """Problems with one key share a measured tile: everything that a kernel depends on, and the number of pixels
     and the width up to a power of two. A new batch size of the same order does not search again."""

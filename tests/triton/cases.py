@@ -40,7 +40,15 @@ class Layer:
         n, k = len(self.size), self.kernel_size
         padding = self.dilation * (k // 2) if self.padding is None else self.padding
         return conv_spec(
-            n, k, k // 2 + 1, True, self.antialias, (self.stride,) * n, (padding,) * n, (self.dilation,) * n, self.groups
+            n,
+            k,
+            k // 2 + 1,
+            True,
+            self.antialias,
+            (self.stride,) * n,
+            (padding,) * n,
+            (self.dilation,) * n,
+            self.groups,
         )
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -41,7 +41,9 @@ def test_convolution_taps_are_the_geometry(ndim: int, k: int, dilation: int, ant
     assert not found
 
 
-@pytest.mark.parametrize(("k", "stride", "dilation"), [(3, 1, 1), (5, 2, 1), (9, 2, 1), (5, 3, 2), (3, 4, 1), (3, 2, 2)])
+@pytest.mark.parametrize(
+    ("k", "stride", "dilation"), [(3, 1, 1), (5, 2, 1), (9, 2, 1), (5, 3, 2), (3, 4, 1), (3, 2, 2)]
+)
 def test_phases_of_the_adjoint_share_out_the_taps(k: int, stride: int, dilation: int) -> None:
     layer = spec(2, k, stride, dilation)
     forward = weights(T.conv_taps(layer))
