@@ -103,24 +103,25 @@ def quick_cases() -> Iterator[Case]:
 def cases() -> Iterator[Case]:
     """The heuristic's range: kernel sizes, dtypes, channels and image sizes, then one variation at a time."""
     sizes = (3, 5, 7, 9, 11)
-    for k, dtype in itertools.product(sizes, DTYPES):
-        yield Case(kernel_size=k, dtype=dtype)
-    for k, (channels, size) in itertools.product(sizes, ((16, 128), (64, 14), (128, 128), (256, 14), (512, 7))):
-        yield Case(kernel_size=k, channels=channels, size=size)
+    targets = (3, 5, 9)
     for k in sizes:
+        yield Case(kernel_size=k)
+    for k, dtype in itertools.product(targets, ("fp16", "fp32")):
+        yield Case(kernel_size=k, dtype=dtype)
+    for k, (channels, size) in itertools.product(sizes, ((64, 14), (128, 128), (256, 14))):
+        yield Case(kernel_size=k, channels=channels, size=size)
+    for k in targets:
         yield Case("weight_grad", k)
-        yield Case("weight_grad", k, channels=256)
         yield Case(kernel_size=k, groups=64)
         yield Case("weight_grad", k, groups=64)
     # The variations in float16: its sums are the widest, so they need the most registers.
-    for k in (3, 5, 9):
+    for k in (3, 5):
         yield Case(kernel_size=k, dtype="fp16", stride=2)
-        yield Case("transpose", k, dtype="fp16", stride=2)
-        yield Case(kernel_size=k, dtype="fp16", dilation=2)
         yield Case(kernel_size=k, dtype="fp16", antialias=True)
-        yield Case(kernel_size=k, dtype="fp16", ndim=1, size=4096)
-    for k, dtype in itertools.product((3, 5), ("bf16", "fp16")):
-        yield Case(kernel_size=k, dtype=dtype, ndim=3, size=32, batch=4)
+        yield Case(kernel_size=k, ndim=3, size=32, batch=4)
+    yield Case("transpose", 5, dtype="fp16", stride=2)
+    yield Case(kernel_size=5, dtype="fp16", dilation=2)
+    yield Case(kernel_size=5, dtype="fp16", ndim=1, size=4096)
     yield Case("two_kernels", 9, channels=256)
     yield Case("expand", 9, dtype="fp32")
     yield Case("collapse", 9, dtype="fp32")
@@ -142,7 +143,7 @@ def rows(archs: list[str], selection: list[Case]) -> Iterator[dict[str, Any]]:
 def _describe(case: Case, call: aot.Launch, arch: str) -> dict[str, Any]:
     blocks = {
         name: call.arguments[name]
-        for name in ("R", "BM", "BN", "BC", "BK", "BS", "BU", "BP", "BO", "BT", "EVEN_K", "ONE_BLOCK", "ACCUMULATE")
+        for name in ("R", "BM", "BN", "BC", "BK", "BS", "BU", "BP", "BO", "BT", "EVEN_K", "ONE_BLOCK")
         if name in call.arguments
     }
     variation = {
@@ -204,9 +205,11 @@ def failures(found: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> lis
         if needs_matrix_instruction(row) and row["mma"] == "none":
             problems.append(f"{name}: no matrix instruction")
         count, before = row["instructions_per_element_tap"], known.get(_key(row))
-        if count is not None and before is None:
+        if count is None:
+            continue
+        if before is None:
             problems.append(f"{name}: not in the baseline; run python -m bench.compile_report --json {BASELINE}")
-        elif count is not None and count > TOLERANCE * before["instructions_per_element_tap"]:
+        elif count > TOLERANCE * before["instructions_per_element_tap"]:
             problems.append(
                 f"{name}: {count} instructions per element-tap, {before['instructions_per_element_tap']} before"
             )

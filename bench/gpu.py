@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.gpu_checks import Clock, check_operations, checks, difference, full_float32, guard, run_checks, sanitize
+from bench.gpu_checks import Clock, check_operations, checks, collect, difference, full_float32, guard, sanitize, submit
 from sre_triton import dense
 from sre_triton.spec import ConvSpec, conv_spec
 
@@ -290,11 +290,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     torch.backends.cudnn.benchmark = True
     if options.sanitized:
-        failures: list[str] = []
-        for check in checks()[::4]:
-            with full_float32():
-                check_operations(check, failures)
-        return bool(failures)
+        return any(failures for _, failures in map(check_operations, checks()[::4]))
     return run(options.out, Clock(60 * options.minutes))
 
 
@@ -308,23 +304,22 @@ def run(out: Path, clock: Clock) -> int:
 
     workers = max(1, min(8, (os.cpu_count() or 2) - 1))
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    jobs = submit(pool)
     ahead = [pool.submit(compile_ahead, case) for case in cases()]
-    with full_float32():
-        result["checks"] = run_checks(clock)
-    result["sanitizer"] = sanitize()
+    result |= collect(jobs, clock.left() - 270)
     save()
     # Nothing is timed while workers compile. Telling cases were submitted first.
-    wait(ahead, timeout=max(0.0, clock.left() - 240))
+    wait(ahead, timeout=clock.left() - 240)
     pool.shutdown(wait=True, cancel_futures=True)
+    result["sanitizer"] = sanitize()
     bandwidth, flops = ceilings()
     result["ceilings"] = {"copy_bytes_per_second": bandwidth, "gemm_flop_per_second": flops}
-    failures = result["checks"]["failures"]
     for index, case in enumerate(cases()):
         if index == 4 * len(KERNEL_SIZES):
             result["models"] = model_steps(clock)
         if clock.left() < 20:
             break
-        with guard(failures, str(case)):
+        with guard(result["checks"]["failures"], str(case)):
             result["rows"] += measure(case, bandwidth, flops)
         torch.cuda.empty_cache()
         save()
@@ -333,7 +328,7 @@ def run(out: Path, clock: Clock) -> int:
     save()
     print(summary(result))
     print(f"written to {path}")
-    return bool(failures or result["checks"]["warps8_failures"])
+    return bool(result["checks"]["failures"] + result["warps8"]["failures"])
 
 
 def machine() -> dict[str, Any]:
@@ -353,11 +348,12 @@ def machine() -> dict[str, Any]:
 
 def summary(result: dict[str, Any]) -> str:
     """The short table that is printed last."""
-    checks_done = result["checks"]
+    tested, warps8 = result["checks"], result["warps8"]
     lines = [
         f"{result['gpu']}, driver {result['driver']}, torch {result['torch']}, triton {result['triton']}",
-        f"checks: {checks_done['checked']} and {checks_done['warps8_checked']} with 8 warps; sanitizer: {result['sanitizer']}",
-        *(f"WRONG: {text}" for text in checks_done["failures"] + checks_done["warps8_failures"]),
+        f"checks: {tested['checked']}, and {warps8['checked']} with 8 warps; sanitizer: {result['sanitizer']}",
+        *(f"WRONG: {text}" for text in tested["failures"]),
+        *(f"WRONG with 8 warps: {text}" for text in warps8["failures"]),
         *(f"model {row}" for row in result["models"]),
         f"{'k':>2} {'C':>4} {'size':>4} {'pass':8} {'ms':>8} {'dense':>8} {'speed-up':>8} {'of floor':>8}",
     ]

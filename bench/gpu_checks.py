@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -63,24 +64,35 @@ def checks() -> list[Check]:
     return found
 
 
-def run_checks(clock: Clock) -> dict[str, Any]:
-    """Failures by section, in words. Nothing here raises: on a new GPU every finding counts."""
-    report: dict[str, Any] = {"checked": 0, "failures": [], "warps8_checked": 0, "warps8_failures": []}
-    for check in checks():
-        if clock.left() < 180:
-            report["failures"].append(f"time ran out before {check}")
-            break
-        with guard(report["failures"], str(check)):
-            report["checked"] += check_operations(check, report["failures"])
-    for dtype, k in itertools.product((torch.bfloat16, torch.float16), (9, 5, 3)):
-        check = Check(k, dtype, channels=(128, 128))
-        for warps, key in ((8, "warps8_failures"), (4, "failures")):
-            if clock.left() > 180:
-                with guard(report[key], f"{check}, {warps} warps"):
-                    count = _check_tiles(check, warps, report[key])
-                    report["warps8_checked" if warps == 8 else "checked"] += count
-    with guard(report["failures"], "determinism"):
-        _check_determinism(report["failures"])
+Finding = tuple[int, list[str]]  # results that were checked, and what is wrong, in words
+
+
+def submit(pool: ProcessPoolExecutor) -> list[tuple[str, str, Future[Finding]]]:
+    """Start every check in the pool: compiling dominates, and a fault leaves this process alone.
+
+    Returns (section, description, future); tiles of 8 warps have a section of their own.
+    """
+    jobs = [("checks", str(check), pool.submit(check_operations, check)) for check in checks()]
+    jobs.append(("checks", "determinism", pool.submit(check_determinism)))
+    for dtype, k, warps in itertools.product((torch.bfloat16, torch.float16), (9, 5, 3), (8, 4)):
+        check, section = Check(k, dtype, channels=(128, 128)), "warps8" if warps == 8 else "checks"
+        jobs.append((section, f"{check}, {warps} warps", pool.submit(check_tiles, check, warps)))
+    return jobs
+
+
+def collect(jobs: list[tuple[str, str, Future[Finding]]], seconds: float) -> dict[str, Any]:
+    """Results by section once all checks are done, or as far as they are after this many seconds."""
+    wait([future for _, _, future in jobs], timeout=seconds)
+    report: dict[str, Any] = {section: {"checked": 0, "failures": []} for section in ("checks", "warps8")}
+    for section, what, future in jobs:
+        entry = report[section]
+        if not future.done():
+            entry["failures"].append(f"{what}: not finished in time")
+            continue
+        with guard(entry["failures"], what):
+            checked, failures = future.result()
+            entry["checked"] += checked
+            entry["failures"] += failures
     return report
 
 
@@ -94,39 +106,40 @@ def _operands(check: Check) -> tuple[Tensor, Tensor, Tensor]:
     return x.to(memory_format=memory_format), weight, grad_y
 
 
-def check_operations(check: Check, failures: list[str]) -> int:
+def check_operations(check: Check) -> Finding:
+    """Forward and both gradients of one layer."""
     from sre_triton.triton import launch
 
     (x, weight, grad_y), spec = _operands(check), check.spec
-    with poisoned_memory():
+    with poisoned_memory(), full_float32():
         results = {"forward": launch.forward(x, weight, None, spec)}
         results["grad_x"], results["grad_w"] = launch.backward(grad_y, x, weight, spec)
     truths = {"forward": dense.forward(x.double(), weight.double(), None, spec)}
     truths["grad_x"], truths["grad_w"] = dense.backward(grad_y.double(), x.double(), weight.double(), spec)
-    for name, result in results.items():
-        if problem := difference(result, truths[name]):
-            failures.append(f"{name} {check}: {problem}")
-    return len(results)
+    found = {name: difference(result, truths[name]) for name, result in results.items()}
+    return len(found), [f"{name} {check}: {problem}" for name, problem in found.items() if problem]
 
 
-def _check_tiles(check: Check, warps: int, failures: list[str]) -> int:
-    """Tiles that the heuristic may pick for other channels and sizes; a few of each, as each one compiles."""
+def check_tiles(check: Check, warps: int) -> Finding:
+    """Forward with some of the tiles that the heuristic may pick for other channels and sizes."""
     from sre_triton.triton import launch, tiles
 
     (x, weight, _), spec = _operands(check), check.spec
     truth = dense.forward(x.double(), weight.double(), None, spec)
-    found = [
-        tile for tile in tiles.candidates(launch._problem(x, weight, spec, truth.shape[2:])) if tile.warps == warps
-    ]
-    for tile in found[:: max(1, len(found) // 6)]:
+    problem = launch.forward_problem(x, weight, spec)
+    found = [tile for tile in tiles.candidates(problem) if tile.warps == warps]
+    some = found[:: max(1, len(found) // 6)]
+    failures = []
+    for tile in some:
         with poisoned_memory():
             y = launch.fused_forward(x, weight, None, spec, tile=tile)
-        if problem := difference(y, truth):
-            failures.append(f"{check} {tile}: {problem}")
-    return len(found[:: max(1, len(found) // 6)])
+        if wrong := difference(y, truth):
+            failures.append(f"{check} {tile}: {wrong}")
+    return len(some), failures
 
 
-def _check_determinism(failures: list[str]) -> None:
+def check_determinism() -> Finding:
+    """20 runs of every pass give the same bits."""
     from sre_triton.triton import launch
 
     check = Check(5, torch.bfloat16, channels=(128, 64), size=(56, 56))
@@ -136,10 +149,12 @@ def _check_determinism(failures: list[str]) -> None:
         "grad_x": lambda: launch.transpose(grad_y, weight, None, spec, (0, 0)),
         "grad_w": lambda: launch.weight_grad(x, grad_y, spec),
     }
+    failures = []
     for name, call in calls.items():
         first = call()
         if not all(torch.equal(first, call()) for _ in range(19)):
             failures.append(f"{name} differs between 20 runs")
+    return len(calls), failures
 
 
 def difference(result: Tensor, truth: Tensor) -> str | None:

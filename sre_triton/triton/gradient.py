@@ -86,10 +86,9 @@ def ring_conv_bwd_kernel_w(
     BS: tl.constexpr,
     BU: tl.constexpr,
     BP: tl.constexpr,
-    ACCUMULATE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """grad[split, g, (b, i), j] (+)= sum_p s[p, b, g, i] u[p, g, j] over the pixels of one split.
+    """grad[split, g, (b, i), j] += sum_p s[p, b, g, i] u[p, g, j] over the pixels of one split.
 
     s [pixels, NUM_WEIGHTS, groups * c_s], u [pixels, groups * c_u], grad [splits, groups, NUM_WEIGHTS * c_s, c_u]
     float32. Every element has one owner that adds in a fixed order: the result is deterministic.
@@ -120,6 +119,5 @@ def ring_conv_bwd_kernel_w(
     # [BS, BU]
     o_grad = ((i_split.to(tl.int64) * groups + i_group) * NUM_WEIGHTS * c_s + o_s)[:, None] * c_u + o_u[None, :]
     m_grad = m_s[:, None] & m_u[None, :]
-    if ACCUMULATE:
-        acc += tl.load(p_grad + o_grad, mask=m_grad, other=0.0)
+    acc += tl.load(p_grad + o_grad, mask=m_grad, other=0.0)
     tl.store(p_grad + o_grad, acc, mask=m_grad)

@@ -126,7 +126,7 @@ class Problem:
     images times planes, ``height`` and ``width`` are those of the output."""
 
     taps: Taps
-    stride: tuple[int, int, int]
+    stride: tuple[int, ...]
     dtype: torch.dtype
     groups: int
     c_in: int
@@ -228,11 +228,11 @@ def _known_spills() -> frozenset[str]:
     return frozenset(json.loads(_SPILLS.read_text())) if _SPILLS.exists() else frozenset()
 
 
-def _signature(problem: Problem, tile: Tile) -> str:
+def _signature(problem: Problem, tile: Tile, kind: str = "") -> str:
     """What a compiler's use of registers depends on."""
     taps = problem.taps
     geometry = (len(taps.planes), taps.num_columns, problem.rings, row_stride(taps, problem.stride[1]))
-    kind = "loop" if _loops(problem, tile) else "once"
+    kind = kind or ("loop" if _loops(problem, tile) else "once")
     options = (tile.rows, tile.columns, tile.c_out, tile.c_in, tile.warps)
     return f"{problem.device.arch} {geometry} {problem.itemsize} {tile.sums} {kind} {options}"
 
@@ -288,7 +288,8 @@ def narrow_grad_tile(problem: Problem) -> Tile:
     for (rows, columns), warps in itertools.product(_areas(problem, _LEAST_BLOCK), (4, 8)):
         tile = Tile(rows, columns, block, 0, warps, sums)
         extra = (problem.rings - rows) * columns * block // (warps * problem.device.warp_size)
-        if rows <= 2 and registers(problem, tile) + extra <= _register_budget(problem, tile):
+        fits = registers(problem, tile) + extra <= _register_budget(problem, tile)
+        if rows <= 2 and fits and _signature(problem, tile, "grad") not in _known_spills():
             found.append(tile)
     return _cheapest(problem, found)
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -87,7 +88,7 @@ def _fastest(problem: Problem, run: Callable[[Tile], object]) -> Tile:
 @lru_cache(maxsize=16)
 def _table(name: str) -> dict[str, Tile]:
     """Measured tiles of a GPU by bucket: those that ship, then those of this machine. No GPU, no table."""
-    entries = {}
+    entries: dict[str, dict[str, Any]] = {}
     for path in (_SHIPPED / _file_name(name), _directory() / _file_name(name)) if name else ():
         with contextlib.suppress(OSError, ValueError):
             entries |= json.loads(path.read_text())

@@ -75,11 +75,11 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 def test_summary_hides_the_speed_of_wrong_results() -> None:
     row = dict.fromkeys(("kernel_size", "channels", "size"), 3)
     row |= {"pass": "forward", "ms": 1.0, "dense_ms": 2.0, "speedup_vs_dense": None, "fraction_of_floor": 0.5}
-    checks = {"checked": 1, "failures": ["bad"], "warps8_checked": 0, "warps8_failures": []}
-    text = gpu.summary(
-        {"gpu": "G", "driver": "1", "torch": "2", "triton": "3", "checks": checks, "sanitizer": "no errors",
-         "models": [], "rows": [row], "complete": False}
-    )  # fmt: skip
+    checks = {"checked": 1, "failures": ["bad"]}
+    warps8 = {"checked": 0, "failures": []}
+    result = {"gpu": "G", "driver": "1", "torch": "2", "triton": "3", "checks": checks, "warps8": warps8}
+    result |= {"sanitizer": "no errors", "models": [], "rows": [row], "complete": False}
+    text = gpu.summary(result)
     assert "WRONG: bad" in text
     assert " wrong " in text
     assert "stopped" in text

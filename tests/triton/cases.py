@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sre_triton import dense
+from sre_triton.rings import default_num_rings
 from sre_triton.spec import ConvSpec, conv_spec
 
 FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
@@ -27,6 +28,8 @@ class Layer:
     dilation: int = 1
     groups: int = 1
     antialias: bool = False
+    circular: bool = True
+    rings: int | None = None
     channels_last: bool = True
     dtype: torch.dtype = torch.float32
 
@@ -39,17 +42,9 @@ class Layer:
     def spec(self) -> ConvSpec:
         n, k = len(self.size), self.kernel_size
         padding = self.dilation * (k // 2) if self.padding is None else self.padding
-        return conv_spec(
-            n,
-            k,
-            k // 2 + 1,
-            True,
-            self.antialias,
-            (self.stride,) * n,
-            (padding,) * n,
-            (self.dilation,) * n,
-            self.groups,
-        )
+        rings = self.rings or default_num_rings(k, self.circular)
+        strides, paddings, dilations = (self.stride,) * n, (padding,) * n, (self.dilation,) * n
+        return conv_spec(n, k, rings, self.circular, self.antialias, strides, paddings, dilations, self.groups)
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x, weight, bias and grad_y."""

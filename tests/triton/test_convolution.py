@@ -39,6 +39,8 @@ LAYERS = [
     Layer(kernel_size=5, antialias=True),
     Layer(kernel_size=3, antialias=True, stride=2),
     Layer(size=(3, 4, 4), antialias=True, batch=1),
+    Layer(kernel_size=5, circular=False),
+    Layer(kernel_size=7, rings=2, size=(6, 9), batch=1),
     Layer(channels_last=False),
     Layer(c_in=1, c_out=1),
     Layer(c_in=1, c_out=3, size=(1, 1)),
