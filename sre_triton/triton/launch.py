@@ -64,8 +64,8 @@ def refusal(x: Tensor, weight: Tensor, spec: ConvSpec) -> str | None:
         return f"input and weight must have one dtype, got {x.dtype} and {weight.dtype}"
     if x.device != weight.device:
         return f"input and weight must be on one device, got {x.device} and {weight.device}"
-    reach = max(r * p for r, p in zip((1, *spec.reach), (1, *spec.stride), strict=True))
-    if (x.shape[-1] + 2 * reach) * max(x.shape[1], weight.shape[0]) > _MAX_ROW:
+    overhang = 2 * max(spec.reach) + 128 * max(spec.stride)  # of taps and tiles beyond the row
+    if (x.shape[-1] + overhang) * max(x.shape[1], weight.shape[0]) > _MAX_ROW:
         return f"one row of the image holds more than {_MAX_ROW} elements"
     return None
 
