@@ -83,6 +83,7 @@ class DeviceLimits:
     warp_size: int = 32
     registers: int = 255
     has_tensor_memory: bool = False
+    packs_bfloat16: bool = True
     name: str = ""
 
 
@@ -91,7 +92,7 @@ _KNOWN = {
     "sm_80": DeviceLimits("sm_80", 108, 163 * 1024, 40 * 2**20),
     "sm_90": DeviceLimits("sm_90", 132, 227 * 1024, 50 * 2**20),
     "sm_100": DeviceLimits("sm_100", 148, 227 * 1024, 126 * 2**20, has_tensor_memory=True),
-    "gfx942": DeviceLimits("gfx942", 304, 64 * 1024, 4 * 2**20, warp_size=64, registers=512),
+    "gfx942": DeviceLimits("gfx942", 304, 64 * 1024, 4 * 2**20, warp_size=64, registers=512, packs_bfloat16=False),
     "interpreter": DeviceLimits("interpreter", 2, 163 * 1024, 2**14),
 }
 
@@ -245,20 +246,20 @@ def is_narrow(groups: int, c_in: int, c_out: int) -> bool:
     return groups > 1 and min(c_in, c_out) < _LEAST_BLOCK
 
 
-def default_sums(dtype: torch.dtype, taps: Taps) -> str:
+def default_sums(problem: Problem) -> str:
     """Where ring sums round by default.
 
     float16 is chosen for its precision, and a ring of large values overflows it: its sums cross rows in
-    float32, as they do with fractional weights. bfloat16 sums are packed.
+    float32. bfloat16 sums are packed where the device packs them. Fractional weights go one step up.
     """
-    if dtype == torch.float32 or (dtype == torch.float16 and not taps.is_hard):
-        return "float32"
-    return "mixed" if dtype == torch.float16 or not taps.is_hard else "packed"
+    if problem.dtype == torch.bfloat16 and problem.device.packs_bfloat16:
+        return "packed" if problem.taps.is_hard else "mixed"
+    return "mixed" if problem.dtype == torch.float16 and problem.taps.is_hard else "float32"
 
 
 def candidates(problem: Problem) -> list[Tile]:
     """Every tile worth trying for a problem: the search space of tuning and of the choice below."""
-    sums = default_sums(problem.dtype, problem.taps)
+    sums = default_sums(problem)
     if is_narrow(problem.groups, problem.c_in, problem.c_out):
         blocks = _blocks(problem.groups * problem.c_out, 64)[:1]
         areas = _areas(problem, _LEAST_BLOCK)
@@ -283,7 +284,7 @@ def forward_tile(problem: Problem) -> Tile:
 def narrow_grad_tile(problem: Problem) -> Tile:
     """The tile of the narrow weight gradient, which holds a float32 sum per ring instead of per row."""
     block = _blocks(problem.groups * problem.c_out, 64)[0]
-    sums = default_sums(problem.dtype, problem.taps)
+    sums = default_sums(problem)
     found = []
     for (rows, columns), warps in itertools.product(_areas(problem, _LEAST_BLOCK), (4, 8)):
         tile = Tile(rows, columns, block, 0, warps, sums)
@@ -298,7 +299,7 @@ def narrow_grad_tile(problem: Problem) -> Tile:
 def writer_tile(problem: Problem) -> Tile:
     """The tile of the ring writer: no product, and runs of channels long enough for whole cache lines."""
     block = _blocks(problem.groups * problem.c_in, 64)[0]
-    sums = default_sums(problem.dtype, problem.taps)
+    sums = default_sums(problem)
     areas = _areas(problem, _LEAST_BLOCK)
     tiles = [Tile(r, c, 0, block, w, sums) for (r, c), w in itertools.product(areas, (4, 8))]
     return _cheapest(problem, [tile for tile in tiles if _fits(problem, tile)])
@@ -334,7 +335,7 @@ def _blocks(channels: int, largest: int) -> list[int]:
 def _smallest(problem: Problem) -> Tile:
     """For kernels beyond every register budget (they spill, and run): the tile that needs the fewest."""
     narrow = is_narrow(problem.groups, problem.c_in, problem.c_out)
-    return Tile(1, 64, 16, 0 if narrow else 16, 4, default_sums(problem.dtype, problem.taps))
+    return Tile(1, 64, 16, 0 if narrow else 16, 4, default_sums(problem))
 
 
 def _cost(problem: Problem, tile: Tile) -> float:

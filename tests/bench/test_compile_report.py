@@ -48,6 +48,10 @@ def test_ci_refuses(change: dict[str, object], words: str) -> None:
     assert words in problem
 
 
+def test_what_ci_compiles_has_a_baseline() -> None:
+    assert set(compile_report.quick_cases()) <= set(compile_report.cases())
+
+
 def test_baseline_meets_the_targets() -> None:
     found = json.loads(compile_report.BASELINE.read_text())["rows"]
     assert {row["arch"] for row in found} == set(aot.TARGETS)
