@@ -1,0 +1,262 @@
+"""What the compilers make of every kernel, without a GPU.
+
+    python -m bench.compile_report [--arch sm_90 ...] [--json PATH]    the whole report
+    python -m bench.compile_report --check                             a subset, against the committed baseline
+
+Every launch that the library would make over a range of shapes is compiled ahead of time. A row says what the
+machine code holds; ``default`` marks the tile that the heuristic picks for that kernel size at 64 channels.
+``instructions_per_element_tap`` counts lane instructions: machine instructions of one program, loop trips
+counted, times its threads, over its output pixels x input channels x k^D taps of the *dense* kernel.
+
+``--check`` fails on a spill, an overflow, a missing matrix instruction, or an instruction count 10% above the
+baseline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from bench import aot
+from sre_triton.spec import ConvSpec, conv_spec
+from sre_triton.triton import launch, tiles
+
+BASELINE = Path(__file__).parent / "results" / "compile_baseline.json"
+TOLERANCE = 1.10
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+_FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One layer and image whose launches are compiled."""
+
+    operation: str = "forward"
+    kernel_size: int = 3
+    dtype: str = "bf16"
+    channels: int = 64
+    size: int = 128
+    batch: int = 32
+    ndim: int = 2
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    antialias: bool = False
+
+    @property
+    def is_reference(self) -> bool:
+        """The shape whose tile is the default of its kernel size."""
+        return self.channels == 64 and self.size == 128
+
+    def spec(self) -> ConvSpec:
+        k, n = self.kernel_size, self.ndim
+        padding = (self.dilation * (k // 2),) * n
+        return conv_spec(
+            n, k, k // 2 + 1, True, self.antialias, (self.stride,) * n, padding, (self.dilation,) * n, self.groups
+        )
+
+    def launches(self, arch: str) -> list[aot.Launch]:
+        spec, dtype = self.spec(), DTYPES[self.dtype]
+
+        def tensor(*shape: int) -> torch.Tensor:
+            empty = torch.empty(shape, dtype=dtype, device="meta")
+            return empty.to(memory_format=_FORMATS[self.ndim]) if len(shape) == self.ndim + 2 else empty
+
+        size = (self.size,) * self.ndim
+        x = tensor(self.batch, self.channels, *size)
+        weight = torch.empty(
+            self.channels, self.channels // self.groups, spec.geometry.num_rings, dtype=dtype, device="meta"
+        )
+        grad_y = tensor(self.batch, self.channels, *spec.output_size(size))
+        calls = {
+            "forward": lambda: launch.fused_forward(x, weight, None, spec),
+            "two_kernels": lambda: launch.two_kernel_forward(x, weight, None, spec),
+            "transpose": lambda: launch.transpose(
+                grad_y, weight, None, spec, spec.output_padding(size, grad_y.shape[2:])
+            ),
+            "weight_grad": lambda: launch.weight_grad(x, grad_y, spec),
+            "expand": lambda: launch.expand(weight, spec.geometry),
+            "collapse": lambda: launch.collapse(launch.expand(weight, spec.geometry), spec.geometry),
+        }
+        return aot.record(calls[self.operation], arch)
+
+
+def quick_cases() -> Iterator[Case]:
+    """What CI compiles: the default tile of every kernel size that the issue sets a target for."""
+    for k in (3, 5, 9):
+        yield Case(kernel_size=k)
+    yield Case(kernel_size=5, channels=128)
+    yield Case(kernel_size=5, groups=64)
+    yield Case("weight_grad", kernel_size=5)
+
+
+def cases() -> Iterator[Case]:
+    """The heuristic's range: kernel sizes, dtypes, channels and image sizes, then one variation at a time."""
+    sizes = (3, 5, 7, 9, 11)
+    targets = (3, 5, 9)
+    for k in sizes:
+        yield Case(kernel_size=k)
+    for k, dtype in itertools.product(targets, ("fp16", "fp32")):
+        yield Case(kernel_size=k, dtype=dtype)
+    for k, (channels, size) in itertools.product(sizes, ((64, 14), (128, 128), (256, 128), (256, 14))):
+        yield Case(kernel_size=k, channels=channels, size=size)
+    for k in targets:
+        yield Case("weight_grad", k)
+        yield Case(kernel_size=k, groups=64)
+        yield Case("weight_grad", k, groups=64)
+    # The variations in float16: its sums are the widest, so they need the most registers.
+    for k in (3, 5):
+        yield Case(kernel_size=k, dtype="fp16", stride=2)
+        yield Case(kernel_size=k, dtype="fp16", antialias=True)
+        yield Case(kernel_size=k, ndim=3, size=32, batch=4)
+    yield Case("transpose", 5, dtype="fp16", stride=2)
+    yield Case(kernel_size=5, dtype="fp16", dilation=2)
+    yield Case(kernel_size=5, dtype="fp16", ndim=1, size=4096)
+    yield Case("two_kernels", 9, channels=256)
+    yield Case("expand", 9, dtype="fp32")
+    yield Case("collapse", 9, dtype="fp32")
+
+
+def rows(archs: list[str], selection: list[Case]) -> Iterator[dict[str, Any]]:
+    """One row per distinct kernel, in the order of the cases."""
+    for arch in archs:
+        seen = set()
+        for case in selection:
+            for call in case.launches(arch):
+                row = _describe(case, call, arch)
+                key = json.dumps({**row, "default": None})
+                if key not in seen:
+                    seen.add(key)
+                    yield row | _compile(case, call, arch)
+
+
+def _describe(case: Case, call: aot.Launch, arch: str) -> dict[str, Any]:
+    blocks = {
+        name: call.arguments[name]
+        for name in ("R", "BM", "BN", "BC", "BK", "BS", "BU", "BP", "BO", "BT", "EVEN_K", "ONE_BLOCK")
+        if name in call.arguments
+    }
+    variation = {
+        name: value
+        for name, value in dataclasses.asdict(case).items()
+        if name in ("ndim", "stride", "dilation", "groups", "antialias") and value != getattr(Case, name)
+    }
+    taps = call.arguments.get("TAPS")
+    if taps is not None and (case.operation, case.stride) == ("transpose", 2):
+        variation["taps"] = len(taps.rows) * taps.num_columns
+    return {
+        "kernel": call.kernel.__name__,
+        "arch": arch,
+        "dtype": case.dtype,
+        "kernel_size": case.kernel_size,
+        "config": blocks | variation | {"channels": case.channels} | call.options,
+        "default": case.is_reference,
+    }
+
+
+def _compile(case: Case, call: aot.Launch, arch: str) -> dict[str, Any]:
+    result: dict[str, Any] = dict.fromkeys(
+        ("registers", "spill_bytes", "shared_bytes", "mma", "instructions_per_element_tap", "tensor_memory", "error")
+    )
+    arguments = call.arguments
+    c_in = arguments.get("c_in", 1)
+    block = arguments.get("BK") or arguments.get("BC") or 1
+    trips = c_in if "BC" in arguments else triton.cdiv(c_in, block)
+    try:
+        binary = aot.build(call, arch, trips)
+    except Exception as error:  # whatever a compiler raises is a finding
+        return result | {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
+    result |= {
+        "registers": binary.registers,
+        "spill_bytes": binary.spill_bytes,
+        "shared_bytes": binary.shared_bytes,
+        "mma": binary.mma,
+        "tensor_memory": binary.tensor_memory,
+    }
+    if "fwd" in call.kernel.__name__:
+        threads = call.options["num_warps"] * tiles.limits_of(arch).warp_size
+        channels = c_in * block if "BC" in arguments else c_in
+        work = arguments["R"] * arguments["BM"] * channels * case.kernel_size**case.ndim
+        result["instructions_per_element_tap"] = round(binary.instructions * threads / work, 4)
+    return result
+
+
+def failures(found: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> list[str]:
+    """What CI refuses, one line each."""
+    known = {_key(row): row for row in baseline}
+    problems = []
+    for row in found:
+        name = f"{row['kernel']} {row['arch']} {row['dtype']} k={row['kernel_size']} {row['config']}"
+        if row["error"]:
+            problems.append(f"{name}: {row['error']}")
+            continue
+        if row["spill_bytes"]:
+            problems.append(f"{name}: spills {row['spill_bytes']} bytes")
+        if needs_matrix_instruction(row) and row["mma"] == "none":
+            problems.append(f"{name}: no matrix instruction")
+        count, before = row["instructions_per_element_tap"], known.get(_key(row))
+        if count is None:
+            continue
+        if before is None:
+            problems.append(f"{name}: not in the baseline; run python -m bench.compile_report --json {BASELINE}")
+        elif count > TOLERANCE * before["instructions_per_element_tap"]:
+            problems.append(
+                f"{name}: {count} instructions per element-tap, {before['instructions_per_element_tap']} before"
+            )
+    return problems
+
+
+def needs_matrix_instruction(row: dict[str, Any]) -> bool:
+    return row["kernel"] in ("ring_conv_fwd_kernel", "ring_conv_bwd_kernel_w")
+
+
+def _key(row: dict[str, Any]) -> str:
+    return json.dumps([row["kernel"], row["arch"], row["dtype"], row["kernel_size"], row["config"]], sort_keys=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="bench.compile_report", description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", nargs="+", choices=sorted(aot.TARGETS), default=list(aot.TARGETS))
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the rows here")
+    parser.add_argument("--check", action="store_true", help="compile a subset and compare it with the baseline")
+    options = parser.parse_args(argv)
+    selection = list(quick_cases() if options.check else cases())
+    found = []
+    for row in rows(options.arch, selection):
+        found.append(row)
+        print(_line(row), flush=True)
+    if options.json:
+        payload = {"triton": triton.__version__, "torch": torch.__version__.split("+")[0], "rows": found}
+        options.json.write_text(json.dumps(payload, indent=1) + "\n")
+    if options.check:
+        problems = failures(found, json.loads(BASELINE.read_text())["rows"])
+        print("\n".join(problems) or f"{len(found)} kernels: no spill, no overflow, no loss")
+        return bool(problems)
+    return 0
+
+
+def _line(row: dict[str, Any]) -> str:
+    config = " ".join(f"{name}={value}" for name, value in row["config"].items())
+    head = f"{row['arch']:7} {row['dtype']} k={row['kernel_size']:<2} {row['kernel']:32}"
+    if row["error"]:
+        return f"{head} {config}: {row['error']}"
+    count = row["instructions_per_element_tap"]
+    return (
+        f"{head} {'*' if row['default'] else ' '} {row['registers']:3} registers, {row['spill_bytes']} spilled, "
+        f"{row['shared_bytes']} shared, {row['mma']}"
+        f"{'' if count is None else f', {count:.3f} per element-tap'}  {config}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""The Triton path: kernels, their launchers and the choice of tiles. Importing this package imports Triton."""
+
+from sre_triton.triton.launch import (
+    backward,
+    collapse,
+    expand,
+    forward,
+    fused_forward,
+    output_format,
+    refusal,
+    transpose,
+    weight_grad,
+)
+
+__all__ = [
+    "backward",
+    "collapse",
+    "expand",
+    "forward",
+    "fused_forward",
+    "output_format",
+    "refusal",
+    "transpose",
+    "weight_grad",
+]

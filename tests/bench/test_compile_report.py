@@ -1,0 +1,83 @@
+"""The compile report: how machine code is read and what CI refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import aot, compile_report
+
+ROW = {
+    "kernel": "ring_conv_fwd_kernel", "arch": "sm_90", "dtype": "bf16", "kernel_size": 5, "config": {"R": 4},
+    "default": True, "registers": 100, "spill_bytes": 0, "shared_bytes": 0, "mma": "wgmma",
+    "instructions_per_element_tap": 1.0, "tensor_memory": 0, "error": None,
+}  # fmt: skip
+
+
+def test_loops_count_by_their_trips_and_waits_once() -> None:
+    code = ["MOV", "LDG", "HGMMA", "BRA back", "SYNCS", "BRA wait", "EXIT"]
+    assert aot._executed(code, [(1, 3), (4, 5)], "LDG", 4) == 7 + 3 * 3
+
+
+def test_kinds_of_matrix_instructions() -> None:
+    kinds = (("tcgen05", r"UTC\w*MMA"), ("wgmma", r"[HQI]GMMA"), ("mma", r"[HQID]MMA"))
+    assert aot._mma(["HADD2", "HGMMA.64x64x16"], kinds) == "wgmma"
+    assert aot._mma(["UTCHMMA gdesc"], kinds) == "tcgen05"
+    assert aot._mma(["HMMA.16816"], kinds) == "mma"
+    assert aot._mma(["FFMA"], kinds) == "none"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"spill_bytes": 8}, "spills 8 bytes"),
+        ({"mma": "none"}, "no matrix instruction"),
+        ({"error": "RuntimeError: tensor memory: 640 columns of 512"}, "640 columns"),
+        ({"instructions_per_element_tap": 1.11}, "1.0 before"),
+        ({"kernel_size": 7}, "not in the baseline"),
+    ],
+)
+def test_ci_refuses(change: dict[str, object], words: str) -> None:
+    assert compile_report.failures([ROW], [ROW]) == []
+    (problem,) = compile_report.failures([ROW | change], [ROW])
+    assert words in problem
+
+
+def test_what_ci_compiles_has_a_baseline() -> None:
+    assert set(compile_report.quick_cases()) <= set(compile_report.cases())
+
+
+def test_baseline_meets_the_targets() -> None:
+    found = json.loads(compile_report.BASELINE.read_text())["rows"]
+    assert {row["arch"] for row in found} == set(aot.TARGETS)
+    for row in found:
+        assert row["error"] is None
+        assert row["spill_bytes"] == 0
+        if compile_report.needs_matrix_instruction(row):
+            assert row["mma"] != "none"
+    for k, limit in ((3, 1.9), (5, 1.1), (9, 0.75)):
+        chosen = [
+            row
+            for row in found
+            if (row["arch"], row["dtype"], row["kernel_size"], row["default"]) == ("sm_90", "bf16", k, True)
+            and row["kernel"] == "ring_conv_fwd_kernel"
+            and set(row["config"]).isdisjoint(("ndim", "groups"))
+        ]
+        assert chosen
+        assert all(row["instructions_per_element_tap"] <= limit and row["mma"] == "wgmma" for row in chosen)
+
+
+def test_one_kernel_compiles_without_a_gpu(tmp_path: Path) -> None:
+    """In a fresh process: kernels imported for the interpreter cannot be compiled."""
+    code = (
+        "from bench import compile_report as r\n"
+        "row, = r.rows(['sm_90'], [r.Case(kernel_size=3)])\n"
+        "assert row['error'] is None and row['mma'] == 'wgmma' and not row['spill_bytes'], row\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=Path(__file__).parents[2])

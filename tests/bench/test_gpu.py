@@ -1,0 +1,85 @@
+"""What of the GPU benchmark can be tested without one: its registry, its arithmetic, its report."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from bench import gpu, gpu_checks
+from sre_triton import dense
+from sre_triton.spec import conv_spec
+
+
+def test_table_covers_every_kernel_size_and_stage_once() -> None:
+    cases = gpu.cases()
+    assert len(set(cases)) == len(cases) == len(gpu.KERNEL_SIZES) * len(gpu.STAGES)
+    assert {c.kernel_size for c in cases} == {3, 5, 7, 9, 11}
+    assert {c.channels for c in cases} == {64, 128, 256, 512}
+
+
+def test_telling_rows_come_first() -> None:
+    first = gpu.cases()[:20]
+    wanted = set(itertools.product((3, 5, 7, 9, 11), (64, 128, 256, 512)))
+    assert {(c.kernel_size, c.channels) for c in first} == wanted
+
+
+def test_checks_reach_every_dtype_and_kernel() -> None:
+    checks = gpu_checks.checks()
+    assert {c.dtype for c in checks} == {torch.float32, torch.float16, torch.bfloat16}
+    assert {len(c.size) for c in checks} == {1, 2, 3}
+    assert any(c.groups > 2 for c in checks)
+    assert any(c.groups == 2 for c in checks)
+    assert any(c.antialias for c in checks)
+    assert any(c.stride > 1 for c in checks)
+
+
+def test_floor_is_the_larger_of_traffic_and_product() -> None:
+    case = gpu.Case(9, 64, 56)
+    traffic = case.floor("forward", 1e9, 1e30)
+    assert traffic == pytest.approx(2 * 2 * case.batch * 56 * 56 * 64 / 1e9)
+    assert case.floor("forward", 1e30, 1e9) == pytest.approx(2 * case.batch * 56 * 56 * 64 * 64 * 5 / 1e9)
+    assert case.floor("step", 1e9, 1e30) == pytest.approx(3 * traffic)
+
+
+def test_gmr_composition_is_a_ring_convolution() -> None:
+    spec = conv_spec(2, 5, 3, True, False, (1, 1), (2, 2), (1, 1), 1)
+    x, weight = torch.randn(2, 3, 6, 7), torch.randn(4, 3, 3)
+    torch.testing.assert_close(gpu.gmr_forward(x, weight, spec), dense.forward(x, weight, None, spec))
+
+
+def test_difference_finds_unwritten_and_wrong_elements() -> None:
+    truth = torch.randn(100, dtype=torch.float64)
+    assert gpu_checks.difference(truth.bfloat16(), truth) is None
+    assert "not written" in (gpu_checks.difference(truth.half().fill_(float("nan")), truth) or "")
+    assert "relative error" in (gpu_checks.difference(truth.float() * 1.001, truth) or "")
+
+
+def test_poison_and_guard() -> None:
+    failures: list[str] = []
+    with gpu_checks.guard(failures, "case"), gpu_checks.poisoned_memory():
+        assert torch.empty(3).isnan().all()
+        raise RuntimeError("first line\nsecond")
+    assert failures == ["case: RuntimeError: first line"]
+    assert torch.zeros(1).new_empty(0).numel() == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main([]) == 2
+    assert capsys.readouterr().out.count("\n") == 1
+    assert gpu.main(["--list"]) == 0
+
+
+def test_summary_hides_the_speed_of_wrong_results() -> None:
+    row = dict.fromkeys(("kernel_size", "channels", "size"), 3)
+    row |= {"pass": "forward", "ms": 1.0, "dense_ms": 2.0, "speedup_vs_dense": None, "fraction_of_floor": 0.5}
+    checks = {"checked": 1, "failures": ["bad"]}
+    warps8 = {"checked": 0, "failures": []}
+    result = {"gpu": "G", "driver": "1", "torch": "2", "triton": "3", "checks": checks, "warps8": warps8}
+    result |= {"sanitizer": "no errors", "models": [], "rows": [row], "complete": False}
+    text = gpu.summary(result)
+    assert "WRONG: bad" in text
+    assert " wrong " in text
+    assert "stopped" in text

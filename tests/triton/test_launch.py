@@ -1,0 +1,80 @@
+"""What surrounds the kernels: refusals, layouts, expansion, imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sre_triton import dense
+from sre_triton.rings import ring_geometry
+from sre_triton.triton import collapse, expand, fused_forward, output_format, refusal
+from tests.triton.cases import Layer
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("kernel_size", [(1,), (5,), (3, 3), (9, 9), (3, 3, 3), (7, 7, 7)], ids=str)
+def test_expansion_and_its_adjoint(kernel_size: tuple[int, ...], antialias: bool, device: torch.device) -> None:
+    geometry = ring_geometry(kernel_size, antialias=antialias)
+    weight = torch.randn(6, 5, geometry.num_rings, device=device)
+    kernel = torch.randn(6, 5, *kernel_size, device=device)
+    torch.testing.assert_close(expand(weight, geometry).double(), dense.expand(weight.double(), geometry))
+    torch.testing.assert_close(
+        collapse(kernel, geometry).double(), dense.collapse(kernel.double(), geometry), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("source", [torch.float32, torch.float16])
+@pytest.mark.parametrize("target", [torch.float32, torch.float16])
+def test_expansion_converts_in_one_pass(source: torch.dtype, target: torch.dtype, device: torch.device) -> None:
+    geometry = ring_geometry((5, 5))
+    weight = torch.randn(3, 4, 3, device=device).to(source)
+    kernel = expand(weight, geometry, target)
+    assert torch.equal(kernel, dense.expand(weight.float(), geometry).to(target))
+    assert collapse(kernel, geometry, torch.float32).dtype == torch.float32
+
+
+def test_expansion_of_nothing(device: torch.device) -> None:
+    geometry = ring_geometry((3, 3))
+    assert expand(torch.empty(0, 4, 2, device=device), geometry).shape == (0, 4, 3, 3)
+    assert collapse(torch.empty(4, 0, 3, 3, device=device), geometry).shape == (4, 0, 2)
+
+
+def test_refusals_say_why(device: torch.device) -> None:
+    layer = Layer()
+    x, weight, _, _ = layer.tensors(device)
+    assert refusal(x, weight, layer.spec) is None
+    assert "float64" in (refusal(x.double(), weight.double(), layer.spec) or "")
+    assert "one dtype" in (refusal(x, weight.half(), layer.spec) or "")
+    assert "meta" in (refusal(x.to("meta"), weight, layer.spec) or "")
+    if device.type == "cpu":
+        assert "bfloat16" in (refusal(x.bfloat16(), weight.bfloat16(), layer.spec) or "")
+    wide = torch.empty(1, 5, 1, 1, device=device).expand(1, 5, 1, 2**29)
+    assert "row" in (refusal(wide, weight, layer.spec) or "")
+
+
+def test_epilogue_refusals() -> None:
+    layer = Layer()
+    x, weight, bias, residual = layer.tensors(torch.device("cpu"))
+    with pytest.raises(ValueError, match="gelu"):
+        fused_forward(x, weight, bias, layer.spec, activation="gelu")
+    with pytest.raises(ValueError, match="residual must be like the output"):
+        fused_forward(x, weight, bias, layer.spec, residual=residual.half())
+
+
+def test_output_format_follows_the_input() -> None:
+    x = torch.randn(2, 3, 4, 5)
+    assert output_format(x) == torch.contiguous_format
+    assert output_format(x.to(memory_format=torch.channels_last)) == torch.channels_last
+    assert output_format(x[0]) == torch.contiguous_format
+    assert output_format(torch.randn(2, 3, 4)) == torch.contiguous_format
+    volume = torch.randn(2, 3, 4, 5, 6).to(memory_format=torch.channels_last_3d)
+    assert output_format(volume) == torch.channels_last_3d
+    assert output_format(torch.randn(2, 1, 4, 5)) == torch.contiguous_format  # both by stride; not so laid out
+
+
+def test_library_import_leaves_triton_alone() -> None:
+    code = "import sre_triton, sys; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
