@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from types import ModuleType, TracebackType
 from typing import NamedTuple
 
@@ -111,7 +112,7 @@ def run(call: Call, request: str) -> ModuleType:
     plan = plan_call(call, request)
     if _records is not None:
         _records.append((call, plan))
-    return _PATHS[plan.path]
+    return _PATHS[plan.path] if plan.path != "triton" else _triton()
 
 
 @contextmanager
@@ -128,8 +129,18 @@ def recording() -> Iterator[list[tuple[Call, Plan]]]:
 _PATHS: dict[str, ModuleType] = {"dense": dense, "ringwise": ringwise}
 
 
+def _triton() -> ModuleType:
+    return import_module("sre_triton.triton.launch")  # imports Triton, so only on request
+
+
 def _triton_refusal(call: Call) -> str | None:
-    return "this version of sre_triton has no Triton kernels yet; request 'dense' or 'ringwise'"
+    try:
+        launch = _triton()
+    except ImportError as error:
+        return f"Triton cannot be imported ({error})"
+    channels = max(call.in_channels, call.out_channels)
+    refusal: str | None = launch.refusal(call.device_type, call.dtype, call.input_size[-1], channels, call.spec)
+    return refusal
 
 
 def _automatic(call: Call) -> Plan:

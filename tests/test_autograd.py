@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import BACKENDS, CASES, Case
+from tests.oracle import BACKENDS, CASES, Case
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks

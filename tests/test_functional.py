@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import BACKENDS, CASES, Case, expand, ring_table
+from tests.oracle import BACKENDS, CASES, Case, expand, ring_table
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import BACKENDS, CASES, Case
+from tests.oracle import BACKENDS, CASES, Case
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference import gmr_conv_package, sre_conv_package
+from tests.reference import gmr_conv_package, sre_conv_package
 from torch import Tensor, nn
 
 import sre_triton

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference import gmr_conv_package, ring_masks, sre_conv_package
+from tests.reference import gmr_conv_package, ring_masks, sre_conv_package
 from torch import Tensor, nn
 
 import sre_triton

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import gmr_conv_package, ring_masks, share_in_ball, sre_conv_package
+from tests.reference import gmr_conv_package, ring_masks, share_in_ball, sre_conv_package
 
 from sre_triton.rings import RingGeometry, default_num_rings, ring_geometry
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import BACKENDS, CASES, Case
+from tests.oracle import BACKENDS, CASES, Case
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode

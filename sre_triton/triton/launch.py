@@ -48,24 +48,25 @@ _TL_DTYPE = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat1
 _MAX_ROW = 2**31 - 1  # offsets within one row of the image are 32-bit, all others 64-bit
 
 
-def refusal(x: Tensor, weight: Tensor, spec: ConvSpec) -> str | None:
-    """Why this call cannot run here, in words; None if it can."""
+def refusal(device_type: str, dtype: torch.dtype, width: int, channels: int, spec: ConvSpec) -> str | None:
+    """Why such a call cannot run here, in words; None if it can.
+
+    Args:
+        device_type, dtype: of every tensor.
+        width: length of the image's last dimension.
+        channels: of input or output, whichever has more.
+    """
     if triton.knobs.runtime.interpret:
-        if x.device.type != "cpu":
-            return f"TRITON_INTERPRET=1 runs kernels on CPU tensors, got a {x.device.type} tensor"
-        if x.dtype == torch.bfloat16:
+        if device_type != "cpu":
+            return f"TRITON_INTERPRET=1 runs kernels on CPU tensors, got a {device_type} tensor"
+        if dtype == torch.bfloat16:
             return "Triton's interpreter computes bfloat16 incorrectly"
-    elif x.device.type not in ("cuda", "xpu"):  # ROCm devices are called cuda
-        return f"Triton needs a CUDA, ROCm or XPU device, got a {x.device.type} tensor"
-    for name, tensor in (("input", x), ("weight", weight)):
-        if tensor.dtype not in _TL_DTYPE:
-            return f"the kernels take float32, float16 and bfloat16, got a {name} of {tensor.dtype}"
-    if x.dtype != weight.dtype:
-        return f"input and weight must have one dtype, got {x.dtype} and {weight.dtype}"
-    if x.device != weight.device:
-        return f"input and weight must be on one device, got {x.device} and {weight.device}"
+    elif device_type not in ("cuda", "xpu"):  # ROCm devices are called cuda
+        return f"Triton needs a CUDA, ROCm or XPU device, got a {device_type} tensor"
+    if dtype not in _TL_DTYPE:
+        return f"the kernels take float32, float16 and bfloat16, got {dtype}"
     overhang = 2 * max(spec.reach) + 128 * max(spec.stride)  # of taps and tiles beyond the row
-    if (x.shape[-1] + overhang) * max(x.shape[1], weight.shape[0]) > _MAX_ROW:
+    if (width + overhang) * channels > _MAX_ROW:
         return f"one row of the image holds more than {_MAX_ROW} elements"
     return None
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parents[1]))
 
-from reference import share_in_ball  # noqa: E402
+from tests.reference import share_in_ball  # noqa: E402
 
 # (dimensions, kernel size, rings)
 GEOMETRIES = [
