@@ -62,11 +62,11 @@ def record(call: Callable[[], object], arch: str) -> list[Launch]:
     launches: list[Launch] = []
 
     def note(kernel: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
+        options: dict[str, int] = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
         launches.append(Launch(kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs, options))
 
     limits = tiles.limits_of(arch)
-    with mock.patch.object(JITFunction, "run", note), mock.patch.object(tiles, "device_limits", lambda _: limits):
+    with mock.patch.object(JITFunction, "run", note), mock.patch.object(tiles, "device_limits", return_value=limits):
         call()
     return launches
 
@@ -141,7 +141,7 @@ def _read_amdgcn(text: str, shared: int, trips: int) -> Binary:
         found = re.search(rf"\.{key}:\s+(\d+)", text)
         return int(found[1]) if found else 0
 
-    body, labels, code = text[: text.index("s_endpgm")], {}, []
+    body, labels, code = text[: text.index("s_endpgm")], {}, []  # type: ignore[var-annotated]
     for line in body.splitlines():
         line = line.split(";")[0].strip()
         if label := re.fullmatch(r"(\.?\w+):", line):

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ def measure(case: Case, bandwidth: float, flops: float) -> list[dict[str, Any]]:
         }
         if which == "forward":
             with guard([], "needs more memory than there is at large kernels"):
-                row["gmr_ms"] = graph_seconds([lambda x=x: gmr_forward(x, weight, spec) for x, _ in pairs]) * 1e3
+                row["gmr_ms"] = graph_seconds([partial(gmr_forward, x, weight, spec) for x, _ in pairs]) * 1e3
         rows.append(row)
     return rows
 
@@ -191,7 +192,7 @@ def _calls(
             return module.weight_grad(x, grad_y, spec)
         return module.forward(x, weight, None, spec), module.backward(grad_y, x, weight, spec)
 
-    return [lambda x=x, g=g: run(x, g) for x, g in pairs]
+    return [partial(run, x, g) for x, g in pairs]
 
 
 def gmr_forward(x: Tensor, weight: Tensor, spec: ConvSpec) -> Tensor:
@@ -219,7 +220,7 @@ def _matches_dense(case: Case, x: Tensor, grad_y: Tensor, weight: Tensor) -> dic
 def model_steps(clock: Clock) -> list[dict[str, Any]]:
     """Training steps of whole networks, eager and compiled, on the dense and on the Triton path."""
     try:
-        from sre_triton.models import SREUNet, sre_resnet18
+        from sre_triton.models import SREUNet, sre_resnet18  # type: ignore[import-not-found]
 
         import sre_triton
     except ImportError as error:

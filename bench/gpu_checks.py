@@ -190,7 +190,7 @@ def guard(failures: list[str], what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    switch = torch.backends.cudnn.conv
+    switch: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before, switch.fp32_precision = switch.fp32_precision, "ieee"
     try:
         yield

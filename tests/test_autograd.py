@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.oracle import BACKENDS, CASES, Case
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
@@ -20,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sre_triton
 from sre_triton.plan import recording
+from tests.oracle import BACKENDS, CASES, Case
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 

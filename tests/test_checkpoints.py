@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.reference import gmr_conv_package, sre_conv_package
 from torch import Tensor, nn
 
 import sre_triton
+from tests.reference import gmr_conv_package, sre_conv_package
 
 LAYERS = [
     *(f"SREConv{n}d" for n in (1, 2, 3)),

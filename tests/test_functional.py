@@ -11,12 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.oracle import BACKENDS, CASES, Case, expand, ring_table
 from torch import Tensor
 from torch.nn import functional as F
 
 import sre_triton
 from sre_triton import functional as S
+from tests.oracle import BACKENDS, CASES, Case, expand, ring_table
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
 import torch
 from torch import Tensor, nn
 
 import sre_triton
 from sre_triton.layers import RingConvNd
 from sre_triton.rings import ring_geometry
+from tests import reference
 
 CONVS = ["Conv1d", "Conv2d", "Conv3d"]
 TRANSPOSED = ["ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.oracle import BACKENDS, CASES, Case
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sre_triton
 from sre_triton import _ops
+from tests.oracle import BACKENDS, CASES, Case
 
 OPERATORS: tuple[Callable[..., Any], ...] = (
     _ops.ring_conv.overload,

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.oracle import BACKENDS, CASES, Case
 from torch import nn
 
 import sre_triton
 from sre_triton import plan
 from sre_triton.plan import current_backend, recording
+from tests.oracle import BACKENDS, CASES, Case
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 # Refused on every device, and with or without Triton's interpreter.
@@ -132,9 +132,11 @@ def test_a_plan_looks_at_shapes_and_dtype_alone(case: Case) -> None:
     plan.plan_call.cache_clear()
     assert plans(case.leaves(torch.float32)) == first
     for call, chosen in first:
-        assert call.dtype == torch.float32 and call.device_type == "cpu"
+        assert call.dtype == torch.float32
+        assert call.device_type == "cpu"
         assert plan.plan_call(call, "auto") == chosen
-        assert chosen.path in BACKENDS and chosen.reason
+        assert chosen.path in BACKENDS
+        assert chosen.reason
 
 
 def test_the_plan_names_the_convolution_whichever_pass_it_is() -> None:
@@ -170,7 +172,9 @@ def test_explaining_a_layer() -> None:
     x = torch.randn(2, 32, 24, 24)
     text = sre_triton.explain(layer, x)
     assert str(layer) in text
-    assert "(2, 32, 24, 24)" in text and "torch.float32" in text and "cpu" in text
+    assert "(2, 32, 24, 24)" in text
+    assert "torch.float32" in text
+    assert "cpu" in text
     with recording() as records:
         layer(x.requires_grad_()).sum().backward()  # both gradients at once
     for (_, chosen), name in zip(records, ("forward", "backward"), strict=True):
@@ -231,7 +235,8 @@ def test_explaining_leaves_no_trace() -> None:
     with pytest.raises(RuntimeError):
         sre_triton.explain(net, torch.randn(1, 4, 24, 24))
     for module in net.modules():
-        assert not module._forward_pre_hooks and not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert not module._forward_hooks
     assert all(p.grad is None for p in net.parameters())
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.reference import gmr_conv_package, sre_conv_package
 from torch import Tensor, nn
 
 import sre_triton
+from tests.reference import gmr_conv_package, sre_conv_package
 
 SRE = [f"SREConv{n}d" for n in (1, 2, 3)]
 TRANSPOSED = [f"SREConvTranspose{n}d" for n in (1, 2, 3)]

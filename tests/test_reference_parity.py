@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.reference import gmr_conv_package, ring_masks, sre_conv_package
 from torch import Tensor, nn
 
 import sre_triton
+from tests.reference import gmr_conv_package, ring_masks, sre_conv_package
 
 BACKENDS = ["dense", "ringwise"]
 PADDING_MODES = ["zeros", "reflect", "replicate", "circular"]

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.reference import gmr_conv_package, ring_masks, share_in_ball, sre_conv_package
 
 from sre_triton.rings import RingGeometry, default_num_rings, ring_geometry
+from tests.reference import gmr_conv_package, ring_masks, share_in_ball, sre_conv_package
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "antialias_shares.json").read_text())["tables"]
 

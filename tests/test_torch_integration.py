@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.oracle import BACKENDS, CASES, Case
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -24,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import sre_triton
 from sre_triton.plan import recording
+from tests.oracle import BACKENDS, CASES, Case
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 image_cases = pytest.mark.parametrize("case", [c for c in CASES if c.ndim > 1], ids=str)
@@ -168,8 +168,8 @@ def paths(call: Callable[[], Any]) -> set[str]:
 
 
 def test_a_compiled_function_honours_the_backend_around_it() -> None:
-    layer = sre_triton.SREConv2d(16, 16, 3, padding=1)
-    x = torch.randn(2, 16, 16, 16)
+    layer = sre_triton.SREConv2d(16, 16, 3, padding=1, dtype=torch.float64)
+    x = torch.randn(2, 16, 16, 16, dtype=torch.float64)  # which no Triton kernel takes
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     automatic = paths(lambda: compiled(x))
     for backend in (*BACKENDS, *BACKENDS):

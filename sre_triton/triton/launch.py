@@ -420,7 +420,7 @@ def _precision(x: Tensor) -> str:
     """What PyTorch's own convolutions would do with float32."""
     if x.dtype != torch.float32:
         return "ieee"
-    for switch in (torch.backends.cudnn.conv, torch.backends.cudnn, torch.backends):
+    for switch in (torch.backends.cudnn.conv, torch.backends.cudnn, torch.backends):  # type: ignore[attr-defined]
         if switch.fp32_precision != "none":
             return "tf32" if switch.fp32_precision == "tf32" else "ieee"
     return "ieee"

@@ -186,8 +186,7 @@ def stack_rows(
         # The identity, for its layout: the last join is one along BK.
         b_even, b_odd = tl.split(tl.reshape(tiles[0], (R * BM, BK // 2, 2)))
         return tl.reshape(tl.join(b_even, b_odd), (R * BM, BK))
-    else:
-        return tl.reshape(tl.permute(tl.join(tiles[0], tiles[1]), (0, 2, 1)), (R * BM, 2 * BK))
+    return tl.reshape(tl.permute(tl.join(tiles[0], tiles[1]), (0, 2, 1)), (R * BM, 2 * BK))
 
 
 @triton.constexpr_function

@@ -141,7 +141,7 @@ def _place(table: NestedTable, axes: list[list[tuple[int, int]]]) -> Placed:
         ),
         unit,
     )
-    return Placed(taps, origin)
+    return Placed(taps, origin)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=1024)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,7 +30,7 @@ def device() -> torch.device:
 
 
 @pytest.fixture(autouse=True)
-def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fresh memory holds NaN, so that an element which no kernel wrote cannot pass."""
 
     def poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -43,4 +43,3 @@ def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
     monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
-    yield
