@@ -68,8 +68,9 @@ def output_size(
     for n, r in zip(padded, reach, strict=True):
         if n <= r:
             raise RuntimeError(
-                f"Calculated padded input size per channel: {tuple(padded)}. Kernel size, dilation included: "
-                f"{tuple(r + 1 for r in reach)}. Kernel size can't be greater than actual input size"
+                f"Calculated padded input size per channel: {tuple(padded)}. "
+                f"Kernel size: {tuple(r + 1 for r in reach)} (dilation included). "
+                "Kernel size can't be greater than actual input size"
             )
     return tuple((n - r - 1) // s + 1 for n, r, s in zip(padded, reach, stride, strict=True))
 
