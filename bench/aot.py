@@ -111,15 +111,20 @@ def build(launch: Launch, arch: str, trips: int = 1) -> Binary:
 
 def _read_cubin(cubin: bytes, shared: int, columns: int, trips: int) -> Binary:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    handle, name = tempfile.mkstemp(suffix=".cubin")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(cubin)
-        sass = subprocess.run([tool, "-sass", name], capture_output=True, text=True, check=True).stdout
-        usage = subprocess.run([tool, "-res-usage", name], capture_output=True, text=True, check=True)
-    finally:
-        os.unlink(name)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout + usage.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        name = Path(folder) / "kernel.cubin"
+        name.write_bytes(cubin)
+        # The tool leaves scratch files of its own, which must not meet those of another process.
+        environment = os.environ | {"TMPDIR": folder}
+
+        def dump(option: str) -> str:
+            done = subprocess.run([tool, option, name], capture_output=True, text=True, env=environment)
+            if done.returncode:
+                raise RuntimeError(f"cuobjdump {option} failed with {done.returncode}: {done.stderr.strip()}")
+            return done.stdout + done.stderr
+
+        sass, usage = dump("-sass"), dump("-res-usage")
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError("cuobjdump printed no resource usage")
     lines = [(int(a, 16), text) for a, text in re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+([^;]*);", sass, re.M)]

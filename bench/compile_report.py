@@ -133,14 +133,14 @@ def rows(archs: list[str], selection: list[Case]) -> Iterator[dict[str, Any]]:
         seen = set()
         for case in selection:
             for call in case.launches(arch):
-                row = _describe(case, call, arch)
+                row = describe(case, call, arch)
                 key = json.dumps({**row, "default": None})
                 if key not in seen:
                     seen.add(key)
-                    yield row | _compile(case, call, arch)
+                    yield row | compiled(case, call, arch)
 
 
-def _describe(case: Case, call: aot.Launch, arch: str) -> dict[str, Any]:
+def describe(case: Case, call: aot.Launch, arch: str) -> dict[str, Any]:
     blocks = {
         name: call.arguments[name]
         for name in ("R", "BM", "BN", "BC", "BK", "BS", "BU", "BP", "BO", "BT", "EVEN_K", "ONE_BLOCK")
@@ -164,7 +164,7 @@ def _describe(case: Case, call: aot.Launch, arch: str) -> dict[str, Any]:
     }
 
 
-def _compile(case: Case, call: aot.Launch, arch: str) -> dict[str, Any]:
+def compiled(case: Case, call: aot.Launch, arch: str) -> dict[str, Any]:
     result: dict[str, Any] = dict.fromkeys(
         ("registers", "spill_bytes", "shared_bytes", "mma", "instructions_per_element_tap", "tensor_memory", "error")
     )
@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     found = []
     for row in rows(options.arch, selection):
         found.append(row)
-        print(_line(row), flush=True)
+        print(line(row), flush=True)
     if options.json:
         payload = {"triton": triton.__version__, "torch": torch.__version__.split("+")[0], "rows": found}
         options.json.write_text(json.dumps(payload, indent=1) + "\n")
@@ -245,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _line(row: dict[str, Any]) -> str:
+def line(row: dict[str, Any]) -> str:
     config = " ".join(f"{name}={value}" for name, value in row["config"].items())
     head = f"{row['arch']:7} {row['dtype']} k={row['kernel_size']:<2} {row['kernel']:32}"
     if row["error"]:

@@ -225,7 +225,7 @@ def _register_budget(problem: Problem, tile: Tile) -> int:
 
 @lru_cache(maxsize=1)
 def _known_spills() -> frozenset[str]:
-    """Tiles that spill although the estimate lets them pass, as found by ``python -m bench.compile_report``."""
+    """Tiles that spill although the estimate lets them pass, as found by ``python -m bench.spills``."""
     return frozenset(json.loads(_SPILLS.read_text())) if _SPILLS.exists() else frozenset()
 
 

@@ -1,0 +1,93 @@
+"""Find the tiles that spill registers although the heuristic's estimate lets them pass.
+
+    python -m bench.spills [--arch sm_90 ...]
+
+Compiles what the heuristic picks over the range of :func:`bench.compile_report.cases`, strikes the tiles that spill
+or overflow, and begins again with what it picks instead, until nothing spills. Rewrites ``spills.json``; run it when
+the kernels, the estimate or the compilers change. The list is kept and added to: delete the file to start afresh.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+from bench import aot, compile_report
+from sre_triton.triton import tiles
+from sre_triton.triton.tiles import Problem, Tile
+
+_CHOICES = ("forward_tile", "narrow_grad_tile", "writer_tile")
+
+
+@contextlib.contextmanager
+def _watched(picked: list[tuple[Problem, Tile, str]]) -> Iterator[None]:
+    """Note what the heuristic picks, and for what."""
+
+    def watch(name: str) -> Callable[[Problem], Tile]:
+        choose = getattr(tiles, name)
+
+        def noting(problem: Problem) -> Tile:
+            tile: Tile = choose(problem)
+            picked.append((problem, tile, "grad" if name == "narrow_grad_tile" else ""))
+            return tile
+
+        return noting
+
+    for name in (*_CHOICES, "gradient_plan"):
+        getattr(tiles, name).cache_clear()
+    with contextlib.ExitStack() as stack:
+        for name in _CHOICES:
+            stack.enter_context(mock.patch.object(tiles, name, watch(name)))
+        yield
+
+
+def strike(arch: str, known: set[str], verdicts: dict[str, bool]) -> int:
+    """Add to ``known`` what spills on ``arch``; returns how many tiles are new. ``verdicts`` remembers kernels."""
+    before = len(known)
+    for case in compile_report.cases():
+        picked: list[tuple[Problem, Tile, str]] = []
+        with _watched(picked):
+            launches = [call for call in case.launches(arch) if "TAPS" in call.arguments]
+        for call in launches:
+            if _spills(case, call, arch, verdicts):
+                blocks = (call.arguments["R"], call.arguments["BM"])
+                known.update(
+                    tiles._signature(problem, tile, kind)
+                    for problem, tile, kind in picked
+                    if problem.taps is call.arguments["TAPS"] and (tile.rows, tile.columns) == blocks
+                )
+    return len(known) - before
+
+
+def _spills(case: compile_report.Case, call: aot.Launch, arch: str, verdicts: dict[str, bool]) -> bool:
+    row: dict[str, Any] = compile_report.describe(case, call, arch)
+    key = json.dumps(row)
+    if key not in verdicts:
+        row |= compile_report.compiled(case, call, arch)
+        verdicts[key] = bool(row["error"] or row["spill_bytes"])
+        if verdicts[key]:
+            print(compile_report.line(row), flush=True)
+    return verdicts[key]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="bench.spills", description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", nargs="+", choices=sorted(aot.TARGETS), default=list(aot.TARGETS))
+    options = parser.parse_args(argv)
+    known = set(tiles._known_spills())
+    with mock.patch.object(tiles, "_known_spills", lambda: known):
+        for arch in options.arch:
+            verdicts: dict[str, bool] = {}
+            while found := strike(arch, known, verdicts):
+                print(f"{arch}: {found} tiles struck")
+    tiles._SPILLS.write_text(json.dumps(sorted(known), indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
