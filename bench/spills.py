@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arch", nargs="+", choices=sorted(aot.TARGETS), default=list(aot.TARGETS))
     options = parser.parse_args(argv)
     known = set(tiles._known_spills())
-    with mock.patch.object(tiles, "_known_spills", lambda: known):
+    with mock.patch.object(tiles, "_known_spills", return_value=known):
         for arch in options.arch:
             verdicts: dict[str, bool] = {}
             while found := strike(arch, known, verdicts):
