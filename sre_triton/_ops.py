@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sre_triton import dense
+from sre_triton.layout import layout_of, new_activation
 from sre_triton.plan import Call, run
 from sre_triton.rings import ring_geometry
 from sre_triton.spec import ConvSpec, conv_spec, output_size, transposed_size
@@ -149,22 +150,6 @@ def _is_plain(args: tuple[Any, ...]) -> bool:
 
 # Layout ---------------------------------------------------------------------------------------------
 
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-def _layout_of(x: Tensor) -> torch.memory_format:
-    """channels_last if x is laid out so, else contiguous. Strides decide between the two where a
-    size of 1 makes x both."""
-    channels_last = _CHANNELS_LAST.get(x.dim())
-    if (
-        channels_last is not None
-        and x.stride(1) == 1
-        and x.stride(-1) == x.shape[1]
-        and x.is_contiguous(memory_format=channels_last)
-    ):
-        return channels_last
-    return torch.contiguous_format
-
 
 def _laid_out(y: Tensor, layout: torch.memory_format) -> Tensor:
     """``y`` with exactly the strides of a new tensor of this layout.
@@ -182,10 +167,6 @@ def _strides(size: torch.Size, layout: torch.memory_format) -> tuple[int, ...]:
     return torch.empty(size, device="meta", memory_format=layout).stride()
 
 
-def _empty(x: Tensor, size: Sequence[int]) -> Tensor:
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=_layout_of(x))
-
-
 # Implementations ------------------------------------------------------------------------------------
 
 
@@ -201,7 +182,7 @@ def _call(
 def _ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) -> Tensor:
     shape, rings = x.shape, weight.shape
     call = _call("forward", shape[0], shape[1], rings[0], shape[2:], rings[2], args, x.dtype, x.device)
-    return _laid_out(run(call, args.backend).forward(x, weight, bias, call.spec), _layout_of(x))
+    return _laid_out(run(call, args.backend).forward(x, weight, bias, call.spec), layout_of(x))
 
 
 def _ring_conv_transpose(
@@ -211,7 +192,7 @@ def _ring_conv_transpose(
     size = args.spec(rings[2]).transposed_size(shape[2:], output_padding)
     channels = rings[1] * args.groups
     call = _call("transpose", shape[0], channels, shape[1], size, rings[2], args, x.dtype, x.device)
-    return _laid_out(run(call, args.backend).transpose(x, weight, bias, call.spec, output_padding), _layout_of(x))
+    return _laid_out(run(call, args.backend).transpose(x, weight, bias, call.spec, output_padding), layout_of(x))
 
 
 def _ring_conv_weight_grad(x: Tensor, grad_y: Tensor, num_rings: int, args: ConvArgs) -> Tensor:
@@ -224,7 +205,7 @@ def _ring_conv_backward(x: Tensor, grad_y: Tensor, weight: Tensor, args: ConvArg
     shape, rings = x.shape, weight.shape
     call = _call("backward", shape[0], shape[1], rings[0], shape[2:], rings[2], args, x.dtype, x.device)
     grad_x, grad_weight = run(call, args.backend).backward(grad_y, x, weight, call.spec)
-    return _laid_out(grad_x, _layout_of(x)), _laid_out(grad_weight, torch.contiguous_format)
+    return _laid_out(grad_x, layout_of(x)), _laid_out(grad_weight, torch.contiguous_format)
 
 
 def _expand_kernel(weight: Tensor, kernel_size: Sequence[int], circular: bool, antialias: bool) -> Tensor:
@@ -241,7 +222,7 @@ def _collapse_kernel(kernel: Tensor, num_rings: int, circular: bool, antialias: 
 def _fake_ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
     conv = ConvArgs(*args)
     size = output_size(x.shape[2:], conv.stride, conv.padding, conv.reach)
-    return _empty(x, (x.shape[0], weight.shape[0], *size))
+    return new_activation(x, weight.shape[0], size)
 
 
 def _fake_ring_conv_transpose(
@@ -249,7 +230,7 @@ def _fake_ring_conv_transpose(
 ) -> Tensor:
     conv = ConvArgs(*args)
     size = transposed_size(x.shape[2:], output_padding, conv.stride, conv.padding, conv.reach)
-    return _empty(x, (x.shape[0], weight.shape[1] * conv.groups, *size))
+    return new_activation(x, weight.shape[1] * conv.groups, size)
 
 
 def _fake_ring_conv_weight_grad(x: Tensor, grad_y: Tensor, num_rings: int, *args: Any) -> Tensor:
@@ -257,7 +238,7 @@ def _fake_ring_conv_weight_grad(x: Tensor, grad_y: Tensor, num_rings: int, *args
 
 
 def _fake_ring_conv_backward(x: Tensor, grad_y: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    return _empty(x, x.shape), weight.new_empty(weight.shape)
+    return new_activation(x, x.shape[1], x.shape[2:]), weight.new_empty(weight.shape)
 
 
 def _fake_expand_kernel(weight: Tensor, kernel_size: Sequence[int], circular: bool, antialias: bool) -> Tensor:

@@ -23,6 +23,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from sre_triton.layout import new_activation
 from sre_triton.ring_sums import Block, Window, ring_sums, sum_dtype
 from sre_triton.schedule import ring_schedule
 from sre_triton.spec import ConvSpec
@@ -32,7 +33,7 @@ __all__ = ["backward", "forward", "transpose", "weight_grad"]
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:
     window = _window(spec, tuple(x.shape[2:]))
-    y = _new_activation(x, weight.shape[0], window.output_size)
+    y = new_activation(x, weight.shape[0], window.output_size)
     mixer = _Mixer(_ring_major(weight, window, spec.groups), bias, y)
     for block, sums in _sums(x, window, spec.groups):
         mixer.write(block, sums)
@@ -41,7 +42,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> T
 
 def transpose(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, output_padding: Sequence[int]) -> Tensor:
     window = _adjoint_window(spec, tuple(x.shape[2:]), spec.transposed_size(x.shape[2:], output_padding))
-    y = _new_activation(x, weight.shape[1] * spec.groups, window.output_size)
+    y = new_activation(x, weight.shape[1] * spec.groups, window.output_size)
     mixer = _Mixer(_ring_major(_swap(weight, spec.groups), window, spec.groups), bias, y)
     for block, sums in _sums(x, window, spec.groups):
         mixer.write(block, sums)
@@ -62,7 +63,7 @@ def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple
         output_padding = spec.output_padding(input_size, grad_y.shape[2:])
         return transpose(grad_y, weight, None, spec, output_padding), weight_grad(x, grad_y, spec)
     window = _adjoint_window(spec, tuple(grad_y.shape[2:]), input_size)
-    grad_x = _new_activation(x, x.shape[1], input_size)
+    grad_x = new_activation(x, x.shape[1], input_size)
     mixer = _Mixer(_ring_major(_swap(weight, spec.groups), window, spec.groups), None, grad_x)
     grad = _WeightGrad(x, grad_y.shape[1], window, spec)
     for block, sums in _sums(grad_y, window, spec.groups):
@@ -188,17 +189,6 @@ def _swap(weight: Tensor, groups: int) -> Tensor:
 def _grouped(weight: Tensor, groups: int) -> Tensor:
     out, *others = weight.shape
     return weight.reshape(groups, out // groups, *others)
-
-
-def _new_activation(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
-    """An empty ``(N, channels, *size)`` tensor in the memory format of ``like``."""
-    channels_last = like.dim() > 3 and like.stride(1) == 1 and not like.is_contiguous()
-    memory_format = _CHANNELS_LAST[like.dim()] if channels_last else torch.contiguous_format
-    shape = (like.shape[0], channels, *size)
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
-
-
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 @lru_cache(maxsize=1024)

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sre_triton.layout import new_activation
 from sre_triton.rings import RingGeometry
 from sre_triton.spec import ConvSpec
 from sre_triton.triton import tiles, tuning
@@ -26,7 +27,7 @@ from sre_triton.triton.expansion import ring_collapse_kernel, ring_expand_kernel
 from sre_triton.triton.fused import ring_conv_fwd_kernel
 from sre_triton.triton.gradient import ring_conv_bwd_kernel_w, ring_sum_kernel
 from sre_triton.triton.grouped import ring_conv_grouped_bwd_kernel_w, ring_conv_grouped_fwd_kernel
-from sre_triton.triton.layout import as_ndhwc, channels_inner, device_of, empty_output, output_format
+from sre_triton.triton.layout import as_ndhwc, channels_inner, device_of
 from sre_triton.triton.taps import Placed, Taps, conv_taps, row_step, transpose_taps
 from sre_triton.triton.tiles import Problem, Tile
 
@@ -36,7 +37,6 @@ __all__ = [
     "expand",
     "forward",
     "fused_forward",
-    "output_format",
     "refusal",
     "transpose",
     "weight_grad",
@@ -105,7 +105,7 @@ def fused_forward(
     """
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(f"activation must be None or one of {ACTIVATIONS}, got {activation!r}")
-    y = empty_output(x, weight.shape[0], spec.output_size(x.shape[2:]))
+    y = new_activation(x, weight.shape[0], spec.output_size(x.shape[2:]))
     if residual is not None:
         if (residual.shape, residual.dtype, residual.device) != (y.shape, y.dtype, y.device):
             raise ValueError(
@@ -125,7 +125,7 @@ def fused_forward(
 
 def two_kernel_forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:
     """Ring sums through memory, then one library product: for many channels and large kernels."""
-    y = empty_output(x, weight.shape[0], spec.output_size(x.shape[2:]))
+    y = new_activation(x, weight.shape[0], spec.output_size(x.shape[2:]))
     out = channels_inner(y)
     target = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
     w = _forward_weight(weight, spec).flatten(0, 2)
@@ -155,7 +155,7 @@ def transpose(
     Every phase of the output modulo the stride is a stride-1 convolution with its own share of the taps:
     one launch per phase, one altogether at stride 1. No zeros are inserted or multiplied.
     """
-    y = empty_output(x, weight.shape[1] * spec.groups, spec.transposed_size(x.shape[2:], output_padding))
+    y = new_activation(x, weight.shape[1] * spec.groups, spec.transposed_size(x.shape[2:], output_padding))
     source, w, out = as_ndhwc(x), _transposed_weight(weight, spec), channels_inner(y)
     stride = _stride(spec)
     for phase in itertools.product(*map(range, stride)):
@@ -193,7 +193,7 @@ def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple
     if not tiles.shares_ring_sums(problem) or torch.are_deterministic_algorithms_enabled():
         padding = spec.output_padding(x.shape[2:], grad_y.shape[2:])
         return transpose(grad_y, weight, None, spec, padding), weight_grad(x, grad_y, spec)
-    grad_x = empty_output(x, x.shape[1], x.shape[2:])
+    grad_x = new_activation(x, x.shape[1], x.shape[2:])
     factor, out = as_ndhwc(x), channels_inner(grad_x)
     target = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
     # [1, rings, c_out, c_in] -> [rings * c_out, c_in]

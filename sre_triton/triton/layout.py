@@ -1,24 +1,13 @@
-"""Memory layouts: what the kernels see of a tensor, and what the caller gets back."""
+"""What the kernels see of a tensor, and the device they are launched on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-__all__ = ["as_ndhwc", "channels_inner", "device_of", "empty_output", "output_format"]
-
-_FORMAT = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-def output_format(x: Tensor) -> torch.memory_format:
-    """Memory format of the output for this input: channels_last for channels_last, else contiguous."""
-    memory_format = _FORMAT.get(x.dim())
-    if memory_format is None or not x.is_contiguous(memory_format=memory_format):
-        return torch.contiguous_format
-    return memory_format if x.stride(1) == 1 and x.stride(-1) == x.shape[1] else torch.contiguous_format
+__all__ = ["as_ndhwc", "channels_inner", "device_of"]
 
 
 def channels_inner(x: Tensor) -> Tensor:
@@ -32,11 +21,6 @@ def channels_inner(x: Tensor) -> Tensor:
 def as_ndhwc(x: Tensor) -> Tensor:
     """[N, D, H, W, C] with dense memory: converted once here unless the input is channels_last."""
     return channels_inner(x).contiguous()
-
-
-def empty_output(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
-    shape = (like.shape[0], channels, *size)
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=output_format(like))
 
 
 def device_of(x: Tensor) -> AbstractContextManager[object]:

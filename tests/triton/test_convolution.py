@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sre_triton.layout import layout_of
 from sre_triton.spec import conv_spec
 from sre_triton.triton import backward, forward, fused_forward, launch, tiles, transpose, weight_grad
 from sre_triton.triton.tiles import Tile
@@ -61,7 +62,7 @@ def test_forward(layer: Layer, device: torch.device) -> None:
     x, weight, bias, _ = layer.tensors(device)
     y = forward(x, weight, bias, layer.spec)
     assert_accurate(y, *dense_forward(layer, x, weight, bias))
-    assert y.is_contiguous(memory_format=launch.output_format(x))
+    assert y.is_contiguous(memory_format=layout_of(x))
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
@@ -142,7 +143,7 @@ def test_two_kernels(device: torch.device) -> None:
         for b in (bias, None):
             y = launch.two_kernel_forward(x, weight, b, layer.spec)
             assert_accurate(y, *dense_forward(layer, x, weight, b))
-            assert y.is_contiguous(memory_format=launch.output_format(x))
+            assert y.is_contiguous(memory_format=layout_of(x))
 
 
 def test_many_chunks_and_splits_give_one_gradient(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from sre_triton import dense
+from sre_triton.layout import layout_of
 from sre_triton.rings import ring_geometry
-from sre_triton.triton import collapse, expand, fused_forward, output_format, refusal
+from sre_triton.triton import collapse, expand, fused_forward, refusal
 from tests.triton.cases import Layer
 
 
@@ -61,15 +62,15 @@ def test_epilogue_refusals() -> None:
         fused_forward(x, weight, bias, layer.spec, residual=residual.half())
 
 
-def test_output_format_follows_the_input() -> None:
+def test_the_layout_follows_the_input() -> None:
     x = torch.randn(2, 3, 4, 5)
-    assert output_format(x) == torch.contiguous_format
-    assert output_format(x.to(memory_format=torch.channels_last)) == torch.channels_last
-    assert output_format(x[0]) == torch.contiguous_format
-    assert output_format(torch.randn(2, 3, 4)) == torch.contiguous_format
+    assert layout_of(x) == torch.contiguous_format
+    assert layout_of(x.to(memory_format=torch.channels_last)) == torch.channels_last
+    assert layout_of(x[0]) == torch.contiguous_format
+    assert layout_of(torch.randn(2, 3, 4)) == torch.contiguous_format
     volume = torch.randn(2, 3, 4, 5, 6).to(memory_format=torch.channels_last_3d)
-    assert output_format(volume) == torch.channels_last_3d
-    assert output_format(torch.randn(2, 1, 4, 5)) == torch.contiguous_format  # both by stride; not so laid out
+    assert layout_of(volume) == torch.channels_last_3d
+    assert layout_of(torch.randn(2, 1, 4, 5)) == torch.contiguous_format  # both by stride; not so laid out
 
 
 def test_library_import_leaves_triton_alone() -> None:
