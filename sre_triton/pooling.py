@@ -100,13 +100,18 @@ def _windows(
     if ndim not in pools:
         raise ValueError(f"x must be (N, C, *space) in 1 to 3 dimensions, got {ndim} spatial dimensions")
     strides, reaches = _entries("stride", stride, ndim, 1), _entries("reach", reach, ndim, 0)
-    # Sizes one by one: a traced shape can be indexed but not unpacked.
+    # Sizes one by one: a traced shape can be indexed but not unpacked. And nothing but arithmetic on them, since
+    # tracers differ in what else they follow.
     window, padding = [], []
     for axis, (s, r) in enumerate(zip(strides, reaches, strict=True)):
         n = x.shape[axis - ndim]
-        missing = (r - n) % s - r
-        least = s + missing % 2 if r <= 0 else torch.sym_max(s + missing % 2, s - missing)
-        window.append(torch.sym_min(least, n))  # avg_pool3d refuses windows larger than the image
+        count = (n - r + s - 1) // s
+        missing = count * s - n
+        at_least_one = (missing + s) // (s + 1)  # 1 or 0
+        pad = 0 if r >= s - 1 else (missing + 1) // 2 * at_least_one
+        size = s - missing + 2 * pad
+        single = 2 // (count * count + 1)  # 1 or, for more windows, 0
+        window.append(size - single * (size - n))  # avg_pool3d refuses windows larger than the image
         padding.append((window[-1] - s + missing) // 2)
     return pools[ndim], strides, tuple(window), tuple(padding)
 

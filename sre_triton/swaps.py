@@ -1,0 +1,294 @@
+"""What becomes of one layer when a network is made symmetric: the ring convolution or the centred pooling that
+takes its place, or the reason why it is left alone. :mod:`sre_triton.conversion` does this to whole networks.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.utils import _ntuple
+from torch.nn.parameter import UninitializedParameter
+
+from sre_triton import layers, pooling
+from sre_triton.functional import project_kernel
+from sre_triton.layers import RingConvNd
+
+__all__ = ["ConvertedFrom", "Swapper", "is_convolution", "is_pooling", "single_tap", "why_left"]
+
+_RING_CONVOLUTIONS: dict[type[nn.Module], type[RingConvNd]] = {
+    getattr(nn, f"Conv{way}{n}d"): getattr(layers, f"SREConv{way}{n}d") for way in ("", "Transpose") for n in (1, 2, 3)
+}
+_CENTERED_POOLS: dict[type[nn.Module], type[nn.Module]] = {
+    getattr(nn, f"{kind}Pool{n}d"): getattr(pooling, f"Centered{kind}Pool{n}d")
+    for kind in ("Avg", "Max")
+    for n in (1, 2, 3)
+}
+_AVERAGE = {1: pooling.CenteredAvgPool1d, 2: pooling.CenteredAvgPool2d, 3: pooling.CenteredAvgPool3d}
+
+# Hooks see the layer's input and output, which keep their meaning; those of a state dict see its weight, which
+# does not.
+_CALL_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+_STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+class ConvertedFrom(NamedTuple):
+    """What stood in the place of a module, which carries this as ``converted_from``."""
+
+    layer: str
+    weights: int  # elements of the weight, 0 for a pooling layer
+    note: str  # how it was changed
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether it is one of PyTorch's convolutions or a subclass of one."""
+    return isinstance(module, tuple(_RING_CONVOLUTIONS))
+
+
+def is_pooling(module: nn.Module) -> bool:
+    """Whether it is one of PyTorch's max and average poolings or a subclass of one."""
+    return isinstance(module, tuple(_CENTERED_POOLS))
+
+
+def single_tap(conv: Any) -> bool:
+    """Whether a convolution's kernel is one tap, which is symmetric as it is."""
+    return max(conv.kernel_size) == 1
+
+
+def why_left(module: nn.Module, *, strides: str = "pool", kernel_size: int | None = None) -> str | None:
+    """Why :func:`sre_triton.convert` with these arguments leaves a convolution or pooling layer alone; None if
+    it does not."""
+    base = next(b for b in (*_RING_CONVOLUTIONS, *_CENTERED_POOLS) if isinstance(module, b))
+    for method in ("forward", "_conv_forward"):
+        if getattr(type(module), method, None) is not getattr(base, method, None):
+            return f"{type(module).__name__} has a {method} of its own"
+    if is_pooling(module):
+        return _why_pooling_is_left(module, strides)
+    return _why_convolution_is_left(module, strides, kernel_size)
+
+
+def _why_convolution_is_left(conv: Any, strides: str, kernel_size: int | None) -> str | None:
+    size, strided = conv.kernel_size, max(conv.stride) > 1
+    if any(k % 2 == 0 for k in size):
+        return f"even kernel {_brief(size)}: it has no centre tap"
+    if single_tap(conv) and not (strided and strides == "pool" and not conv.transposed):
+        return "a single tap is symmetric already" + (", its stride is not" if strided else "")
+    if conv.transposed and strided:
+        return f"strided transposed convolution (stride {_brief(conv.stride)})"
+    if len(set(size)) > 1 and (kernel_size is None or kernel_size < max(size)):
+        return f"kernel {_brief(size)} is not the same in every dimension; kernel_size={max(size) | 1} would embed it"
+    if strided and strides == "pool" and min(_reach(conv)) < 0:
+        return f"strided, and padded by more than half of its kernel (padding {_brief(conv.padding)})"
+    return None
+
+
+def _why_pooling_is_left(pool: Any, strides: str) -> str | None:
+    if max(_per_axis(pool, "stride")) == 1:
+        return "at stride 1 every window is centred"
+    if strides == "keep":
+        return "strides='keep'; its windows are off-centre where they leave pixels over"
+    if getattr(pool, "return_indices", False):
+        return "returns the indices of its maxima"
+    if getattr(pool, "divisor_override", None) is not None:
+        return f"divides by divisor_override={pool.divisor_override}"
+    if min(_pool_reach(pool)) < 0:
+        return "padded by more than half of its window"
+    return None
+
+
+@dataclass
+class Swapper:
+    """Makes the modules that take the places of others, with one set of :func:`sre_triton.convert`'s arguments.
+
+    One object serves a whole network, so that parameters which layers share stay shared.
+    """
+
+    kernel_size: int | None
+    num_rings: int | None
+    weights: str
+    strides: str
+    circular: bool
+    antialias: bool
+    _parameters: dict[tuple[Any, ...], nn.Parameter] = field(default_factory=dict)
+
+    def __call__(self, module: Any, name: str) -> nn.Module:
+        """The module that takes the place of ``module``, for which :func:`why_left` returned None.
+
+        Raises:
+            ValueError: ``module``, called ``name`` in messages, has state that would be lost, or the arguments
+                describe no ring kernel for it.
+        """
+        _check_nothing_is_lost(module, name)
+        new: nn.Module
+        if is_pooling(module):
+            base = next(b for b in _CENTERED_POOLS if isinstance(module, b))
+            reach = _pool_reach(module)
+            new = _CENTERED_POOLS[base](_brief(_per_axis(module, "stride")), **_unless_zero(reach=reach))
+            origin = ConvertedFrom(str(module), 0, "centred at every size")
+        elif max(module.stride) > 1 and self.strides == "pool":
+            reach, ndim = _reach(module), len(module.stride)
+            # With what the pooling leaves out of count, padding is that of "same".
+            padding = tuple(p + r // 2 for p, r in zip(_pixels(module), reach, strict=True))
+            pool = _AVERAGE[ndim](_brief(module.stride), **_unless_zero(reach=reach))
+            conv = _unstrided(module) if single_tap(module) else self._ring_conv(module, name, (1,) * ndim, padding)
+            new = nn.Sequential(pool, conv)
+            note = "centred pooling in front of it" + ("" if single_tap(module) else _resized(module, conv))
+            origin = ConvertedFrom(str(module), module.weight.numel(), note)
+        else:
+            new = self._ring_conv(module, name, module.stride, module.padding)
+            origin = ConvertedFrom(str(module), module.weight.numel(), _resized(module, new).lstrip(", "))
+        _carry(module, new)
+        new.converted_from = origin  # type: ignore[assignment]
+        return new
+
+    def _ring_conv(self, conv: Any, name: str, stride: tuple[int, ...], padding: tuple[int, ...] | str) -> RingConvNd:
+        base = next(b for b in _RING_CONVOLUTIONS if isinstance(conv, b))
+        size = self.kernel_size or conv.kernel_size[0]
+        growth = [(size - k) // 2 for k in conv.kernel_size]
+        if padding != "same" and any(growth):
+            pixels = _pixels(conv) if isinstance(padding, str) else padding
+            padding = tuple(p + d * g for p, d, g in zip(pixels, conv.dilation, growth, strict=True))
+            if min(padding) < 0:
+                raise ValueError(
+                    f"kernel_size={self.kernel_size} is too small for {name!r}, {conv}: without its outer taps it "
+                    "would return another size; exclude it with filter_fn"
+                )
+        options: dict[str, Any] = {"output_padding": conv.output_padding} if conv.transposed else {}
+        try:
+            # On no device, since the parameters that it draws are replaced unless they are to be reset.
+            new = _RING_CONVOLUTIONS[base](
+                conv.in_channels, conv.out_channels, size, stride, padding, dilation=conv.dilation,
+                groups=conv.groups, bias=conv.bias is not None, padding_mode=conv.padding_mode,
+                device=conv.weight.device if self.weights == "reset" else "meta", dtype=conv.weight.dtype,
+                num_rings=self.num_rings, circular=self.circular, antialias=self.antialias, **options,
+            )  # fmt: skip
+        except ValueError as error:
+            raise ValueError(f"{name!r}, {conv}: {error}") from error
+        new.weight = self._parameter(conv.weight, new, self._projected(conv.weight, growth, new))
+        if conv.bias is not None:
+            new.bias = conv.bias if self.weights == "project" else self._parameter(conv.bias, None, new.bias)
+        return new
+
+    def _projected(self, dense: Tensor, growth: list[int], new: RingConvNd) -> Tensor:
+        if self.weights == "reset":
+            return new.weight
+        with torch.no_grad():
+            embedded = F.pad(dense, [g for g in reversed(growth) for _ in range(2)])
+            return project_kernel(embedded, new.num_rings, new.circular, new.antialias)
+
+    def _parameter(self, old: Tensor, ring: RingConvNd | None, value: Tensor) -> nn.Parameter:
+        """``value`` as the parameter that stands for ``old``, the same one wherever ``old`` stood."""
+        key = (id(old), ring and ring.geometry)
+        if key not in self._parameters:
+            self._parameters[key] = nn.Parameter(value.detach(), requires_grad=old.requires_grad)
+        return self._parameters[key]
+
+
+def _check_nothing_is_lost(module: nn.Module, name: str) -> None:
+    """Raises ValueError if the module holds what a module in its place could not."""
+
+    def refuse(what: str) -> ValueError:
+        return ValueError(f"{name!r}, {type(module).__name__}, {what}; exclude it with filter_fn, or remove that first")
+
+    if nn.utils.parametrize.is_parametrized(module):
+        raise refuse("is parametrized")
+    if is_convolution(module) and "weight" not in module._parameters:
+        raise refuse("does not hold its weight as a parameter (weight_norm, spectral_norm, pruning?)")
+    if any(isinstance(p, UninitializedParameter) for p in module._parameters.values()):
+        raise refuse("has not been given its shape yet (run the network once)")
+    if "forward" in vars(module):
+        raise refuse("has had its forward replaced")
+    if (
+        len(module._parameters.keys() - {"weight", "bias"})
+        or module._buffers
+        or any(child is not None for child in module._modules.values())
+    ):
+        raise refuse("has parameters, buffers or modules that a convolution or pooling layer has not")
+    for hooks in _STATE_HOOKS:
+        if vars(module).get(hooks):
+            raise refuse("has hooks on its state dict")
+
+
+def _carry(old: nn.Module, new: nn.Module) -> None:
+    """Hooks, mode and whatever else was set on ``old`` by name."""
+    added = vars(old).keys() - _own_fields(old)
+    for name in (*_CALL_HOOKS, *added):
+        new.__dict__[name] = vars(old)[name]  # the very dictionary of hooks, so that handles remove them still
+    new.train(old.training)
+
+
+def _own_fields(module: nn.Module) -> frozenset[str]:
+    """The attributes that PyTorch itself gives this kind of layer."""
+    base = next(b for b in (*_RING_CONVOLUTIONS, *_CENTERED_POOLS) if isinstance(module, b))
+    fresh = base(1, 1, 1) if base in _RING_CONVOLUTIONS else base(1)
+    return frozenset(vars(fresh))
+
+
+def _unstrided(conv: Any) -> nn.Module:
+    """The same convolution, of the same parameters, at stride 1 and without hooks of its own."""
+    new: Any = copy.copy(conv)
+    for hooks in _CALL_HOOKS:
+        new.__dict__[hooks] = None if hooks == "_is_full_backward_hook" else OrderedDict()
+    new.stride = (1,) * len(conv.stride)
+    return new
+
+
+def _pixels(conv: Any) -> tuple[int, ...]:
+    """Padding at each end of each axis; a strided convolution's is never "same"."""
+    return (0,) * len(conv.stride) if conv.padding == "valid" else conv.padding
+
+
+def _reach(conv: Any) -> tuple[int, ...]:
+    """By how many pixels each axis is too short for the output to have ``ceil(n / stride)`` of them."""
+    taps = zip(conv.kernel_size, conv.dilation, _pixels(conv), strict=True)
+    return tuple(d * (k - 1) - 2 * p for k, d, p in taps)
+
+
+def _pool_reach(pool: Any) -> tuple[int, ...]:
+    axes = zip(*(_per_axis(pool, name) for name in ("kernel_size", "dilation", "padding", "stride")), strict=True)
+    reach = [(d * (k - 1) - 2 * p, p, s) for k, d, p, s in axes]
+    if pool.ceil_mode:  # the last window may stick out, but has to begin inside the image
+        return tuple(max(r - (s - 1), -p) for r, p, s in reach)
+    return tuple(r for r, _, _ in reach)
+
+
+def _per_axis(pool: Any, name: str) -> tuple[int, ...]:
+    ndim = next(int(b.__name__[-2]) for b in _CENTERED_POOLS if isinstance(pool, b))
+    entries: tuple[int, ...] = tuple(_ntuple(ndim)(getattr(pool, name, 1)))  # averages know no dilation
+    return entries * (ndim // len(entries))
+
+
+def _unless_zero(reach: tuple[int, ...]) -> dict[str, Any]:
+    return {"reach": _brief(reach)} if any(reach) else {}
+
+
+def _brief(entries: Any) -> Any:
+    """One number for all axes if it is the same for all."""
+    return entries[0] if isinstance(entries, tuple) and len(set(entries)) == 1 else entries
+
+
+def _resized(old: Any, new: Any) -> str:
+    if old.kernel_size == new.kernel_size:
+        return ""
+    verb = "embedded in" if math.prod(old.kernel_size) < math.prod(new.kernel_size) else "cropped to"
+    return f", kernel {_brief(old.kernel_size)} {verb} {_brief(new.kernel_size)}"
