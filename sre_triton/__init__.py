@@ -14,8 +14,10 @@ from sre_triton.compat import (
     SRE_Conv3d,
     SRE_ConvTranspose2d,
 )
+from sre_triton.conversion import convert
 from sre_triton.equivariance import assert_equivariant, equivariance_error
 from sre_triton.explanation import explain
+from sre_triton.folding import fold
 from sre_triton.functional import (
     expand_kernel,
     project_kernel,
@@ -36,6 +38,7 @@ from sre_triton.layers import (
     SREConvTranspose3d,
 )
 from sre_triton.plan import backend
+from sre_triton.reporting import report
 from sre_triton.rings import RingGeometry, ring_geometry
 
 __version__ = "0.1.0"
@@ -60,11 +63,14 @@ __all__ = [
     "SRE_ConvTranspose2d",
     "assert_equivariant",
     "backend",
+    "convert",
     "equivariance_error",
     "expand_kernel",
     "explain",
+    "fold",
     "functional",
     "project_kernel",
+    "report",
     "ring_geometry",
     "sre_conv1d",
     "sre_conv2d",

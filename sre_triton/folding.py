@@ -18,10 +18,11 @@ __all__ = ["fold"]
 
 _PACKAGE = __name__.partition(".")[0]
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_CONVOLUTIONS = {
+_CONVOLUTIONS: dict[type[nn.Module], bool] = {  # whether they are transposed
     cls: cls.__name__.startswith("ConvTranspose")
     for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 }
+
 
 def fold(model: nn.Module, *, fuse_batchnorm: bool = False) -> nn.Module:
     """The same function without this package: a copy of ``model`` that computes with ordinary convolutions.
@@ -159,16 +160,12 @@ def _fuse_batchnorm(module: nn.Module, untouchable: set[int]) -> None:
         source = node.args[0]
         if source.op != "call_module" or len(source.users) > 1 or calls[source.target] + calls[node.target] > 2:
             continue
-        conv, norm = module.get_submodule(source.target), module.get_submodule(node.target)
+        targets = str(source.target), str(node.target)
+        conv, norm = (module.get_submodule(target) for target in targets)
         if type(conv) not in _CONVOLUTIONS or type(norm) not in _BATCH_NORMS or norm.running_mean is None:
             continue
         if {id(conv), id(norm)} & untouchable:
             continue
-        fused = fuse_conv_bn_eval(conv, norm, transpose=_CONVOLUTIONS[type(conv)])
-        _set_submodule(module, source.target, fused)
-        _set_submodule(module, node.target, nn.Identity().train(norm.training))
-
-
-def _set_submodule(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    root.get_submodule(parent)._modules[child] = module
+        fused: nn.Module = fuse_conv_bn_eval(conv, norm, transpose=_CONVOLUTIONS[type(conv)])  # type: ignore
+        module.set_submodule(targets[0], fused)
+        module.set_submodule(targets[1], nn.Identity().eval())

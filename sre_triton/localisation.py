@@ -51,11 +51,12 @@ def generators(ndim: int, group: str) -> tuple[GridSymmetry, ...]:
     """A few symmetries of the grid of which all others of a group ("rotations", "flips", "all") are made."""
     axes = tuple(range(ndim))
     swaps = [(*axes[:i], i + 1, i, *axes[i + 2 :]) for i in range(ndim - 1)]
-    return {
-        "all": tuple(GridSymmetry(s, ()) for s in swaps) + (GridSymmetry(axes, (0,)),),
-        "rotations": tuple(GridSymmetry(s, (i,)) for i, s in enumerate(swaps)),
-        "flips": tuple(GridSymmetry(axes, (a,)) for a in axes),
-    }[group]
+    moves = {
+        "all": [*(GridSymmetry(swap, ()) for swap in swaps), GridSymmetry(axes, (0,))],
+        "rotations": [GridSymmetry(swap, (i,)) for i, swap in enumerate(swaps)],
+        "flips": [GridSymmetry(axes, (axis,)) for axis in axes],
+    }
+    return tuple(moves[group])
 
 
 def module_errors(model: nn.Module, sample: Tensor, group: str = "all") -> list[ModuleError]:
@@ -166,5 +167,7 @@ def _errors(a: Tensor, b: Tensor, g: GridSymmetry, grids: set[tuple[int, ...]]) 
                     rows = [t[..., extra:].unflatten(-1, size) for t, size in ((x, grid), (y, turned))]
                     error = _relative(rows[1], rows[0], g, ndim, None)
                     if extra:
-                        error = max(error, _relative(y[:, :, :extra].flatten(1), x[:, :, :extra].flatten(1), g, ndim, None))
+                        error = max(
+                            error, _relative(y[:, :, :extra].flatten(1), x[:, :, :extra].flatten(1), g, ndim, None)
+                        )
                     yield error

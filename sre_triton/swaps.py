@@ -20,7 +20,7 @@ from sre_triton import layers, pooling
 from sre_triton.functional import project_kernel
 from sre_triton.layers import RingConvNd
 
-__all__ = ["ConvertedFrom", "Swapper", "is_convolution", "is_pooling", "single_tap", "why_left"]
+__all__ = ["ConvertedFrom", "Swapper", "is_convolution", "is_pooling", "leaves_pixels_over", "why_left"]
 
 _RING_CONVOLUTIONS: dict[type[nn.Module], type[RingConvNd]] = {
     getattr(nn, f"Conv{way}{n}d"): getattr(layers, f"SREConv{way}{n}d") for way in ("", "Transpose") for n in (1, 2, 3)
@@ -70,9 +70,15 @@ def is_pooling(module: nn.Module) -> bool:
     return isinstance(module, tuple(_CENTERED_POOLS))
 
 
-def single_tap(conv: Any) -> bool:
-    """Whether a convolution's kernel is one tap, which is symmetric as it is."""
-    return max(conv.kernel_size) == 1
+def leaves_pixels_over(module: Any, size: tuple[int, ...]) -> bool:
+    """Whether the windows of a convolution or pooling layer do not lie symmetrically on an image of this size."""
+    if is_pooling(module):
+        axes = zip(size, _pool_reach(module, ceil_mode=False), _per_axis(module, "stride"), strict=True)
+    elif module.transposed:
+        return any(module.output_padding)
+    else:
+        axes = zip(size, _reach(module), module.stride, strict=True)
+    return any((n - reach - 1) % stride for n, reach, stride in axes)
 
 
 def why_left(module: nn.Module, *, strides: str = "pool", kernel_size: int | None = None) -> str | None:
@@ -91,7 +97,7 @@ def _why_convolution_is_left(conv: Any, strides: str, kernel_size: int | None) -
     size, strided = conv.kernel_size, max(conv.stride) > 1
     if any(k % 2 == 0 for k in size):
         return f"even kernel {_brief(size)}: it has no centre tap"
-    if single_tap(conv) and not (strided and strides == "pool" and not conv.transposed):
+    if _single_tap(conv) and not (strided and strides == "pool" and not conv.transposed):
         return "a single tap is symmetric already" + (", its stride is not" if strided else "")
     if conv.transposed and strided:
         return f"strided transposed convolution (stride {_brief(conv.stride)})"
@@ -111,7 +117,7 @@ def _why_pooling_is_left(pool: Any, strides: str) -> str | None:
         return "returns the indices of its maxima"
     if getattr(pool, "divisor_override", None) is not None:
         return f"divides by divisor_override={pool.divisor_override}"
-    if min(_pool_reach(pool)) < 0:
+    if min(_pool_reach(pool, pool.ceil_mode)) < 0:
         return "padded by more than half of its window"
     return None
 
@@ -142,7 +148,7 @@ class Swapper:
         new: nn.Module
         if is_pooling(module):
             base = next(b for b in _CENTERED_POOLS if isinstance(module, b))
-            reach = _pool_reach(module)
+            reach = _pool_reach(module, module.ceil_mode)
             new = _CENTERED_POOLS[base](_brief(_per_axis(module, "stride")), **_unless_zero(reach=reach))
             origin = ConvertedFrom(str(module), 0, "centred at every size")
         elif max(module.stride) > 1 and self.strides == "pool":
@@ -150,9 +156,9 @@ class Swapper:
             # With what the pooling leaves out of count, padding is that of "same".
             padding = tuple(p + r // 2 for p, r in zip(_pixels(module), reach, strict=True))
             pool = _AVERAGE[ndim](_brief(module.stride), **_unless_zero(reach=reach))
-            conv = _unstrided(module) if single_tap(module) else self._ring_conv(module, name, (1,) * ndim, padding)
+            conv = _unstrided(module) if _single_tap(module) else self._ring_conv(module, name, (1,) * ndim, padding)
             new = nn.Sequential(pool, conv)
-            note = "centred pooling in front of it" + ("" if single_tap(module) else _resized(module, conv))
+            note = "centred pooling in front of it" + ("" if _single_tap(module) else _resized(module, conv))
             origin = ConvertedFrom(str(module), module.weight.numel(), note)
         else:
             new = self._ring_conv(module, name, module.stride, module.padding)
@@ -185,7 +191,7 @@ class Swapper:
         except ValueError as error:
             raise ValueError(f"{name!r}, {conv}: {error}") from error
         new.weight = self._parameter(conv.weight, new, self._projected(conv.weight, growth, new))
-        if conv.bias is not None:
+        if conv.bias is not None and new.bias is not None:
             new.bias = conv.bias if self.weights == "project" else self._parameter(conv.bias, None, new.bias)
         return new
 
@@ -254,7 +260,9 @@ def _unstrided(conv: Any) -> nn.Module:
 
 
 def _pixels(conv: Any) -> tuple[int, ...]:
-    """Padding at each end of each axis; a strided convolution's is never "same"."""
+    """Padding at each end of each axis."""
+    if conv.padding == "same":
+        return tuple(d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
     return (0,) * len(conv.stride) if conv.padding == "valid" else conv.padding
 
 
@@ -264,10 +272,14 @@ def _reach(conv: Any) -> tuple[int, ...]:
     return tuple(d * (k - 1) - 2 * p for k, d, p in taps)
 
 
-def _pool_reach(pool: Any) -> tuple[int, ...]:
+def _single_tap(conv: Any) -> bool:
+    return max(conv.kernel_size) == 1
+
+
+def _pool_reach(pool: Any, ceil_mode: bool) -> tuple[int, ...]:
     axes = zip(*(_per_axis(pool, name) for name in ("kernel_size", "dilation", "padding", "stride")), strict=True)
     reach = [(d * (k - 1) - 2 * p, p, s) for k, d, p, s in axes]
-    if pool.ceil_mode:  # the last window may stick out, but has to begin inside the image
+    if ceil_mode:  # the last window may stick out, but has to begin inside the image
         return tuple(max(r - (s - 1), -p) for r, p, s in reach)
     return tuple(r for r, _, _ in reach)
 
