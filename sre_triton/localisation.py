@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sre_triton.equivariance import GridSymmetry, _relative, _tensors
+from sre_triton.equivariance import GridSymmetry, _relative, _tensors, grid_symmetries
 
-__all__ = ["ModuleError", "evaluating", "generators", "module_errors"]
+__all__ = ["ModuleError", "breaking", "evaluating", "generators", "module_errors"]
 
 
 @dataclass
@@ -31,6 +31,7 @@ class ModuleError:
         inputs: of the tensors that it received, None if it received none that the symmetry acts upon.
         output: of those that it returned, likewise.
         input_shape: of the first tensor that it received, None if there was none.
+        caller: the call within which this one was made.
     """
 
     name: str
@@ -38,13 +39,25 @@ class ModuleError:
     inputs: float | None = None
     output: float | None = None
     input_shape: tuple[int, ...] | None = None
+    caller: ModuleError | None = field(default=None, repr=False)
     _received: list[Tensor] = field(default_factory=list, repr=False)
     _returned: list[Tensor] = field(default_factory=list, repr=False)
 
-    def breaks(self, tolerance: float) -> bool:
-        """Whether the symmetry is lost here: its inputs still had it, and its output has not."""
-        inputs_have_it = self.inputs is None or self.inputs <= tolerance
-        return inputs_have_it and self.output is not None and not self.output <= tolerance
+
+def breaking(calls: list[ModuleError], tolerance: float) -> list[ModuleError]:
+    """The calls in which the symmetry is lost: the inputs still had it and the output has not. What such a call
+    is made within is not counted as well."""
+    found = []
+    counted: set[int] = set()
+    for call in calls:  # from the inside out
+        inputs_have_it = call.inputs is None or call.inputs <= tolerance
+        output_has_it = call.output is None or call.output <= tolerance
+        if inputs_have_it and not output_has_it and id(call) not in counted:
+            found.append(call)
+            counted.add(id(call))
+        if id(call) in counted:
+            counted.add(id(call.caller))
+    return found
 
 
 def generators(ndim: int, group: str) -> tuple[GridSymmetry, ...]:
@@ -76,7 +89,9 @@ def module_errors(model: nn.Module, sample: Tensor, group: str = "all") -> list[
     grids: set[tuple[int, ...]] = {tuple(sample.shape[2:])}
     for call in calls:
         grids |= {tuple(t.shape[2:]) for t in (*call._received, *call._returned) if t.dim() == ndim + 2}
-    for g in generators(ndim, group):
+    # Turned, an image that is not square has another size, at which the network is another function.
+    moves = generators(ndim, group) if len(set(sample.shape[2:])) == 1 else grid_symmetries(ndim, group)
+    for g in moves:
         moved = list(_record(model, g(sample)))
         if [c.name for c in moved] != [c.name for c in calls]:
             raise RuntimeError(f"the modules that the network calls depend on the image's orientation ({g})")
@@ -108,7 +123,7 @@ def _record(model: nn.Module, sample: Tensor) -> list[ModuleError]:
     names = {module: name for name, module in model.named_modules()}
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        call = ModuleError(names[module], module)
+        call = ModuleError(names[module], module, caller=running[-1] if running else None)
         call._received = [t.detach().clone() for t in _tensors((*args, *kwargs.values()))]
         if call._received:
             call.input_shape = tuple(call._received[0].shape)
