@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sre_triton import expand_kernel, project_kernel
 
-__all__ = ["Network", "pretrained_like", "tensor_of"]
+__all__ = ["NETWORKS", "Network", "pretrained_like", "tensor_of"]
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,60 @@ def _hf_convnext() -> nn.Module:
     return ConvNextForImageClassification(ConvNextConfig(hidden_sizes=[16, 24, 32, 48], depths=[1, 1, 2, 1]))
 
 
-def _square(*sides: int) -> tuple[tuple[int, ...], ...]:
-    return tuple((n, n) for n in sides)
-
-
 def _cube(*sides: int) -> tuple[tuple[int, ...], ...]:
     return tuple((n, n, n) for n in sides)
+
+
+_INTERPOLATING = {"upsample": "nontrainable"}
+
+NETWORKS: dict[str, Network] = {
+    # Its up-convolutions are 2x2, and it pads one side of maps that have become too small.
+    "monai_basic_unet_2d": Network(
+        lambda: _basic_unet(2),
+        1,
+        asymmetric=(
+            ((32, 32), "upcat_4.upsample.deconv"),
+            ((33, 35), "upcat_4.upsample.deconv"),
+        ),
+    ),
+    "monai_basic_unet_2d_interpolating": Network(
+        lambda: _basic_unet(2, **_INTERPOLATING),
+        1,
+        symmetric=((32, 32), (64, 48)),
+        asymmetric=(((48, 40), "upcat_4"), ((33, 35), "upcat_2")),
+    ),
+    "monai_basic_unet_3d_interpolating": Network(
+        lambda: _basic_unet(3, **_INTERPOLATING), 1, symmetric=_cube(32), asymmetric=(((32, 32, 40), "upcat_4"),)
+    ),
+    "monai_segresnet_2d": Network(lambda: _segresnet(2), 1, symmetric=((32, 32), (24, 40))),
+    "monai_segresnet_3d": Network(lambda: _segresnet(3), 1, symmetric=_cube(16)),
+    "monai_dynunet_2d": Network(
+        lambda: _dynunet(2),
+        1,
+        asymmetric=(((32, 32), "upsamples.0.transp_conv.conv"), ((28, 24), "upsamples.0.transp_conv.conv")),
+    ),
+    "monai_dynunet_3d": Network(lambda: _dynunet(3), 1, asymmetric=(((16, 16, 16), "upsamples.0.transp_conv.conv"),)),
+    "monai_resnet18_2d": Network(lambda: _monai_resnet18(2), 1, symmetric=((32, 32), (33, 37))),
+    "monai_resnet18_3d": Network(lambda: _monai_resnet18(3), 1, symmetric=((16, 16, 16), (15, 18, 17))),
+    "transformers_resnet": Network(_hf_resnet, 3, symmetric=((32, 32), (33, 37))),
+    "transformers_convnext": Network(
+        _hf_convnext,
+        3,
+        asymmetric=(
+            ((64, 64), "convnext.embeddings.patch_embeddings"),
+            ((70, 65), "convnext.embeddings.patch_embeddings"),
+        ),
+    ),
+    "torchvision_resnet18": Network(
+        lambda: _torchvision("resnet18"), 3, symmetric=((32, 32), (33, 33), (47, 50), (64, 64))
+    ),
+    "torchvision_densenet121": Network(lambda: _torchvision("densenet121"), 3, symmetric=((32, 32), (37, 33))),
+    "torchvision_mobilenet_v3_small": Network(
+        lambda: _torchvision("mobilenet_v3_small"), 3, symmetric=((32, 32), (33, 37))
+    ),
+    "torchvision_convnext_tiny": Network(
+        lambda: _torchvision("convnext_tiny"), 3, asymmetric=(((32, 32), "features.0.0"), ((35, 39), "features.0.0"))
+    ),
+    "timm_resnet26d": Network(lambda: _timm("resnet26d"), 3, symmetric=((32, 32), (33, 37))),
+    "smp_unet_resnet18": Network(_smp_unet, 3, symmetric=((32, 32), (64, 32))),
+}
