@@ -5,7 +5,6 @@ takes its place, or the reason why it is left alone. :mod:`sre_triton.conversion
 from __future__ import annotations
 
 import copy
-import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from torch.nn.modules.utils import _ntuple
 from torch.nn.parameter import UninitializedParameter
 
 from sre_triton import layers, pooling
-from sre_triton.functional import project_kernel
+from sre_triton.functional import expand_kernel, project_kernel
 from sre_triton.layers import RingConvNd
 
 __all__ = ["ConvertedFrom", "Swapper", "is_convolution", "is_pooling", "leaves_pixels_over", "why_left"]
@@ -145,43 +144,56 @@ class Swapper:
                 describe no ring kernel for it.
         """
         _check_nothing_is_lost(module, name)
-        new: nn.Module
         if is_pooling(module):
-            base = next(b for b in _CENTERED_POOLS if isinstance(module, b))
-            reach = _pool_reach(module, module.ceil_mode)
-            new = _CENTERED_POOLS[base](_brief(_per_axis(module, "stride")), **_unless_zero(reach=reach))
-            origin = ConvertedFrom(str(module), 0, "centred at every size")
+            new, notes = self._centered(module), ["centred at every size"]
         elif max(module.stride) > 1 and self.strides == "pool":
-            reach, ndim = _reach(module), len(module.stride)
-            # With what the pooling leaves out of count, padding is that of "same".
-            padding = tuple(p + r // 2 for p, r in zip(_pixels(module), reach, strict=True))
-            pool = _AVERAGE[ndim](_brief(module.stride), **_unless_zero(reach=reach))
-            conv = _unstrided(module) if _single_tap(module) else self._ring_conv(module, name, (1,) * ndim, padding)
-            new = nn.Sequential(pool, conv)
-            note = "centred pooling in front of it" + ("" if _single_tap(module) else _resized(module, conv))
-            origin = ConvertedFrom(str(module), module.weight.numel(), note)
+            new, notes = self._behind_pooling(module, name)
         else:
-            new = self._ring_conv(module, name, module.stride, module.padding)
-            origin = ConvertedFrom(str(module), module.weight.numel(), _resized(module, new).lstrip(", "))
+            new, notes = self._ring_conv(module, name, module.stride, module.padding)
         _carry(module, new)
-        new.converted_from = origin  # type: ignore[assignment]
+        weights = module.weight.numel() if is_convolution(module) else 0
+        new.converted_from = ConvertedFrom(str(module), weights, ", ".join(notes))  # type: ignore[assignment]
         return new
 
-    def _ring_conv(self, conv: Any, name: str, stride: tuple[int, ...], padding: tuple[int, ...] | str) -> RingConvNd:
+    def _centered(self, pool: Any) -> nn.Module:
+        base = next(b for b in _CENTERED_POOLS if isinstance(pool, b))
+        return _CENTERED_POOLS[base](
+            _brief(_per_axis(pool, "stride")), **_unless_zero(reach=_pool_reach(pool, pool.ceil_mode))
+        )
+
+    def _behind_pooling(self, conv: Any, name: str) -> tuple[nn.Module, list[str]]:
+        """The convolution at stride 1 after a pooling of its stride."""
+        reach, ones = _reach(conv), (1,) * len(conv.stride)
+        pool = _AVERAGE[len(ones)](_brief(conv.stride), **_unless_zero(reach=reach))
+        notes = ["centred pooling in front of it"]
+        if _single_tap(conv):
+            return nn.Sequential(pool, _unstrided(conv)), notes
+        # With what the pooling leaves out of count, padding is that of "same".
+        padding = tuple(p + r // 2 for p, r in zip(_pixels(conv), reach, strict=True))
+        ring, more = self._ring_conv(conv, name, ones, padding)
+        return nn.Sequential(pool, ring), notes + more
+
+    def _ring_conv(
+        self, conv: Any, name: str, stride: tuple[int, ...], padding: tuple[int, ...] | str
+    ) -> tuple[RingConvNd, list[str]]:
         base = next(b for b in _RING_CONVOLUTIONS if isinstance(conv, b))
         size = self.kernel_size or conv.kernel_size[0]
         growth = [(size - k) // 2 for k in conv.kernel_size]
-        if padding != "same" and any(growth):
-            pixels = _pixels(conv) if isinstance(padding, str) else padding
-            padding = tuple(p + d * g for p, d, g in zip(pixels, conv.dilation, growth, strict=True))
-            if min(padding) < 0:
-                raise ValueError(
-                    f"kernel_size={self.kernel_size} is too small for {name!r}, {conv}: without its outer taps it "
-                    "would return another size; exclude it with filter_fn"
-                )
+        notes = []
+        if any(growth):
+            verb = "embedded in" if max(growth) > 0 else "cropped to"
+            notes.append(f"kernel {_brief(conv.kernel_size)} {verb} {size}")
+            if padding != "same":
+                pixels = _pixels(conv) if isinstance(padding, str) else padding
+                padding = tuple(p + d * g for p, d, g in zip(pixels, conv.dilation, growth, strict=True))
+                if min(padding) < 0:
+                    raise ValueError(
+                        f"kernel_size={self.kernel_size} is too small for {name!r}, {conv}: without its outer taps it "
+                        "would return another size; exclude it with filter_fn"
+                    )
         options: dict[str, Any] = {"output_padding": conv.output_padding} if conv.transposed else {}
         try:
-            # On no device, since the parameters that it draws are replaced unless they are to be reset.
+            # On no device, since what it draws is replaced unless it is to be reset.
             new = _RING_CONVOLUTIONS[base](
                 conv.in_channels, conv.out_channels, size, stride, padding, dilation=conv.dilation,
                 groups=conv.groups, bias=conv.bias is not None, padding_mode=conv.padding_mode,
@@ -190,17 +202,17 @@ class Swapper:
             )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{name!r}, {conv}: {error}") from error
-        new.weight = self._parameter(conv.weight, new, self._projected(conv.weight, growth, new))
-        if conv.bias is not None and new.bias is not None:
-            new.bias = conv.bias if self.weights == "project" else self._parameter(conv.bias, None, new.bias)
-        return new
-
-    def _projected(self, dense: Tensor, growth: list[int], new: RingConvNd) -> Tensor:
-        if self.weights == "reset":
-            return new.weight
-        with torch.no_grad():
-            embedded = F.pad(dense, [g for g in reversed(growth) for _ in range(2)])
-            return project_kernel(embedded, new.num_rings, new.circular, new.antialias)
+        bias = new.bias
+        if self.weights == "project":
+            rings, share = _projected(conv.weight, growth, new)
+            notes.append(f"rings hold {share:.0%} of its kernel's square" if share is not None else "projected")
+            new.weight, bias = self._parameter(conv.weight, new, rings), conv.bias
+        else:
+            notes.append("drawn anew")
+            new.weight = self._parameter(conv.weight, new, new.weight)
+            bias = None if bias is None else self._parameter(conv.bias, None, bias)
+        new.bias = bias
+        return new, notes
 
     def _parameter(self, old: Tensor, ring: RingConvNd | None, value: Tensor) -> nn.Parameter:
         """``value`` as the parameter that stands for ``old``, the same one wherever ``old`` stood."""
@@ -208,6 +220,18 @@ class Swapper:
         if key not in self._parameters:
             self._parameters[key] = nn.Parameter(value.detach(), requires_grad=old.requires_grad)
         return self._parameters[key]
+
+
+def _projected(dense: Tensor, growth: list[int], ring: RingConvNd) -> tuple[Tensor, float | None]:
+    """The ring weights nearest to a dense kernel, and their kernel's share of its square sum (None if unknown)."""
+    with torch.no_grad():
+        embedded = F.pad(dense, [g for g in reversed(growth) for _ in range(2)])
+        rings = project_kernel(embedded, ring.num_rings, ring.circular, ring.antialias)
+        if dense.is_meta:
+            return rings, None
+        whole = dense.double().square().sum().item()
+        kept = expand_kernel(rings.double(), ring.kernel_size, ring.circular, ring.antialias).square().sum().item()
+        return rings, kept / whole if whole else 1.0
 
 
 def _check_nothing_is_lost(module: nn.Module, name: str) -> None:
@@ -297,10 +321,3 @@ def _unless_zero(reach: tuple[int, ...]) -> dict[str, Any]:
 def _brief(entries: Any) -> Any:
     """One number for all axes if it is the same for all."""
     return entries[0] if isinstance(entries, tuple) and len(set(entries)) == 1 else entries
-
-
-def _resized(old: Any, new: Any) -> str:
-    if old.kernel_size == new.kernel_size:
-        return ""
-    verb = "embedded in" if math.prod(old.kernel_size) < math.prod(new.kernel_size) else "cropped to"
-    return f", kernel {_brief(old.kernel_size)} {verb} {_brief(new.kernel_size)}"
