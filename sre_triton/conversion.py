@@ -38,10 +38,10 @@ def convert(
 
     Args:
         model: any module, also a convolution itself.
-        kernel_size: odd size of every ring kernel of more than one tap. A smaller kernel is embedded: its rings
-            are rings of the larger one in 1-D and 2-D, so a function stays the same (in 3-D from 3 to 5 only,
-            since further out a ring takes in corners that carried no weight). A larger one loses its outer
-            taps. None keeps each layer's own.
+        kernel_size: odd size of every ring kernel of more than one tap. None keeps each layer's own. A smaller
+            kernel is embedded, then projected. That keeps the function of a ring kernel where its rings are
+            rings of the larger one: always in 1-D; in 2-D from 3, from 5 to at most 15, and from 7 to 9; in 3-D
+            from 3 to 5 and from 7 to 9. A larger kernel loses its outer taps.
         num_rings: rings of every kernel; None for ``kernel_size // 2 + 1``.
         weights: "project" takes the ring kernel nearest in least squares to each layer's kernel: the same
             function if it was constant on rings already. "reset" draws new ones. Biases go with them.

@@ -66,7 +66,9 @@ def fold(model: nn.Module, *, fuse_batchnorm: bool = False) -> nn.Module:
 
 def _plain_convolution(ring: Any, name: str) -> nn.Module:
     if nn.utils.parametrize.is_parametrized(ring):
-        raise ValueError(f"{name!r}, {ring}, is parametrized: remove its parametrizations before folding")
+        raise ValueError(
+            f"{name!r}, {type(ring).__name__}, is parametrized: remove its parametrizations before folding"
+        )
     cls = getattr(nn, f"Conv{'Transpose' if ring.transposed else ''}{ring.ndim}d")
     options: dict[str, Any] = {"output_padding": ring.output_padding} if ring.transposed else {}
     plain = cls(

@@ -135,6 +135,8 @@ def report(
     Raises:
         ValueError: ``sample`` or ``group`` is none of these.
     """
+    if sample is not None and not 3 <= sample.dim() <= 5:
+        raise ValueError(f"sample must be (N, C, *space) in 1 to 3 dimensions, got shape {tuple(sample.shape)}")
     layers, saved = _layers(model)
     after = sum(p.numel() for p in model.parameters())
     symmetry = None if sample is None else _symmetry(model, sample, group, tolerance)
@@ -178,7 +180,7 @@ def _symmetry(model: nn.Module, sample: Tensor, group: str, tolerance: float) ->
         for call in breaking(calls, tolerance):
             breaks.setdefault(call.name, _why_broken(call, sample.dim() - 2, group))
         if not breaks:
-            breaks[""] = "no one module: the errors of many add up"
+            breaks[""] = "no one module: errors of many add up, or the output is neither a map nor a vector"
     return SymmetryReport(group, error, tolerance, tuple(breaks.items()), _by_name(calls))
 
 

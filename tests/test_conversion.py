@@ -44,7 +44,8 @@ def test_a_bare_layer_with_a_symmetric_kernel_keeps_its_function(name: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("ndim", "small", "large"), [(2, 3, 5), (2, 3, 7), (2, 3, 9), (2, 5, 9), (2, 7, 11), (1, 3, 9), (3, 3, 5)]
+    ("ndim", "small", "large"),
+    [(2, 3, 5), (2, 3, 7), (2, 3, 9), (2, 5, 9), (2, 5, 15), (2, 7, 9), (1, 3, 9), (3, 3, 5)],
 )
 def test_a_kernel_is_embedded_in_a_larger_one(ndim: int, small: int, large: int) -> None:
     layer = getattr(nn, f"Conv{ndim}d")(2, 3, small, padding="same", dtype=torch.float64)
@@ -74,7 +75,7 @@ def test_the_ring_kernel_is_the_nearest_one(options: dict[str, Any]) -> None:
     expand = {k: v for k, v in options.items() if k != "num_rings"}
 
     def distance(weight: Tensor) -> Tensor:
-        return (sre_triton.expand_kernel(weight, 5, **expand) - layer.weight).square().sum()
+        return (sre_triton.expand_kernel(weight, (5, 5), **expand) - layer.weight).square().sum()
 
     weight = ring.weight.detach().requires_grad_()
     distance(weight).backward()
@@ -131,7 +132,7 @@ def test_pooling_keeps_the_sizes_and_makes_every_size_symmetric(name: str) -> No
     layer = STRIDED[name]()
     converted = convert(layer)
     lost = 0
-    for n in range(1, 34):
+    for n in range(3 if name == "reflecting" else 1, 34):  # a reflection is smaller than its image
         x = torch.randn(1, 2, n, n + n % 3)
         try:
             size = layer(x).shape
@@ -329,7 +330,7 @@ def test_what_would_be_lost_is_refused_by_name_and_nothing_has_changed(name: str
 def test_arguments_that_are_none(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         convert(nn.Sequential(nn.Conv2d(1, 2, 3)), **arguments)
-    with pytest.raises(TypeError, match="model must be .*, got function"):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got function"):
         convert(nn.functional.relu)  # type: ignore[arg-type]
 
 
