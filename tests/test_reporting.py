@@ -19,7 +19,7 @@ from tests.small_networks import ResidualNet
 
 
 def symmetry_of(model: nn.Module, *size: int, **options: Any) -> SymmetryReport:
-    channels = next(p for p in model.parameters()).shape[1]
+    channels: Any = next(m.in_channels for m in model.modules() if hasattr(m, "in_channels"))
     symmetry = report(model, torch.randn(2, channels, *size), **options).symmetry
     assert symmetry is not None
     return symmetry
