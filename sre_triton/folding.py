@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -96,17 +97,20 @@ def _is_own(module: nn.Module) -> bool:
 
 
 def _trace_own_modules(model: nn.Module) -> nn.Module:
-    """Replaces the outermost modules of this package by graphs."""
-    graphs: dict[int, nn.Module] = {}
-    pending = [("", model)]
-    while pending:
-        name, module = pending.pop()
-        if _is_own(module):
-            if id(module) not in graphs:
-                graphs[id(module)] = _graph(module, name)
-        else:
-            pending += [(f"{name}.{child}".lstrip("."), m) for child, m in module.named_children()]
-    return replace_modules(model, graphs)
+    """Replaces the modules of this package by graphs. One that holds containers which hold more of them comes
+    first, so that these are found where the graph has put them."""
+    while outermost := dict(_own_modules(model)):
+        model = replace_modules(model, {id(m): _graph(m, name) for m, name in outermost.items()})
+    return model
+
+
+def _own_modules(module: nn.Module, name: str = "") -> Iterator[tuple[nn.Module, str]]:
+    """The outermost modules of this package, and their names."""
+    if _is_own(module):
+        yield module, name
+    else:
+        for child_name, child in module.named_children():
+            yield from _own_modules(child, f"{name}.{child_name}".lstrip("."))
 
 
 def _graph(module: nn.Module, name: str) -> fx.GraphModule:
