@@ -7,6 +7,7 @@ ring are affordable, and a ring is one call.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,26 +21,36 @@ from torch import Tensor
 from sre_triton.blocks import Block, PaddedBlock, Window, block_shape, blocks, box
 from sre_triton.rings import RingGeometry
 
-__all__ = ["has_depthwise", "ring_sums_by_depthwise", "suits_depthwise"]
+__all__ = ["RingMask", "has_depthwise", "ring_masks", "ring_sums_by_depthwise", "suits_depthwise"]
 
 # Size of one ring sum per thread: few calls, yet what a block reads and writes stays in the cache.
 _BLOCK_BYTES = 1 << 20
 
 
+# To start a depthwise convolution takes as long as its kernel saves over additions on this many elements.
+_LEAST_ELEMENTS = 1 << 15
+
+
 def has_depthwise(source: Tensor, window: Window) -> bool:
-    """Whether there is a fast depthwise convolution for this input: of images, on a CPU, in oneDNN."""
-    if source.device.type != "cpu" or not suits_depthwise(window):
-        return False
-    if not (torch.backends.mkldnn.enabled and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
-        return False
-    if source.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return source.dtype == torch.float32
+    """Whether depthwise convolutions are the fast way to these ring sums: of images, on a CPU, with oneDNN."""
+    elements = math.prod((source.shape[0], source.shape[1], *window.output_size))
+    return (
+        source.device.type == "cpu"
+        and suits_depthwise(window.upsampling, elements, len(window.rings), source.dtype)
+        and bool(torch.backends.mkldnn.enabled)
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+        and (source.dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+    )
 
 
-def suits_depthwise(window: Window) -> bool:
-    """Whether ring sums are depthwise convolutions that oneDNN has: of images, no zeros put between pixels."""
-    return len(window.half) == 2 and all(step == 1 for step in window.upsampling)
+def suits_depthwise(upsampling: Sequence[int], elements: int, rings: int, dtype: torch.dtype) -> bool:
+    """Whether so many elements in each of so many ring sums are worth convolutions, on a machine that has them."""
+    return (
+        len(upsampling) == 2
+        and all(step == 1 for step in upsampling)
+        and dtype in (torch.float32, torch.bfloat16)
+        and elements >= rings * _LEAST_ELEMENTS
+    )
 
 
 def ring_sums_by_depthwise(positions: Tensor, window: Window) -> Iterator[tuple[Block, int, Tensor]]:
@@ -49,7 +60,7 @@ def ring_sums_by_depthwise(positions: Tensor, window: Window) -> Iterator[tuple[
         A block of ``(N, *output_size)``, the number of the ring among those of the window, and its sums at
         the block's positions, ``(*block, C)``. They may be a view of ``positions``.
     """
-    rings = [_Ring(window, mask, positions) for mask in _masks(window.geometry, window.half)]
+    rings = [_Ring(window, mask, positions) for mask in ring_masks(window.geometry, window.half)]
     grid = (positions.shape[0], *window.output_size)
     budget = _BLOCK_BYTES * torch.get_num_threads() // (positions.shape[-1] * positions.element_size())
     for block in blocks(grid, block_shape(grid, budget)):
@@ -67,7 +78,7 @@ def ring_sums_by_depthwise(positions: Tensor, window: Window) -> Iterator[tuple[
 
 
 @dataclass(frozen=True, eq=False)
-class _Mask:
+class RingMask:
     """The taps of one ring that are within reach, cut to the box that holds them."""
 
     half: tuple[int, ...]
@@ -75,7 +86,8 @@ class _Mask:
 
 
 @lru_cache(maxsize=1024)
-def _masks(geometry: RingGeometry, half: tuple[int, ...]) -> tuple[_Mask, ...]:
+def ring_masks(geometry: RingGeometry, half: tuple[int, ...]) -> tuple[RingMask, ...]:
+    """The rings that have a tap within ``half`` taps of the centre, each as a kernel."""
     shape = [geometry.num_rings, *geometry.kernel_size]
     within = tuple(slice(k // 2 - h, k // 2 + h + 1) for k, h in zip(geometry.kernel_size, half, strict=True))
     masks = []
@@ -84,14 +96,14 @@ def _masks(geometry: RingGeometry, half: tuple[int, ...]) -> tuple[_Mask, ...]:
         if shares.any():
             reach = [int(np.abs(taps - h).max()) for taps, h in zip(shares.nonzero(), half, strict=True)]
             inner = tuple(slice(h - r, h + r + 1) for h, r in zip(half, reach, strict=True))
-            masks.append(_Mask(tuple(reach), np.ascontiguousarray(shares[inner], dtype=np.float32)))
+            masks.append(RingMask(tuple(reach), np.ascontiguousarray(shares[inner], dtype=np.float32)))
     return tuple(masks)
 
 
 class _Ring:
     """One ring as a depthwise convolution."""
 
-    def __init__(self, window: Window, mask: _Mask, positions: Tensor) -> None:
+    def __init__(self, window: Window, mask: RingMask, positions: Tensor) -> None:
         self._window = window
         self._half = mask.half
         self._is_identity = mask.shares.size == 1 and mask.shares.item() == 1.0

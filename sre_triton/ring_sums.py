@@ -36,6 +36,11 @@ class Part(NamedTuple):
         return slice(width * self.start // self.total, width * self.stop // self.total)
 
 
+# A product per ring saves the copies that lie side by side, but reads and writes the output for every ring.
+# Narrow ring sums are cheaper to copy. Products of half type are rounded, so all rings must be in one.
+_NARROW = 16
+
+
 def ring_sums(
     source: Tensor, window: Window, groups: int, dtype: torch.dtype
 ) -> Iterator[tuple[Block, Part, Sequence[Tensor]]]:
@@ -53,12 +58,11 @@ def ring_sums(
     rings = len(window.rings)
     if channels_inside and has_depthwise(source, window):
         parts = ring_sums_by_depthwise(positions, window)
-        if dtype == sum_dtype(dtype):
+        if dtype == sum_dtype(dtype) and source.shape[1] // groups > _NARROW:
             for block, ring, sums in parts:
                 matrix = sums.reshape(-1, source.shape[1])
                 yield block, Part(ring, ring + 1, rings), matrix.chunk(groups, dim=1) if groups > 1 else (matrix,)
         else:
-            # Products of half type are rounded, so all rings must be in one.
             yield from _joined(parts, rings, groups)
     else:
         grouped = positions.unflatten(-1, (groups, source.shape[1] // groups))  # type: ignore[no-untyped-call]

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sre_triton import additions, dense, depthwise, ring_sums, ringwise
-from sre_triton.depthwise import suits_depthwise
 from sre_triton.rings import RingGeometry, default_num_rings, ring_geometry
 from sre_triton.schedule import Operand, Schedule, ring_schedule
 from sre_triton.spec import ConvSpec, conv_spec
@@ -69,7 +68,11 @@ def run_all(path: Any, spec: ConvSpec, x: Tensor, weight: Tensor, bias: Tensor, 
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How ring sums are made, wherever there is a choice: also in float64, which has no fast depthwise kernel."""
     by_depthwise = request.param == "depthwise"
-    monkeypatch.setattr(ring_sums, "has_depthwise", lambda _, window: by_depthwise and suits_depthwise(window))
+    monkeypatch.setattr(
+        ring_sums, "has_depthwise", lambda _, w: by_depthwise and len(w.half) == 2 and set(w.upsampling) == {1}
+    )
+    if by_depthwise:
+        monkeypatch.setattr(ring_sums, "_NARROW", 2)
     return request.param
 
 
@@ -243,7 +246,7 @@ def test_float32_images_take_depthwise_convolutions(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.nn.functional, "conv2d", lambda *args: taken.append(args) or convolve(*args))
     for dtype, expected in ((torch.float32, 4), (torch.float64, 0)):
         spec = make_spec(2, 9)
-        x, weight, *_ = make_tensors(spec, (20, 20), dtype=dtype, channels_last=True)
+        x, weight, *_ = make_tensors(spec, (64, 64), channels=(32, 4), dtype=dtype, channels_last=True)
         ringwise.forward(x, weight, None, spec)
         assert len(taken) == expected  # the centre is no convolution
         taken.clear()
