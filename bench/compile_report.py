@@ -100,31 +100,34 @@ def quick_cases() -> Iterator[Case]:
     yield Case("weight_grad", kernel_size=5)
 
 
+KERNEL_SIZES = (3, 5, 7, 9, 11)
+CHANNELS = (64, 128, 256, 512, 32, 16)
+SIZES = (128, 32, 14, 7)
+
+
 def cases() -> Iterator[Case]:
-    """The heuristic's range: kernel sizes, dtypes, channels and image sizes, then one variation at a time."""
-    sizes = (3, 5, 7, 9, 11)
-    targets = (3, 5, 9)
-    for k in sizes:
-        yield Case(kernel_size=k)
-    for k, dtype in itertools.product(targets, ("fp16", "fp32")):
-        yield Case(kernel_size=k, dtype=dtype)
-    for k, (channels, size) in itertools.product(sizes, ((64, 14), (128, 128), (256, 128), (256, 14))):
-        yield Case(kernel_size=k, channels=channels, size=size)
-    for k in targets:
-        yield Case("weight_grad", k)
-        yield Case(kernel_size=k, groups=64)
-        yield Case("weight_grad", k, groups=64)
-    # The variations in float16: its sums are the widest, so they need the most registers.
-    for k in (3, 5):
-        yield Case(kernel_size=k, dtype="fp16", stride=2)
-        yield Case(kernel_size=k, dtype="fp16", antialias=True)
-        yield Case(kernel_size=k, ndim=3, size=32, batch=4)
-    yield Case("transpose", 5, dtype="fp16", stride=2)
-    yield Case(kernel_size=5, dtype="fp16", dilation=2)
-    yield Case(kernel_size=5, dtype="fp16", ndim=1, size=4096)
-    yield Case("two_kernels", 9, channels=256)
-    yield Case("expand", 9, dtype="fp32")
-    yield Case("collapse", 9, dtype="fp32")
+    """The heuristic's range: kernel sizes, dtypes, channels and image sizes crossed, then one variation at a time."""
+    for k, dtype, channels, size in itertools.product(KERNEL_SIZES, DTYPES, CHANNELS, SIZES):
+        yield Case(kernel_size=k, dtype=dtype, channels=channels, size=size)
+    for k, dtype in itertools.product(KERNEL_SIZES, DTYPES):
+        yield Case(kernel_size=k, dtype=dtype, channels=3, size=32)
+        for channels, size in itertools.product((64, 256), (128, 14)):
+            yield Case("weight_grad", k, dtype, channels, size)
+            for operation in ("forward", "weight_grad"):
+                yield Case(operation, k, dtype, channels, size, groups=channels)
+    for k, dtype, size in itertools.product((7, 9, 11), ("bf16", "fp16"), (14, 32)):
+        yield Case("two_kernels", k, dtype, channels=256, size=size)
+    for k, dtype in itertools.product((3, 5, 9), DTYPES):
+        yield Case(kernel_size=k, dtype=dtype, stride=2)
+        yield Case("transpose", k, dtype, stride=2)
+        yield Case(kernel_size=k, dtype=dtype, dilation=2)
+        yield Case(kernel_size=k, dtype=dtype, antialias=True)
+        yield Case(kernel_size=k, dtype=dtype, ndim=1, size=4096)
+        yield Case(kernel_size=k, dtype=dtype, channels=128, groups=4)
+    for k, dtype in itertools.product((3, 5), DTYPES):
+        yield Case(kernel_size=k, dtype=dtype, ndim=3, size=32, batch=4)
+    for operation, dtype in itertools.product(("expand", "collapse"), DTYPES):
+        yield Case(operation, 9, dtype)
 
 
 def rows(archs: list[str], selection: list[Case]) -> Iterator[dict[str, Any]]:
@@ -159,7 +162,7 @@ def describe(case: Case, call: aot.Launch, arch: str) -> dict[str, Any]:
         "arch": arch,
         "dtype": case.dtype,
         "kernel_size": case.kernel_size,
-        "config": blocks | variation | {"channels": case.channels} | call.options,
+        "config": blocks | variation | call.options,
         "default": case.is_reference,
     }
 
