@@ -176,7 +176,7 @@ def _call(
     dtype: torch.dtype, device: torch.device,
 ) -> Call:  # fmt: skip
     """The planner's view of a pass; ``size`` is that of the convolution's input, whichever pass this is."""
-    return Call(kind, args.spec(num_rings), batch, in_channels, out_channels, tuple(size), dtype, device.type)
+    return Call(kind, args.spec(num_rings), batch, in_channels, out_channels, tuple(size), dtype, device)
 
 
 def _ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) -> Tensor:
