@@ -5,6 +5,7 @@ sums and one small matrix product. Importing this package touches no GPU and imp
 """
 
 from sre_triton import functional
+from sre_triton.autotune import tune
 from sre_triton.compat import (
     GMR_Conv1d,
     GMR_Conv2d,
@@ -72,4 +73,5 @@ __all__ = [
     "sre_conv_transpose1d",
     "sre_conv_transpose2d",
     "sre_conv_transpose3d",
+    "tune",
 ]
