@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import torch
 
-from sre_triton import cost, dense, gpu_cost, gpu_tables, ringwise
+from sre_triton import cost, dense, expansion, gpu_cost, gpu_tables, ringwise
 from sre_triton.spec import ConvSpec
 
-__all__ = ["BACKENDS", "Call", "Plan", "backend", "current_backend", "plan_call", "recording", "run"]
+__all__ = ["BACKENDS", "Call", "Plan", "backend", "current_backend", "expansion_path", "plan_call", "recording", "run"]
 
 BACKENDS = ("auto", "dense", "ringwise", "triton")
 
@@ -113,6 +113,16 @@ def run(call: Call, request: str) -> ModuleType:
     if _records is not None:
         _records.append((call, plan))
     return _PATHS[plan.path] if plan.path != "triton" else _triton()
+
+
+def expansion_path(tensor: torch.Tensor, dtype: torch.dtype | None) -> ModuleType:
+    """The module whose ``expand`` and ``collapse`` take this tensor to ``dtype``: under the request ``"triton"`` the
+    kernels wherever they run, so that the interpreter reaches them, else :mod:`sre_triton.expansion`."""
+    if _requested[0] == "triton":
+        launch = _triton()
+        if not any(launch.device_refusal(tensor.device.type, kind) for kind in (tensor.dtype, dtype or tensor.dtype)):
+            return launch
+    return expansion
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from sre_triton.triton.tiles import Blocks, Problem, Tile
 __all__ = [
     "backward",
     "collapse",
+    "device_refusal",
     "expand",
     "forward",
     "fused_forward",
@@ -58,6 +59,16 @@ def refusal(device_type: str, dtype: torch.dtype, width: int, channels: int, spe
         width: length of the image's last dimension.
         channels: of input or output, whichever has more.
     """
+    if reason := device_refusal(device_type, dtype):
+        return reason
+    overhang = 2 * max(spec.reach) + 128 * max(spec.stride)  # of taps and tiles beyond the row
+    if (width + overhang) * channels > _MAX_ROW:
+        return f"one row of the image holds more than {_MAX_ROW} elements"
+    return None
+
+
+def device_refusal(device_type: str, dtype: torch.dtype) -> str | None:
+    """The part of :func:`refusal` that holds for every kernel."""
     if triton.knobs.runtime.interpret:
         if device_type != "cpu":
             return f"TRITON_INTERPRET=1 runs kernels on CPU tensors, got a {device_type} tensor"
@@ -67,9 +78,6 @@ def refusal(device_type: str, dtype: torch.dtype, width: int, channels: int, spe
         return f"Triton needs a CUDA, ROCm or XPU device, got a {device_type} tensor"
     if dtype not in _TL_DTYPE:
         return f"the kernels take float32, float16 and bfloat16, got {dtype}"
-    overhang = 2 * max(spec.reach) + 128 * max(spec.stride)  # of taps and tiles beyond the row
-    if (width + overhang) * channels > _MAX_ROW:
-        return f"one row of the image holds more than {_MAX_ROW} elements"
     return None
 
 
