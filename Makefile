@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow lint format wheel bench clean
+.PHONY: help env demo test test-slow kernels lint format wheel bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ test: $(READY) ## The test suite
 
 test-slow: $(READY) ## What the test suite leaves out: timings and exhaustive sweeps
 	$(BIN)/python -m pytest -m 'slow or exhaustive'
+
+kernels: $(READY) ## Compile the default kernels for four GPU architectures; needs no GPU
+	$(BIN)/python -m bench.compile_report --check
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -82,7 +82,9 @@ def make_call(kind: str, case: Case, k: int, dtype: torch.dtype) -> Call:
     stride, padding = (case.stride,) * case.ndim, (k // 2,) * case.ndim
     rings = default_num_rings(k, ndim=case.ndim)
     spec = conv_spec(case.ndim, k, rings, True, False, stride, padding, every, case.groups)
-    return Call(kind, spec, case.batch, case.in_channels, case.out_channels, case.input_shape[2:], dtype, "cpu")
+    return Call(
+        kind, spec, case.batch, case.in_channels, case.out_channels, case.input_shape[2:], dtype, torch.device("cpu")
+    )
 
 
 def measure(call: Call, *, channels_last: bool) -> Sample:

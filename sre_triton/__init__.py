@@ -5,6 +5,7 @@ sums and one small matrix product. Importing this package touches no GPU and imp
 """
 
 from sre_triton import functional
+from sre_triton.autotune import tune
 from sre_triton.compat import (
     GMR_Conv1d,
     GMR_Conv2d,
@@ -22,6 +23,7 @@ from sre_triton.functional import (
     sre_conv1d,
     sre_conv2d,
     sre_conv3d,
+    sre_conv_act,
     sre_conv_transpose1d,
     sre_conv_transpose2d,
     sre_conv_transpose3d,
@@ -69,7 +71,9 @@ __all__ = [
     "sre_conv1d",
     "sre_conv2d",
     "sre_conv3d",
+    "sre_conv_act",
     "sre_conv_transpose1d",
     "sre_conv_transpose2d",
     "sre_conv_transpose3d",
+    "tune",
 ]
