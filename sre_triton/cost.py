@@ -145,7 +145,7 @@ def ringwise_work(call: Call) -> RingwiseWork:
         products=products * elements * len(rings) * _in_lanes(mixed // spec.groups),
         outputs=products * positions * mixed,
     )
-    if suits_depthwise(upsampling, elements, len(rings), call.dtype):
+    if call.device.type == "cpu" and suits_depthwise(upsampling, elements, len(rings), call.dtype):
         blocks = max(1.0, elements / _DEPTHWISE_BLOCK)
         return shared._replace(
             calls=blocks * len(rings) * (1 + products * spec.groups),
@@ -210,8 +210,8 @@ _OTHER = (
         additions=8e-3,
         strided=0.0,
         copies=8e-3,
-        taps=0.035,
-        sums=0.3,
+        taps=0.0,
+        sums=0.0,
         products=1e-5,
         outputs=4e-3,
     ),
