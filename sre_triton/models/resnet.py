@@ -76,12 +76,11 @@ class _Block(nn.Module):
 
     expansion: int
     convolutions: int
-    conv1: nn.Module
-    bn1: nn.Module
+    relu: nn.Module
+    downsample: nn.Sequential | None
 
-    def __init__(self, parts: Parts, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__()
-        out_channels = channels * self.expansion
+    def _shortcut(self, parts: Parts, in_channels: int, out_channels: int, stride: int) -> None:
+        """Made last: the state of an optimizer knows parameters by their order."""
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
@@ -138,11 +137,12 @@ class BasicBlock(_Block):
                 "groups and width_per_group are for networks of bottleneck blocks (resnet50, resnet101), "
                 f"got groups={groups}, width_per_group={width_per_group}"
             )
-        super().__init__(parts, in_channels, channels, stride)
+        super().__init__()
         self.conv1 = _strided(parts, parts.convolution(in_channels, channels, size, num_rings=num_rings), stride)
         self.bn1 = parts.norm(channels)
         self.conv2 = parts.convolution(channels, channels, size, num_rings=num_rings)
         self.bn2 = parts.norm(channels)
+        self._shortcut(parts, in_channels, channels, stride)
 
 
 class Bottleneck(_Block):
@@ -162,7 +162,7 @@ class Bottleneck(_Block):
         groups: int,
         width_per_group: int,
     ) -> None:
-        super().__init__(parts, in_channels, channels, stride)
+        super().__init__()
         width = channels * width_per_group // 64 * groups
         self.conv1 = parts.pointwise(in_channels, width)
         self.bn1 = parts.norm(width)
@@ -171,6 +171,7 @@ class Bottleneck(_Block):
         self.bn2 = parts.norm(width)
         self.conv3 = parts.pointwise(width, channels * self.expansion)
         self.bn3 = parts.norm(channels * self.expansion)
+        self._shortcut(parts, in_channels, channels * self.expansion, stride)
 
 
 class ResNet(nn.Module):
