@@ -91,7 +91,7 @@ def test_a_plain_twin_has_no_such_symmetry() -> None:
         assert equivariance_error(small(name), image(name, 16), "rotations") > 1e-3
 
 
-# The whole range, at full width -----------------------------------------------------------------------
+# The whole range --------------------------------------------------------------------------------------
 
 
 @pytest.mark.exhaustive
@@ -99,25 +99,29 @@ def test_a_plain_twin_has_no_such_symmetry() -> None:
 @pytest.mark.parametrize("skip", [True, False], ids=["without stem pooling", "with stem pooling"])
 @pytest.mark.parametrize("name", RESNETS_2D)
 def test_every_size_in_2d(name: str, skip: bool, dtype: torch.dtype) -> None:
-    network = entry(name).build(**{**entry(name).published, "skip_first_maxpool": skip}).eval()
-    check(network, name, [(n,) for n in SIZES_2D], dtype)
+    check(small(name, skip_first_maxpool=skip), name, [(n,) for n in SIZES_2D], dtype)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+def test_every_size_at_full_width(dtype: torch.dtype) -> None:
+    network = entry("sre_resnet18").build(sre_conv_size=[9, 9, 5, 5]).eval()
+    check(network, "sre_resnet18", [(n,) for n in SIZES_2D], dtype)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 @pytest.mark.parametrize("name", RESNETS_3D)
 def test_every_size_in_3d(name: str, dtype: torch.dtype) -> None:
-    network = entry(name).build(**entry(name).published).eval()
-    check(network, name, [(n,) for n in SIZES_3D], dtype)
+    check(small(name), name, [(n,) for n in SIZES_3D], dtype)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 @pytest.mark.parametrize("name", UNETS)
 def test_every_size_of_the_unets(name: str, dtype: torch.dtype) -> None:
-    network = entry(name).build(**entry(name).published).eval()
     if entry(name).ndim == 2:
         sizes: list[tuple[int, ...]] = [(n,) for n in range(48, 81)] + [(n, 128 - n) for n in range(48, 80)]
     else:
         sizes = [(n,) for n in (*SIZES_3D, 48)] + [(9, 12, n) for n in range(8, 17)]
-    check(network, name, sizes, dtype)
+    check(small(name), name, sizes, dtype)
