@@ -421,25 +421,25 @@ def gmr_resnet50(**options: Unpack[ResNetOptions]) -> ResNet:
     return _resnet2d("gmr", 50, options)
 
 
-@register_model((3, 32, 32), skip_first_maxpool=True)
+@register_model((3, 32, 32), sre_conv_size=3, skip_first_maxpool=True)
 def resnet18(**options: Unpack[ResNetOptions]) -> ResNet:
     """The plain twin of :func:`sre_resnet18`: the same network of ``nn.Conv2d``, and not equivariant."""
     return _resnet2d("plain", 18, options)
 
 
-@register_model((3, 32, 32), skip_first_maxpool=True)
+@register_model((3, 32, 32), sre_conv_size=3, skip_first_maxpool=True)
 def resnet34(**options: Unpack[ResNetOptions]) -> ResNet:
     """The plain twin of :func:`sre_resnet34`."""
     return _resnet2d("plain", 34, options)
 
 
-@register_model((3, 32, 32), skip_first_maxpool=True)
+@register_model((3, 32, 32), sre_conv_size=3, skip_first_maxpool=True)
 def resnet50(**options: Unpack[ResNetOptions]) -> ResNet:
     """The plain twin of :func:`sre_resnet50`."""
     return _resnet2d("plain", 50, options)
 
 
-@register_model((3, 32, 32), skip_first_maxpool=True)
+@register_model((3, 32, 32), sre_conv_size=3, skip_first_maxpool=True)
 def resnet101(**options: Unpack[ResNetOptions]) -> ResNet:
     """The plain twin of :func:`sre_resnet101`."""
     return _resnet2d("plain", 101, options)
@@ -466,13 +466,13 @@ def gmr_r3d_18(**options: Unpack[ResNetOptions]) -> ResNet:
     return _resnet3d("gmr", 18, options)
 
 
-@register_model((1, 28, 28, 28), in_channels=1)
+@register_model((1, 28, 28, 28), in_channels=1, sre_conv_size=3)
 def r3d_18(**options: Unpack[ResNetOptions]) -> ResNet:
     """The plain twin of :func:`sre_r3d_18`."""
     return _resnet3d("plain", 18, options)
 
 
-@register_model((1, 28, 28, 28), in_channels=1)
+@register_model((1, 28, 28, 28), in_channels=1, sre_conv_size=3)
 def r3d_34(**options: Unpack[ResNetOptions]) -> ResNet:
     """The plain twin of :func:`sre_r3d_34`."""
     return _resnet3d("plain", 34, options)

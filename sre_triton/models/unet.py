@@ -254,13 +254,13 @@ class GMRUNet(UNet):
     conv = "gmr"
 
 
-@register_model((3, 256, 256))
+@register_model((3, 256, 256), sre_conv_size=9)
 def sre_unet(**options: Unpack[UNetOptions]) -> SREUNet:
     """:class:`SREUNet` in 2-D."""
     return SREUNet(2, **options)
 
 
-@register_model((3, 256, 256))
+@register_model((3, 256, 256), sre_conv_size=9)
 def gmr_unet(**options: Unpack[UNetOptions]) -> GMRUNet:
     """:class:`GMRUNet` in 2-D."""
     return GMRUNet(2, **options)
