@@ -173,6 +173,8 @@ def table(rows: Sequence[Profile]) -> Table:
         caption="Per image. GMAC: 1e9 multiply-accumulates, with expanded kernels or with ring sums; Gadd: 1e9 "
         f"additions of these. ms: median time of inference, {torch.get_num_threads()} CPU threads.",
         box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
     )
     for heading in ("network", "image", "sizes"):
         result.add_column(heading, no_wrap=True)
@@ -185,10 +187,10 @@ def table(rows: Sequence[Profile]) -> Table:
             "x".join(map(str, row.input_shape)),
             str(sizes) if isinstance(sizes, int) else ",".join(map(str, sizes)),
             f"{row.parameters:,}",
-            f"{row.gmac_dense:.3g}",
-            f"{row.gmac_ringwise:.3g}",
-            f"{row.gadd_ringwise:.2g}" if row.gadd_ringwise else "-",
-            "-" if row.ms_per_image is None else f"{row.ms_per_image:.3g}",
+            f"{row.gmac_dense:.2f}",
+            f"{row.gmac_ringwise:.2f}",
+            f"{row.gadd_ringwise:.2f}" if row.gadd_ringwise else "-",
+            "-" if row.ms_per_image is None else f"{row.ms_per_image:.1f}",
         )
     return result
 
