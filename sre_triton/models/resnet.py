@@ -10,15 +10,17 @@ packages SRE_Conv 1.0.2 and GMR_Conv 1.0.3, whose checkpoints load as they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from sre_triton.layers import RingConvNd
 from sre_triton.models.checkpoint import translate_reference_keys
 from sre_triton.models.fusion import fused
-from sre_triton.models.parts import Parts, checkpointed, initialise, per_stage
+from sre_triton.models.parts import Parts, checkpointed, per_stage
 from sre_triton.models.registry import register_model
 
 if TYPE_CHECKING:
@@ -280,11 +282,21 @@ class ResNet(nn.Module):
         self.dropout = nn.Dropout(dropout_p)
         self.fc: nn.Module = nn.Identity()
         self.reset_classifier(0 if features_only else num_classes, global_pool, device=device, dtype=dtype)
-        initialise(self)
+        self._initialise()
         if zero_init_residual:
             for module in self.modules():
                 if isinstance(module, _Block):
                     nn.init.zeros_(module.last_norm.weight)  # type: ignore[arg-type]
+
+    def _initialise(self) -> None:
+        """Draws convolutions as He et al. do, by the fan-out of the dense kernel.
+
+        A ring's weight stands at all of its taps, so every tap has the variance that it has in a plain kernel.
+        """
+        for module in self.modules():
+            if isinstance(module, (RingConvNd, nn.Conv2d, nn.Conv3d)):
+                fan_out = module.out_channels * math.prod(module.kernel_size)
+                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
 
     def reset_classifier(
         self,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sre_triton.models.fusion import fused
-from sre_triton.models.parts import Parts, checkpointed, initialise, per_stage
+from sre_triton.models.parts import Parts, checkpointed, per_stage
 from sre_triton.models.registry import register_model
 from sre_triton.pooling import upsample_to
 
@@ -181,7 +181,6 @@ class UNet(nn.Module):
                 _UpCat(_UpSample(parts, coarse, risen), two_conv(fine + risen, fine, levels[i - 1])),
             )
         self.final_conv = parts.pointwise(features[0], out_channels, bias=True)
-        initialise(self)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the maps between levels for the backward pass, and compute the others twice."""

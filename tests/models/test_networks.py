@@ -148,6 +148,11 @@ def test_rings_are_drawn_by_the_fan_out_of_the_dense_kernel() -> None:
         assert abs(module.weight.std().item() / std - 1) < 0.05
 
 
+def test_the_classifier_of_a_unet_starts_with_small_logits() -> None:
+    logits = models.SREUNet().train()(torch.randn(2, 3, 48, 48))
+    assert logits.std() < 1
+
+
 # What comes out ---------------------------------------------------------------------------------------
 
 
