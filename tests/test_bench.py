@@ -182,7 +182,7 @@ def test_networks_are_timed_side_by_side(
     figures = json.loads(path.read_text())
     assert [row["mode"] for row in figures["networks"]] == ["train", "infer"]
     assert set(figures["networks"][0]["seconds"]) == {
-        "reference", "sre_triton nchw", "sre_triton nhwc", "plain 3x3 nchw", "plain 3x3 nhwc"
+        f"{name} {layout}" for name in ("reference", "sre_triton", "plain 3x3") for layout in ("nchw", "nhwc")
     }  # fmt: skip
     assert networks.main(["--filter", "vgg"]) == 2
 
@@ -191,7 +191,7 @@ def test_rival_networks_have_the_same_stem_and_the_parameters_they_should_have()
     for case in networks.CASES:
         entries = networks.contestants(case)
         counts = {name: sum(p.numel() for p in network.parameters()) for name, (network, _) in entries.items()}
-        assert counts["reference"] == counts["sre_triton nchw"] == counts["sre_triton nhwc"]
+        assert counts["reference nchw"] == counts["sre_triton nchw"] == counts["sre_triton nhwc"]
         assert counts["plain 3x3 nchw"] == 11_176_521
         assert all(network.conv1.kernel_size == (5, 5) for network, _ in entries.values())
 
@@ -201,7 +201,7 @@ def test_ratios_take_the_faster_format_of_each() -> None:
         return timing.Times(seconds)
 
     row = networks.Row("x", "train", {
-        "reference": times(6, 6), "sre_triton nchw": times(3, 3), "sre_triton nhwc": times(2, 2),
+        "reference nchw": times(6, 6), "sre_triton nchw": times(3, 3), "sre_triton nhwc": times(2, 2),
         "plain 3x3 nchw": times(4, 4), "plain 3x3 nhwc": times(5, 5),
     })  # fmt: skip
     assert row.best("sre_triton") == ("nhwc", 2)
