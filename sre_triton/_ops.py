@@ -116,7 +116,8 @@ class Operator:
         if self._takes_conv_args:
             args, (stride, padding, dilation, *rest) = args[: -len(ConvArgs._fields)], args[-len(ConvArgs._fields) :]
             args = (*args, ConvArgs(tuple(stride), tuple(padding), tuple(dilation), *rest))
-        return self._real(*args)
+        with torch.no_grad():  # an exported graph calls operators with parameters, and paths write in place
+            return self._real(*args)
 
     def _below_autocast(self, key: str) -> Callable[..., Any]:
         """Callers cast before they call. Paths choose the precision of their own sums, so autocast must
