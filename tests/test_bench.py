@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("pytest_benchmark")
 from bench import fit_plan, networks, report, timing
+from bench import scaling as bench_scaling
 from bench.__main__ import main
 from bench.cases import CASES, QUICK_CASES, Case, cases
 from sre_triton import cost
@@ -73,6 +74,14 @@ def test_a_quick_run_makes_table_json_and_picture(tmp_path: Path, capsys: pytest
 def test_a_filter_that_matches_nothing_is_an_error(tmp_path: Path) -> None:
     assert main(["--filter", "no such case", "--png", str(tmp_path / "none.png")]) != 0
     assert not list(tmp_path.iterdir())
+
+
+def test_scaling_times_both_layers_with_both_numbers_of_threads() -> None:
+    before = torch.get_num_threads()
+    found = bench_scaling.scaling(square(16, 16), 3, 2, train=True)
+    assert set(found) == {"sre_triton", "nn.Conv"}
+    assert all(ratio > 0 for ratio in found.values())
+    assert torch.get_num_threads() == before
 
 
 def test_means_are_geometric_and_count_ordinary_layers_alone() -> None:
