@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow test-swap lint format wheel bench clean
+.PHONY: help env demo test test-slow test-swap kernels lint format wheel bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ $(SWAP_READY): constraints-swap.txt
 
 test-swap: $(SWAP_READY) ## Convert, fold and export the networks of MONAI, torchvision, timm and others
 	PYTHONPATH=. $(SWAP)/bin/python -m pytest -m swap -n auto tests/swap
+
+kernels: $(READY) ## Compile the default kernels for four GPU architectures; needs no GPU
+	$(BIN)/python -m bench.compile_report --check
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
