@@ -26,7 +26,7 @@ demo: $(READY) ## Rings against ordinary convolutions on a turning fundus photog
 	$(BIN)/sre-triton demo
 
 test: $(READY) ## The test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-slow: $(READY) ## What the test suite leaves out: timings and exhaustive sweeps
 	$(BIN)/python -m pytest -m 'slow or exhaustive'

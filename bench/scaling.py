@@ -25,7 +25,7 @@ __all__ = ["main", "scaling"]
 # Enough work for two threads: tens of thousands of pixels times channels.
 LARGE = ("resnet32.64@32", "resnet64.64@64", "resnet64.128@32", "unet.32@128", "unet.64@64", "unet.128@32")
 KERNEL_SIZES = (3, 5, 9)
-ROUNDS = 15
+ROUNDS = 8
 
 
 def scaling(case: Case, k: int, threads: int, *, train: bool) -> dict[str, float]:
@@ -49,7 +49,7 @@ def scaling(case: Case, k: int, threads: int, *, train: bool) -> dict[str, float
 def _with_threads(count: int, call: timing.Call) -> float:
     torch.set_num_threads(count)
     call()  # threads that slept wake up here
-    return timing.sample(call, 2, time.perf_counter)
+    return timing.sample(call, 1, time.perf_counter)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
