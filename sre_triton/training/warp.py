@@ -1,7 +1,9 @@
 """Turning, flipping and warping of batches on their own device, in two and three dimensions.
 
-Matrices map centred coordinates of the output to those of the input, in pixels, in the order x, y(, z): x runs along
-the last axis. A quarter turn of a square only moves pixels; every other map interpolates.
+Matrices map centred coordinates of the output to those of the input, in pixels, counted from the last dimension
+(across, down, deep), as PyTorch's grids are. The axes "x", "y" and "z" of a volume are its first, second and third
+dimension, as in the reference script; an image is a slice of a volume and turns about "x". A quarter turn of a square
+only moves pixels; every other map interpolates.
 """
 
 from __future__ import annotations
@@ -13,10 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["AXES", "Symmetry", "affine", "flip", "identity", "rotation_matrix", "turn", "turned_size"]
+__all__ = ["AXES", "Symmetry", "affine", "flip", "identity", "pad_to", "rotation_matrix", "turn", "turned_size"]
 
-AXES = ("z", "y", "x")
-"""Axes of rotation by name. An image turns about the axis that is perpendicular to it, "z"."""
+AXES = ("x", "y", "z")
 
 _PADDING = {"zeros": "zeros", "reflect": "reflection"}
 
@@ -25,7 +26,7 @@ class Symmetry(NamedTuple):
     """A turn by ``angle`` degrees about ``axis``, then a flip of the dimensions ``flips`` ("v", "h", "d")."""
 
     angle: float = 0.0
-    axis: str = "z"
+    axis: str = "x"
     flips: str = ""
 
     def __call__(self, x: Tensor, interpolation: str = "nearest", padding: str = "zeros", expand: bool = False) -> Tensor:
@@ -45,7 +46,7 @@ def rotation_matrix(angles: Tensor, axis: str, ndim: int) -> Tensor:
     i, j = _plane(axis, ndim)
     radians = torch.deg2rad(angles)
     matrix = identity(len(angles), ndim, angles.device).to(angles.dtype)
-    # The input is looked up at the place that is turned onto the output's, and y runs downwards.
+    # The input is looked up at the place that is turned onto the output's, and rows are counted downwards.
     matrix[:, i, i], matrix[:, i, j] = radians.cos(), -radians.sin()
     matrix[:, j, i], matrix[:, j, j] = radians.sin(), radians.cos()
     return matrix
@@ -62,7 +63,7 @@ def affine(x: Tensor, matrix: Tensor, interpolation: str = "nearest", padding: s
     """
     if interpolation == "bicubic" and x.dim() == 5:
         raise ValueError("interpolation 'bicubic' is for images only: use 'nearest' or 'bilinear' for volumes")
-    half = torch.tensor(x.shape[:1:-1], dtype=torch.float64, device=x.device) / 2  # x, y, z
+    half = torch.tensor(x.shape[:1:-1], dtype=torch.float64, device=x.device) / 2
     linear = matrix[:, :, :-1].double() * half[None, None, :] / half[None, :, None]
     offset = matrix[:, :, -1:].double() / half[None, :, None]
     grid = F.affine_grid(torch.cat([linear, offset], dim=-1), list(x.shape), align_corners=False)
@@ -72,7 +73,7 @@ def affine(x: Tensor, matrix: Tensor, interpolation: str = "nearest", padding: s
 def turn(
     x: Tensor,
     angle: float,
-    axis: str = "z",
+    axis: str = "x",
     interpolation: str = "nearest",
     padding: str = "zeros",
     expand: bool = False,
@@ -80,22 +81,26 @@ def turn(
     """Turns a batch (N, C, *space) about its centre by ``angle`` degrees, counter-clockwise.
 
     Args:
-        axis: "x", "y" or "z"; for images only "z" has a meaning.
+        axis: "x", "y" or "z"; an image turns about "x" whatever is given.
         expand: enlarge the frame so that nothing is cut off.
         others: as for :func:`affine`.
     """
     ndim = x.dim() - 2
     i, j = (x.dim() - 1 - axis_index for axis_index in _plane(axis, ndim))
-    quarters, rest = divmod(angle % 360, 90)
-    if rest == 0 and (quarters % 2 == 0 or x.shape[i] == x.shape[j] or expand):
-        return torch.rot90(x, int(quarters), (j, i)).contiguous()
+    # Less than an eighth of a turn by interpolation, the rest by moving pixels: angles that differ by quarter turns
+    # then differ by nothing else.
+    quarters = math.floor(angle / 90 + 0.5)
+    if x.shape[i] == x.shape[j] or quarters % 2 == 0 or (expand and angle % 90 == 0):
+        x, angle = torch.rot90(x, quarters, (j, i)), angle - 90 * quarters
+    if angle == 0:
+        return x.contiguous()
     if expand:
-        x = _pad_to(x, turned_size(x.shape[2:], angle, axis), padding)
+        x = pad_to(x, turned_size(x.shape[2:], angle, axis), padding)
     matrix = rotation_matrix(torch.tensor([angle], dtype=torch.float64), axis, ndim).to(x.device)
     return affine(x, matrix.expand(len(x), -1, -1), interpolation, padding)
 
 
-def turned_size(space: torch.Size | tuple[int, ...], angle: float, axis: str = "z") -> tuple[int, ...]:
+def turned_size(space: torch.Size | tuple[int, ...], angle: float, axis: str = "x") -> tuple[int, ...]:
     """The frame that holds a turned image, as large as needed and of the parity of the image's own."""
     ndim = len(space)
     i, j = (ndim - 1 - axis_index for axis_index in _plane(axis, ndim))
@@ -116,12 +121,14 @@ def flip(x: Tensor, flips: str) -> Tensor:
 
 
 def _plane(axis: str, ndim: int) -> tuple[int, int]:
-    """The two coordinates, counted from x, that turn into each other."""
-    return {"z": (0, 1), "y": (0, 2), "x": (1, 2)}[axis] if ndim == 3 else (0, 1)
+    """The two coordinates, counted from the last dimension, that turn into each other."""
+    return {"x": (0, 1), "y": (0, 2), "z": (1, 2)}[axis] if ndim == 3 else (0, 1)
 
 
-def _pad_to(x: Tensor, size: tuple[int, ...], padding: str = "zeros") -> Tensor:
+def pad_to(x: Tensor, size: tuple[int, ...], padding: str = "zeros") -> Tensor:
     """Centres a batch in a larger frame."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
     margins = [(wanted - have) for wanted, have in zip(reversed(size), reversed(x.shape[2:]), strict=True)]
     pads = [side for margin in margins for side in (margin // 2, margin - margin // 2)]
     return F.pad(x, pads, "constant" if padding == "zeros" else "reflect")
