@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.gpu_checks import Clock, check_operations, checks, collect, difference, full_float32, guard, sanitize, submit
@@ -220,13 +220,12 @@ def _matches_dense(case: Case, x: Tensor, grad_y: Tensor, weight: Tensor) -> dic
 def model_steps(clock: Clock) -> list[dict[str, Any]]:
     """Training steps of whole networks, eager and compiled, on the dense and on the Triton path."""
     try:
-        from sre_triton.models import SREUNet, sre_resnet18  # type: ignore[import-not-found]
-
         import sre_triton
+        from sre_triton.models import SREUNet, sre_resnet18
     except ImportError as error:
         return [{"model": "all", "skipped": f"not in this source tree: {error}"}]
     rows: list[dict[str, Any]] = []
-    networks = {
+    networks: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         "sre_resnet18": (lambda: sre_resnet18(sre_conv_size=[9, 9, 5, 5], num_classes=9), (128, 3, 32, 32)),
         "SREUNet": (SREUNet, (8, 3, 256, 256)),
     }

@@ -4,7 +4,7 @@
 sums and one small matrix product. Importing this package touches no GPU and imports no Triton.
 """
 
-from sre_triton import functional
+from sre_triton import functional, models
 from sre_triton.compat import (
     GMR_Conv1d,
     GMR_Conv2d,
@@ -35,15 +35,46 @@ from sre_triton.layers import (
     SREConvTranspose2d,
     SREConvTranspose3d,
 )
+from sre_triton.models import (
+    GMRUNet,
+    SREUNet,
+    gmr_r3d_18,
+    gmr_resnet18,
+    gmr_resnet34,
+    gmr_resnet50,
+    sre_r3d_18,
+    sre_r3d_34,
+    sre_resnet18,
+    sre_resnet34,
+    sre_resnet50,
+    sre_resnet101,
+)
 from sre_triton.plan import backend
+from sre_triton.pooling import (
+    CenteredAvgPool1d,
+    CenteredAvgPool2d,
+    CenteredAvgPool3d,
+    CenteredMaxPool1d,
+    CenteredMaxPool2d,
+    CenteredMaxPool3d,
+    centered_avg_pool,
+    centered_max_pool,
+)
 from sre_triton.rings import RingGeometry, ring_geometry
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CenteredAvgPool1d",
+    "CenteredAvgPool2d",
+    "CenteredAvgPool3d",
+    "CenteredMaxPool1d",
+    "CenteredMaxPool2d",
+    "CenteredMaxPool3d",
     "GMRConv1d",
     "GMRConv2d",
     "GMRConv3d",
+    "GMRUNet",
     "GMR_Conv1d",
     "GMR_Conv2d",
     "GMR_Conv3d",
@@ -54,16 +85,24 @@ __all__ = [
     "SREConvTranspose1d",
     "SREConvTranspose2d",
     "SREConvTranspose3d",
+    "SREUNet",
     "SRE_Conv1d",
     "SRE_Conv2d",
     "SRE_Conv3d",
     "SRE_ConvTranspose2d",
     "assert_equivariant",
     "backend",
+    "centered_avg_pool",
+    "centered_max_pool",
     "equivariance_error",
     "expand_kernel",
     "explain",
     "functional",
+    "gmr_r3d_18",
+    "gmr_resnet18",
+    "gmr_resnet34",
+    "gmr_resnet50",
+    "models",
     "project_kernel",
     "ring_geometry",
     "sre_conv1d",
@@ -72,4 +111,10 @@ __all__ = [
     "sre_conv_transpose1d",
     "sre_conv_transpose2d",
     "sre_conv_transpose3d",
+    "sre_r3d_18",
+    "sre_r3d_34",
+    "sre_resnet18",
+    "sre_resnet34",
+    "sre_resnet50",
+    "sre_resnet101",
 ]

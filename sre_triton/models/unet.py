@@ -1,0 +1,278 @@
+"""U-Nets of ring convolutions in 2-D and 3-D, for images of any size.
+
+The shape is that of MONAI's BasicUNet, with its state dict's names; the defaults are the vessel network of
+J. Zhang et al., "Improved Vessel Segmentation with Symmetric Rotation-Equivariant U-Net", ISBI 2025. The way
+down takes maxima over windows that are symmetric at every size, the way up interpolates to the size of the
+map that is joined: the output turns and flips with the image, at any size.
+
+Source of the shape: O. Ronneberger et al., "U-Net", MICCAI 2015; T. Falk et al., Nature Methods 16, 2019.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sre_triton.models.fusion import fused
+from sre_triton.models.parts import Parts, checkpointed, initialise, per_stage
+from sre_triton.models.registry import register_model
+from sre_triton.pooling import upsample_to
+
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict, Unpack
+
+    class UNetOptions(TypedDict, total=False):
+        """Keyword arguments of every U-Net; see :class:`UNet`."""
+
+        in_channels: int
+        out_channels: int
+        features: Sequence[int]
+        sre_conv_size: int | Sequence[int]
+        num_rings: int | Sequence[int | None] | None
+        pooling: str
+        antialias: bool
+        norm_layer: Callable[[int], nn.Module] | None
+        negative_slope: float
+        dropout_p: float
+        device: torch.device | str | None
+        dtype: torch.dtype | None
+
+
+__all__ = ["GMRUNet", "SREUNet", "UNet", "gmr_unet", "gmr_unet_3d", "sre_unet", "sre_unet_3d"]
+
+
+class _NormDropAct(nn.Module):
+    """Normalisation, dropout and activation after a convolution."""
+
+    def __init__(self, norm: nn.Module, dropout_p: float, negative_slope: float) -> None:
+        super().__init__()
+        self.N = norm
+        self.D = nn.Dropout(dropout_p)
+        self.A = nn.LeakyReLU(negative_slope, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.A(self.D(self.N(x)))
+        return y
+
+
+class _ConvUnit(nn.Module):
+    def __init__(self, conv: nn.Module, adn: _NormDropAct) -> None:
+        super().__init__()
+        self.conv = conv
+        self.adn = adn
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.adn(self.conv(x))
+        return y
+
+
+class _Level(NamedTuple):
+    """Size and rings of the convolutions of one resolution."""
+
+    size: int
+    num_rings: int | None
+
+
+class _TwoConv(nn.Sequential):
+    def __init__(
+        self, parts: Parts, in_channels: int, out_channels: int, level: _Level, dropout_p: float, negative_slope: float
+    ) -> None:
+        super().__init__()
+        for i, channels in enumerate((in_channels, out_channels)):
+            conv = parts.convolution(channels, out_channels, level.size, num_rings=level.num_rings, bias=True)
+            self.add_module(
+                f"conv_{i}", _ConvUnit(conv, _NormDropAct(parts.norm(out_channels), dropout_p, negative_slope))
+            )
+
+
+class _Down(nn.Sequential):
+    def __init__(self, pool: nn.Module, convs: nn.Module) -> None:
+        super().__init__()
+        self.max_pooling = pool
+        self.convs = convs
+
+
+class _UpSample(nn.Module):
+    """Fewer channels, then the size of the map that will be joined."""
+
+    def __init__(self, parts: Parts, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.ndim = parts.ndim
+        self.doubles = parts.pooling == "reference"
+        self.preconv = (
+            nn.Identity() if in_channels == out_channels else parts.pointwise(in_channels, out_channels, bias=True)
+        )
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        x, size = self.preconv(x), skip.shape[-self.ndim :]
+        if not self.doubles:
+            return upsample_to(x, size, self.ndim)
+        # The reference doubles, and repeats the last row of an odd map.
+        x = upsample_to(x, [2 * n for n in x.shape[-self.ndim :]], self.ndim)
+        missing = [n - x.shape[i - self.ndim] for i, n in enumerate(size)]
+        return F.pad(x, [side for n in reversed(missing) for side in (0, n)], mode="replicate")
+
+
+class _UpCat(nn.Module):
+    def __init__(self, upsample: _UpSample, convs: nn.Module) -> None:
+        super().__init__()
+        self.upsample = upsample
+        self.convs = convs
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        y: Tensor = self.convs(torch.cat([skip, self.upsample(x, skip)], dim=1))
+        return y
+
+
+class UNet(nn.Module):
+    """A U-Net over (N, in_channels, *space), which gives (N, out_channels, *space); see :class:`SREUNet`."""
+
+    conv: ClassVar[str]
+
+    def __init__(
+        self,
+        spatial_dims: int = 2,
+        in_channels: int = 3,
+        out_channels: int = 2,
+        features: Sequence[int] = (32, 32, 64, 128),
+        *,
+        sre_conv_size: int | Sequence[int] = 9,
+        num_rings: int | Sequence[int | None] | None = None,
+        pooling: str = "centered",
+        antialias: bool = False,
+        norm_layer: Callable[[int], nn.Module] | None = None,
+        negative_slope: float = 0.1,
+        dropout_p: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if len(features) < 2 or any(f < 1 for f in features):
+            raise ValueError(f"features must be two positive ints or more, one per resolution, got {features}")
+        for name, value in {"in_channels": in_channels, "out_channels": out_channels}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be positive, got {value}")
+        parts = Parts(self.conv, spatial_dims, pooling, antialias, norm_layer, device, dtype)
+        depth = len(features) - 1
+        sizes = per_stage(sre_conv_size, depth + 1, "sre_conv_size")
+        rings = per_stage(num_rings, depth + 1, "num_rings")
+        levels = [_Level(*level) for level in zip(sizes, rings, strict=True)]
+
+        def two_conv(i: int, o: int, level: _Level) -> _TwoConv:
+            return _TwoConv(parts, i, o, level, dropout_p, negative_slope)
+
+        self.spatial_dims = spatial_dims
+        self.depth = depth
+        self.grad_checkpointing = False
+        self.conv_0 = two_conv(in_channels, features[0], levels[0])
+        for i, (fine, coarse) in enumerate(itertools.pairwise(features), start=1):
+            self.add_module(f"down_{i}", _Down(parts.max_pool(2), two_conv(fine, coarse, levels[i])))
+        for i in range(depth, 0, -1):
+            # The finest map is joined with as many channels as come up to it.
+            fine, coarse = features[i - 1], features[i]
+            risen = coarse if i == 1 else coarse // 2
+            self.add_module(
+                f"upcat_{i}",
+                _UpCat(_UpSample(parts, coarse, risen), two_conv(fine + risen, fine, levels[i - 1])),
+            )
+        self.final_conv = parts.pointwise(features[0], out_channels, bias=True)
+        initialise(self)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the maps between levels for the backward pass, and compute the others twice."""
+        self.grad_checkpointing = enable
+
+    def _run(self, name: str, *inputs: Tensor) -> Tensor:
+        module = self.get_submodule(name)
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpointed(module, *inputs)
+        y: Tensor = module(*inputs)
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, *space) to logits (N, out_channels, *space)."""
+        skips = [self._run("conv_0", x)]
+        for i in range(1, self.depth + 1):
+            skips.append(self._run(f"down_{i}", skips[-1]))
+        x = skips.pop()
+        for i in range(self.depth, 0, -1):
+            x = self._run(f"upcat_{i}", x, skips.pop())
+        y: Tensor = self.final_conv(x)
+        return y
+
+    def conv_norm_pairs(self) -> Iterator[tuple[str, str]]:
+        """Names of convolutions and of the normalisations that follow them."""
+        for name, module in self.named_modules():
+            if isinstance(module, _ConvUnit):
+                yield f"{name}.conv", f"{name}.adn.N"
+
+    def fuse(self) -> UNet:
+        """A copy for inference, its batch normalisations folded into the convolutions before them.
+
+        Raises:
+            RuntimeError: the network is in training mode.
+        """
+        return fused(self, self.conv_norm_pairs())
+
+
+class SREUNet(UNet):
+    """U-Net of SRE convolutions: by default the vessel network, 274,306 parameters.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        out_channels: classes.
+        features: channels per resolution, from fine to coarse; one less is the number of down-samplings.
+        sre_conv_size: size of the convolutions, one or one per resolution.
+        num_rings: of these, None for the default of their size; one or one per resolution.
+        pooling: "centered", symmetric at every size, or "reference": ordinary pooling and doubling, which
+            is symmetric where the size is a multiple of 2 per down-sampling.
+        antialias: weigh taps by the share of their pixel that a ring covers.
+        norm_layer: makes a normalisation of so many channels, None for batch normalisation.
+        negative_slope: of the LeakyReLU.
+        dropout_p: probability of dropping an activation in training.
+        device, dtype: of all parameters.
+
+    Raises:
+        TypeError: an argument is unknown.
+        ValueError: an argument is none of the above.
+    """
+
+    conv = "sre"
+
+
+class GMRUNet(UNet):
+    __doc__ = (
+        (SREUNet.__doc__ or "").replace("SRE convolutions", "GMR convolutions").replace(", 274,306 parameters", "")
+    )
+
+    conv = "gmr"
+
+
+@register_model((3, 256, 256))
+def sre_unet(**options: Unpack[UNetOptions]) -> SREUNet:
+    """:class:`SREUNet` in 2-D."""
+    return SREUNet(2, **options)
+
+
+@register_model((3, 256, 256))
+def gmr_unet(**options: Unpack[UNetOptions]) -> GMRUNet:
+    """:class:`GMRUNet` in 2-D."""
+    return GMRUNet(2, **options)
+
+
+@register_model((1, 48, 48, 48), in_channels=1, sre_conv_size=5)
+def sre_unet_3d(**options: Unpack[UNetOptions]) -> SREUNet:
+    """:class:`SREUNet` in 3-D."""
+    return SREUNet(3, **options)
+
+
+@register_model((1, 48, 48, 48), in_channels=1, sre_conv_size=5)
+def gmr_unet_3d(**options: Unpack[UNetOptions]) -> GMRUNet:
+    """:class:`GMRUNet` in 3-D."""
+    return GMRUNet(3, **options)

@@ -1,0 +1,169 @@
+"""Down-sampling that is symmetric at every image size, and the up-sampling that mirrors it.
+
+A pooling layer commutes with flips and quarter turns if its windows lie symmetrically about the centre of
+the image. ``AvgPool2d(2)`` leaves out the last row of an odd image, and ``MaxPool2d(3, 2, 1)`` looks past
+the near edge of an even one but not past the far edge; so does everything built of them. Here the window
+follows from the size. Let ``n`` pixels be pooled at stride ``s`` to ``m = ceil(n / s)``, and let ``e = m s - n``
+pixels be missing from whole windows. Windows of size ``w`` with ``p`` pixels of padding at both ends are
+symmetric if nothing is left over, ``(m - 1) s + w = n + 2 p``, hence ``w = s - e + 2 p``. The least padding
+with which the windows still cover every pixel (``w >= s``) is ``p = ceil(e / 2)``: then ``w = s``, or ``s + 1``
+where ``e`` is odd. A single window need not reach beyond its ``n`` pixels.
+
+At ``s = 2`` that is window 2 for even sizes, and window 3 with padding 1 for odd ones.
+
+Everything here is shape arithmetic in front of ``torch.nn.functional``, so it can be traced, exported and
+compiled with dynamic shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.utils import _ntuple
+
+from sre_triton.arguments import Size
+
+__all__ = [
+    "CenteredAvgPool1d",
+    "CenteredAvgPool2d",
+    "CenteredAvgPool3d",
+    "CenteredMaxPool1d",
+    "CenteredMaxPool2d",
+    "CenteredMaxPool3d",
+    "centered_avg_pool",
+    "centered_max_pool",
+    "upsample_to",
+]
+
+_AVG_POOL: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+_MAX_POOL: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def centered_avg_pool(x: Tensor, stride: Size = 2, ndim: int | None = None) -> Tensor:
+    """Mean over windows that lie symmetrically at every size; padding is not counted.
+
+    Equal to ``F.avg_poolNd(x, stride)`` where the stride divides the size.
+
+    Args:
+        x: (N, C, *space), or (C, *space) if ``ndim`` is given.
+        stride: pixels between windows, an int or one per spatial dimension. The windows are as large, or
+            one pixel larger; see :mod:`sre_triton.pooling`.
+        ndim: number of spatial dimensions, None for all but two. To be given where it cannot be asked of
+            ``x``, as in ``torch.fx`` tracing.
+
+    Returns:
+        (N, C, *size) with ``size = ceil(space / stride)``, in the memory format of ``x``.
+
+    Raises:
+        ValueError: ``stride`` is not positive, or has not one entry per dimension.
+    """
+    pool, stride, window, padding = _windows(_AVG_POOL, x, stride, ndim)
+    return pool(x, window, stride, padding, count_include_pad=False)
+
+
+def centered_max_pool(x: Tensor, stride: Size = 2, ndim: int | None = None) -> Tensor:
+    """Maximum over windows that lie symmetrically at every size; see :func:`centered_avg_pool`."""
+    pool, stride, window, padding = _windows(_MAX_POOL, x, stride, ndim)
+    return pool(x, window, stride, padding)
+
+
+def upsample_to(x: Tensor, size: Any, ndim: int | None = None) -> Tensor:
+    """Linear interpolation of (N, C, *space) to the spatial ``size``, corner pixels onto corner pixels.
+
+    Symmetric between any two sizes, so it leads back to whichever size a centred pooling came from.
+
+    Args:
+        size: one entry per spatial dimension.
+        ndim: as for :func:`centered_avg_pool`.
+    """
+    mode = _LINEAR[x.dim() - 2 if ndim is None else ndim]
+    return F.interpolate(x, size=size, mode=mode, align_corners=True)
+
+
+def _windows(
+    pools: dict[int, Callable[..., Tensor]], x: Tensor, stride: Size, ndim: int | None
+) -> tuple[Callable[..., Tensor], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """The pooling function of this dimension, its strides, windows and paddings."""
+    ndim = x.dim() - 2 if ndim is None else ndim
+    if ndim not in pools:
+        raise ValueError(f"x must be (N, C, *space) in 1 to 3 dimensions, got {ndim} spatial dimensions")
+    strides = _strides(stride, ndim)
+    # Sizes one by one: a traced shape can be indexed but not unpacked.
+    window, padding = [], []
+    for axis, s in enumerate(strides):
+        n = x.shape[axis - ndim]
+        missing = -n % s
+        window.append(torch.sym_min(s + missing % 2, n))  # avg_pool3d refuses windows larger than the image
+        padding.append((window[-1] - s + missing) // 2)
+    return pools[ndim], strides, tuple(window), tuple(padding)
+
+
+def _strides(stride: Size, ndim: int) -> tuple[int, ...]:
+    strides: tuple[int, ...] = tuple(_ntuple(ndim)(stride))
+    if len(strides) != ndim or any(s < 1 for s in strides):
+        raise ValueError(f"stride must be a positive int or {ndim} of them, got {stride}")
+    return strides
+
+
+class _CenteredPoolNd(nn.Module):
+    """A pooling layer without parameters; its argument is the stride."""
+
+    __constants__ = ["stride"]
+    ndim: ClassVar[int]
+    pool: ClassVar[Callable[[Tensor, Size, int], Tensor]]
+
+    def __init__(self, stride: Size = 2) -> None:
+        super().__init__()
+        _strides(stride, self.ndim)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pools (N, C, *space) or (C, *space) to ``ceil(space / stride)``."""
+        return type(self).pool(x, self.stride, self.ndim)
+
+    def extra_repr(self) -> str:
+        """The stride, as ``nn.AvgPoolNd`` prints it."""
+        return f"stride={self.stride}"
+
+
+class CenteredAvgPool1d(_CenteredPoolNd):
+    """:func:`centered_avg_pool` of (N, C, L) or (C, L) as a module."""
+
+    ndim, pool = 1, centered_avg_pool
+
+
+class CenteredAvgPool2d(_CenteredPoolNd):
+    """:func:`centered_avg_pool` of (N, C, H, W) or (C, H, W) as a module: ``nn.AvgPool2d(stride)``, but
+    symmetric at every size."""
+
+    ndim, pool = 2, centered_avg_pool
+
+
+class CenteredAvgPool3d(_CenteredPoolNd):
+    """:func:`centered_avg_pool` of (N, C, D, H, W) or (C, D, H, W) as a module."""
+
+    ndim, pool = 3, centered_avg_pool
+
+
+class CenteredMaxPool1d(_CenteredPoolNd):
+    """:func:`centered_max_pool` of (N, C, L) or (C, L) as a module."""
+
+    ndim, pool = 1, centered_max_pool
+
+
+class CenteredMaxPool2d(_CenteredPoolNd):
+    """:func:`centered_max_pool` of (N, C, H, W) or (C, H, W) as a module: ``nn.MaxPool2d(stride)``, but
+    symmetric at every size."""
+
+    ndim, pool = 2, centered_max_pool
+
+
+class CenteredMaxPool3d(_CenteredPoolNd):
+    """:func:`centered_max_pool` of (N, C, D, H, W) or (C, D, H, W) as a module."""
+
+    ndim, pool = 3, centered_max_pool
