@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics import functional as metrics
 
 from sre_triton.training.augment import Preparation
+from sre_triton.training.figures import draw_images
 from sre_triton.training.loading import EvaluationBatches, TrainingBatches, loader
 from sre_triton.training.medmnist import ImageSet, Split, read_image_set
 from sre_triton.training.networks import classifier
@@ -80,9 +82,17 @@ class ClassificationTask(Task):
         self._validated: list[tuple[Tensor, Tensor]] = []
 
     def train_dataloader(self) -> DataLoader[Any]:
-        split = self.images.splits["train"]
-        batches = TrainingBatches(len(split), self.options.batch_size, self.options.seed, self.share)
-        return self.resumable(loader(Labelled(split), batches, self.options.num_workers))
+        labelled = Labelled(self.images.splits["train"])
+        return self.resumable(loader(labelled, self.training_batches(), self.options.num_workers))
+
+    def training_batches(self) -> TrainingBatches:
+        return TrainingBatches(
+            len(self.images.splits["train"]), self.options.batch_size, self.options.seed, self.share
+        )
+
+    def draw_batch(self, path: Path) -> None:
+        images = torch.from_numpy(self.images.splits["train"].images[: min(32, self.options.batch_size)])
+        draw_images(path, self.preparation.trained(images, self.options.seed) / 2 + 0.5)
 
     def val_dataloader(self) -> DataLoader[Any]:
         split = self.images.splits["val"]

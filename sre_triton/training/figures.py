@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from sre_triton.training.files import replacing
 
-__all__ = ["draw_angle_curves", "draw_curves", "pyplot", "save_figure"]
+__all__ = ["draw_angle_curves", "draw_curves", "draw_images", "pyplot", "save_figure"]
 
 
 def pyplot() -> Any:
@@ -44,6 +46,21 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         axis.set(xlabel="epoch", title=title)
         axis.legend(frameon=False)
         axis.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def draw_images(path: Path, images: Tensor) -> None:
+    """A batch (N, C, *space) of values in 0 to 1, side by side; of volumes the middle slice."""
+    if images.dim() == 5:
+        images = images[:, :, images.shape[2] // 2]
+    columns = min(8, len(images))
+    rows = -(-len(images) // columns)
+    figure, axes = pyplot().subplots(rows, columns, figsize=(1.4 * columns, 1.4 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, image in zip(axes.flat, images, strict=False):
+        pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
+        axis.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
     save_figure(figure, path)
 
 

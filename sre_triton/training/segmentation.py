@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import functional as metrics
 
-from sre_triton.training.augment import derived_seed
+from sre_triton.training.augment import Share, derived_seed
 from sre_triton.training.drive import read_drive
+from sre_triton.training.figures import draw_images
 from sre_triton.training.loading import EvaluationBatches, TrainingBatches, loader
 from sre_triton.training.networks import segmenter
 from sre_triton.training.options import SegmentOptions, to_dict
@@ -92,7 +94,9 @@ class _Whole(Dataset[tuple[Tensor, Tensor]]):
 class _CropBatches(TrainingBatches):
     """Tells the crops which epoch it is."""
 
-    crops: _Crops
+    def __init__(self, crops: _Crops, options: SegmentOptions, share: Share) -> None:
+        super().__init__(len(crops), options.batch_size, options.seed, share)
+        self.crops = crops
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
@@ -120,10 +124,15 @@ class SegmentationTask(Task):
         self._validated: list[dict[str, float]] = []
 
     def train_dataloader(self) -> DataLoader[Any]:
+        batches = self.training_batches()
+        return self.resumable(loader(batches.crops, batches, self.options.num_workers))
+
+    def training_batches(self) -> _CropBatches:
+        return _CropBatches(_Crops(self.photographs["train"], self.options), self.options, self.share)
+
+    def draw_batch(self, path: Path) -> None:
         crops = _Crops(self.photographs["train"], self.options)
-        batches = _CropBatches(len(crops), self.options.batch_size, self.options.seed, self.share)
-        batches.crops = crops
-        return self.resumable(loader(crops, batches, self.options.num_workers))
+        draw_images(path, crops[list(range(min(32, len(crops))))][0])
 
     def val_dataloader(self) -> DataLoader[Any]:
         photographs = self.photographs["val"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -17,14 +18,12 @@ from sre_triton.training.options import RunOptions
 
 __all__ = ["Task"]
 
-Options = TypeVar("Options", bound=RunOptions)
-
 
 class Task(LightningModule):
     """A network with a loss, metrics and data.
 
     A task says in :attr:`monitor` which validation metric chooses the best checkpoint (larger is better), and
-    implements ``training_step``, ``validation_step`` and the loaders.
+    implements ``training_step``, ``validation_step``, the loaders and what raises NotImplementedError here.
 
     Args:
         network: from images to logits.
@@ -56,11 +55,19 @@ class Task(LightningModule):
     def configure_optimizers(self) -> Any:
         optimiser, schedule = optimiser_and_schedule(self.network.parameters(), self.options)
         # Counted in steps, Lightning moves the schedule before it writes an epoch's checkpoint, not after.
-        steps = int(self.trainer.num_training_batches)
+        steps = len(self.training_batches())
         return {
             "optimizer": optimiser,
             "lr_scheduler": {"scheduler": schedule, "interval": "step", "frequency": steps},
         }
+
+    def training_batches(self) -> TrainingBatches:
+        """The order of the training items of this process."""
+        raise NotImplementedError
+
+    def draw_batch(self, path: Path) -> None:
+        """Writes a picture of the first training batch as the network sees it."""
+        raise NotImplementedError
 
     def on_train_epoch_start(self) -> None:
         for mean in self.epoch_means.values():
