@@ -8,12 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import sre_triton
+from sre_triton.training.commands import add_commands as add_training_commands
+from sre_triton.training.interruption import Interrupted
 
 __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns the exit status: 0, or 2 if something the user gave or lacks stood in the way."""
+    """Runs one command.
+
+    Returns:
+        The exit status: 0; 2 if something the user gave or lacks stood in the way; 130 after Ctrl-C.
+    """
     parser = argparse.ArgumentParser(prog="sre-triton", description="Ring convolutions for PyTorch.")
     parser.add_argument("--version", action="version", version=sre_triton.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -24,14 +30,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: %(default)s)")
     demo.set_defaults(run=_demo)
 
+    add_training_commands(commands)
+
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
     except ImportError as error:
-        print(
-            f"sre-triton {arguments.command}: {error}; pip install 'sre-triton[{arguments.command}]'", file=sys.stderr
-        )
+        extra = {"demo": "demo"}.get(arguments.command, "train")
+        print(f"sre-triton {arguments.command}: {error}; pip install 'sre-triton[{extra}]'", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(f"sre-triton {arguments.command}: {stop}", file=sys.stderr)
+        return 130
     except (OSError, ValueError) as error:
         print(f"sre-triton {arguments.command}: {error}", file=sys.stderr)
         return 2

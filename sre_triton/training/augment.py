@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sre_triton.training import warp
-from sre_triton.training.options import TrainOptions
+from sre_triton.training.options import TrainOptions, TurningOptions
 from sre_triton.training.warp import Symmetry
 
 __all__ = ["Preparation", "Share", "derived_seed"]
@@ -74,11 +74,9 @@ class Preparation:
         x = warp.flip(x, "v" * options.vflip + "h" * options.hflip + "d" * options.dflip)
         return self._pad(x)
 
-    def turned(self, images: Tensor, symmetry: Symmetry) -> Tensor:
+    def turned(self, images: Tensor, symmetry: Symmetry, turning: TurningOptions) -> Tensor:
         """Prepares a batch of a test set for the rotation test: normalised first, then turned."""
-        options = self.options
-        x = symmetry(_normalise(self._resize(images)), options.interpolation, options.padding, options.expand)
-        return self._pad(x)
+        return self._pad(symmetry(_normalise(self._resize(images)), turning))
 
     def trained(self, images: Tensor, seed: int, share: Share | None = None) -> Tensor:
         """Prepares a batch of the training set, with augmentation.

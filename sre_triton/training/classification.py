@@ -11,14 +11,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import functional as metrics
 
-from sre_triton.training.augment import Preparation
+from sre_triton.training.augment import Preparation, Share
 from sre_triton.training.figures import draw_images
 from sre_triton.training.loading import EvaluationBatches, TrainingBatches, loader
 from sre_triton.training.medmnist import ImageSet, Split, read_image_set
 from sre_triton.training.networks import classifier
-from sre_triton.training.options import TrainOptions, to_dict
+from sre_triton.training.options import TrainOptions, TurningOptions, to_dict
 from sre_triton.training.patches import PATCHES, ensure_patches
 from sre_triton.training.task import Task
+from sre_triton.training.warp import Symmetry
 
 __all__ = ["ClassificationTask", "Labelled", "classification_scores", "classification_task", "read_set"]
 
@@ -89,6 +90,17 @@ class ClassificationTask(Task):
         return TrainingBatches(
             len(self.images.splits["train"]), self.options.batch_size, self.options.seed, self.share
         )
+
+    @torch.no_grad()
+    def turned_scores(self, split: str, symmetry: Symmetry, turning: TurningOptions) -> dict[str, float]:
+        labelled = Labelled(self.images.splits[split])
+        device = next(self.network.parameters()).device
+        logits, labels = [], []
+        for indices in EvaluationBatches(len(labelled), turning.test_batch_size, Share()):
+            images, targets = (part.to(device) for part in labelled[indices])
+            logits.append(self.network(self.preparation.turned(images, symmetry, turning)).float())
+            labels.append(targets)
+        return classification_scores(torch.cat(logits), torch.cat(labels), self.images.multi_label)
 
     def draw_batch(self, path: Path) -> None:
         images = torch.from_numpy(self.images.splits["train"].images[: min(32, self.options.batch_size)])

@@ -231,6 +231,7 @@ class SegmentOptions(RunOptions):
     crop_size: int = _data(256, "side of the training crops", metavar="N")
     crops_per_image: int = _data(4, "crops from each image in an epoch", metavar="N")
     window_size: int = _data(0, "side of the sliding window (0: --crop-size, or the whole image if it is smaller)", metavar="N", result=False)
+    test_crop: int = _data(512, "side of the middle of an image that is tested on (0: all of it)", metavar="N", result=False)
     overlap: float = _data(0.5, "share of its side by which a window overlaps the next", metavar="R", result=False)
 
     model_type: str = _model(
@@ -289,8 +290,12 @@ class ExplainOptions:
     no_cuda: bool = _option(False, "stay on the CPU", group="explanation")
 
 
-def add_arguments(parser: argparse.ArgumentParser, options: type[Any], defaults: dict[str, Any] | None = None) -> None:
-    """Adds every field of a dataclass of options to a parser, in groups that ``--help`` shows."""
+def add_arguments(parser: argparse.ArgumentParser, options: type[Any], *, dest_prefix: str = "") -> None:
+    """Adds every field of a dataclass of options to a parser, in groups that ``--help`` shows.
+
+    Args:
+        dest_prefix: of the namespace's attributes, where two dataclasses share a parser and a field's name.
+    """
     hints = typing.get_type_hints(options)
     groups: dict[str, Any] = {}
     for entry in dataclasses.fields(options):
@@ -298,9 +303,8 @@ def add_arguments(parser: argparse.ArgumentParser, options: type[Any], defaults:
         group = groups.setdefault(about["group"], None) or parser.add_argument_group(about["group"])
         groups[about["group"]] = group
         default = entry.default if entry.default is not dataclasses.MISSING else entry.default_factory()  # type: ignore[misc]
-        default = (defaults or {}).get(entry.name, default)
         flags = [*about["flags"], "--" + entry.name.replace("_", "-")]
-        settings: dict[str, Any] = {"dest": entry.name, "default": default, "help": _help(about["help"], default)}
+        settings: dict[str, Any] = {"dest": dest_prefix + entry.name, "default": default, "help": _help(about["help"], default)}
         kind, many = _kind(hints[entry.name])
         if kind is bool:
             group.add_argument(*flags, action=argparse.BooleanOptionalAction if default else "store_true", **settings)
@@ -341,9 +345,10 @@ class _Dropped(argparse.Action):
         parser.error(f"{self.option_strings[0]} was dropped: {self.reason}")
 
 
-def from_namespace(options: type[Options], namespace: argparse.Namespace) -> Options:
+def from_namespace(options: type[Options], namespace: argparse.Namespace, *, dest_prefix: str = "") -> Options:
     """Takes the fields of a dataclass of options out of what a parser found."""
-    return options(**{entry.name: getattr(namespace, entry.name) for entry in dataclasses.fields(options)})  # type: ignore[arg-type]
+    names = [entry.name for entry in dataclasses.fields(options)]  # type: ignore[arg-type]
+    return options(**{name: getattr(namespace, dest_prefix + name) for name in names})
 
 
 def to_dict(options: Any) -> dict[str, Any]:

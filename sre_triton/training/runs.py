@@ -26,11 +26,11 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from sre_triton.training.files import read_json, replacing, write_csv, write_json
+from sre_triton.training.interruption import Interrupted
 from sre_triton.training.options import RunOptions, from_dict, result_options, to_dict
 
 __all__ = [
     "AtomicCheckpoints",
-    "Interrupted",
     "Interruption",
     "Recorder",
     "RunFolder",
@@ -175,10 +175,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error
-    """The user stopped a run; its folder holds all that is needed to go on."""
-
-
 class Interruption(Callback):
     """Ctrl-C (SIGINT) and SIGTERM end a training at the next step, after saving; a second Ctrl-C ends it at once."""
 
@@ -208,11 +204,18 @@ class Interruption(Callback):
         # The last batch's checkpoint is the epoch's, after validation.
         if self._any_asked(trainer) and not trainer.is_last_batch:
             trainer.save_checkpoint(self.folder.last)
-            raise Interrupted
+            raise self._stopped(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0 and trainer.current_epoch > 0 and self._any_asked(trainer):
-            raise Interrupted  # the epoch before has just been saved
+            raise self._stopped(trainer)  # the epoch before has just been saved
+
+    def _stopped(self, trainer: Trainer) -> Interrupted:
+        return Interrupted(
+            f"stopped in epoch {trainer.current_epoch + 1} of {trainer.max_epochs}; everything is saved in "
+            f"{self.folder.path}: go on with the same command and --resume {self.folder.path} "
+            "(`compare` goes on by itself)"
+        )
 
     def _any_asked(self, trainer: Trainer) -> bool:
         """Whether any process was asked to stop: all stop at the same step, else some would wait for ever."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import statistics
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ from sre_triton.training.drive import read_drive
 from sre_triton.training.figures import draw_images
 from sre_triton.training.loading import EvaluationBatches, TrainingBatches, loader
 from sre_triton.training.networks import segmenter
-from sre_triton.training.options import SegmentOptions, to_dict
+from sre_triton.training.options import SegmentOptions, TurningOptions, to_dict
 from sre_triton.training.task import Task
 from sre_triton.training.vessels import Photograph, draw_vessels
+from sre_triton.training.warp import Symmetry
 
 __all__ = ["SegmentationTask", "read_photographs", "segmentation_scores", "segmentation_task", "slide"]
 
@@ -107,6 +110,7 @@ class SegmentationTask(Task):
     """Vessels against ground."""
 
     monitor = "val_dice"
+    main_score = "dice"
     options: SegmentOptions
 
     def __init__(self, network: nn.Module, options: SegmentOptions, photographs: Photographs) -> None:
@@ -129,6 +133,21 @@ class SegmentationTask(Task):
 
     def training_batches(self) -> _CropBatches:
         return _CropBatches(_Crops(self.photographs["train"], self.options), self.options, self.share)
+
+    @torch.no_grad()
+    def turned_scores(self, split: str, symmetry: Symmetry, turning: TurningOptions) -> dict[str, float]:
+        device = next(self.network.parameters()).device
+        on_mask = dataclasses.replace(turning, interpolation="nearest")
+        windows = dataclasses.replace(self.options, test_batch_size=turning.test_batch_size)
+        table = []
+        for photograph in self.photographs[split]:
+            image, vessels = (
+                _centre(torch.from_numpy(pixels)[None].float().to(device), self.options.test_crop)
+                for pixels in (photograph.image, photograph.vessels)
+            )
+            logits = slide(self.network, symmetry(image, turning), windows).float()
+            table.append(segmentation_scores(logits.softmax(dim=1)[0, 1], symmetry(vessels, on_mask)[0, 0]))
+        return {name: statistics.fmean(scores[name] for scores in table) for name in table[0]}
 
     def draw_batch(self, path: Path) -> None:
         crops = _Crops(self.photographs["train"], self.options)
@@ -166,6 +185,15 @@ class SegmentationTask(Task):
         self.log_dict(
             {f"val_{name}": float(value) for name, value in zip(names, table.mean(dim=0), strict=True)}, logger=False
         )
+
+
+def _centre(x: Tensor, side: int) -> Tensor:
+    """The middle of a batch, at most ``side`` pixels wide and high; 0 for all of it."""
+    for dim in (2, 3):
+        length = x.shape[dim]
+        if 0 < side < length:
+            x = x.narrow(dim, (length - side) // 2, side)
+    return x
 
 
 def slide(network: nn.Module, images: Tensor, options: SegmentOptions) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from torchmetrics import MeanMetric
 from sre_triton.training.augment import Share, derived_seed
 from sre_triton.training.loading import ResumableLoader, TrainingBatches
 from sre_triton.training.optimisation import optimiser_and_schedule
-from sre_triton.training.options import RunOptions
+from sre_triton.training.options import RunOptions, TurningOptions
+from sre_triton.training.warp import Symmetry
 
 __all__ = ["Task"]
 
@@ -22,8 +24,8 @@ __all__ = ["Task"]
 class Task(LightningModule):
     """A network with a loss, metrics and data.
 
-    A task says in :attr:`monitor` which validation metric chooses the best checkpoint (larger is better), and
-    implements ``training_step``, ``validation_step``, the loaders and what raises NotImplementedError here.
+    A task says in :attr:`monitor` which validation metric chooses the best checkpoint (larger is better), in
+    :attr:`main_score` which score tables lead with, and implements ``training_step``, ``validation_step``, the loaders and what raises NotImplementedError here.
 
     Args:
         network: from images to logits.
@@ -32,6 +34,7 @@ class Task(LightningModule):
     """
 
     monitor = ""
+    main_score = "accuracy"
 
     def __init__(self, network: nn.Module, options: RunOptions, description: dict[str, Any]) -> None:
         super().__init__()
@@ -65,6 +68,16 @@ class Task(LightningModule):
         """The order of the training items of this process."""
         raise NotImplementedError
 
+    def turned_scores(self, split: str, symmetry: Symmetry, turning: TurningOptions) -> dict[str, float]:
+        """Scores of the network as it is on a turned split, as shares of one; batched on the network's device.
+
+        Args:
+            split: "train", "val" or "test".
+            symmetry: what is done to each image (and its mask).
+            turning: how.
+        """
+        raise NotImplementedError
+
     def draw_batch(self, path: Path) -> None:
         """Writes a picture of the first training batch as the network sees it."""
         raise NotImplementedError
@@ -92,8 +105,14 @@ class Task(LightningModule):
             self.epoch_means["grad_norm"].update(torch.stack(norms).norm())
 
     def training_row(self) -> dict[str, float]:
-        """The epoch's means over all processes."""
+        """The epoch's means over all processes.
+
+        Raises:
+            ValueError: the loss is not finite.
+        """
         row = {f"train_{name}": float(self.epoch_means[name].compute()) for name in ("loss", "accuracy")}
+        if not math.isfinite(row["train_loss"]):
+            raise ValueError(f"the loss is {row['train_loss']} in epoch {self.current_epoch + 1}: lower --lr")
         if self.options.log_grad_norm:
             row["grad_norm"] = float(self.epoch_means["grad_norm"].compute())
         return row

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sre_triton.training.options import TurningOptions
+
 __all__ = ["AXES", "Symmetry", "affine", "flip", "identity", "pad_to", "rotation_matrix", "turn", "turned_size"]
 
 AXES = ("x", "y", "z")
@@ -29,8 +31,9 @@ class Symmetry(NamedTuple):
     axis: str = "x"
     flips: str = ""
 
-    def __call__(self, x: Tensor, interpolation: str = "nearest", padding: str = "zeros", expand: bool = False) -> Tensor:
-        return flip(turn(x, self.angle, self.axis, interpolation, padding, expand), self.flips)
+    def __call__(self, x: Tensor, how: TurningOptions) -> Tensor:
+        turned = turn(x, self.angle, self.axis, how.interpolation, how.padding, how.expand)
+        return flip(turned, self.flips)
 
     def __str__(self) -> str:
         return f"flip {self.flips}" if self.flips else f"{self.angle:g} about {self.axis}"

@@ -1,0 +1,109 @@
+"""What a network costs: parameters, multiplications, time per image and peak memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["interleaved_ms", "multiplications", "parameter_count", "peak_training_memory"]
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+@torch.no_grad()
+def multiplications(network: nn.Module, shape: Sequence[int]) -> int:
+    """Multiplications with a weight for one image of shape (C, *space), ring layers run ring-wise."""
+    counts: list[int] = []
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        # Of a ring layer, the weight has a number per ring; of a transposed one, its first dimension is the input's.
+        places = inputs[0] if getattr(layer, "transposed", False) else output
+        counts.append(places.numel() * weight.numel() // weight.shape[0])
+
+    layers = [m for m in network.modules() if isinstance(getattr(m, "weight", None), Tensor) and m.weight.dim() > 1]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        network(torch.zeros(1, *shape, device=next(network.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(counts)
+
+
+@torch.no_grad()
+def interleaved_ms(networks: Mapping[str, nn.Module], shape: Sequence[int], rounds: int = 7) -> dict[str, float]:
+    """Median milliseconds per image at inference; one run of each in turn, so that all meet the same moods of the machine.
+
+    Args:
+        networks: in evaluation mode, on one device.
+        shape: (N, C, *space) of the batch.
+    """
+    device = next(next(iter(networks.values())).parameters()).device
+    batch = torch.rand(tuple(shape), device=device)
+    seconds: dict[str, list[float]] = {name: [] for name in networks}
+    for turn in range(rounds + 2):
+        for name, network in networks.items():
+            _wait(device)
+            start = time.perf_counter()
+            network(batch)
+            _wait(device)
+            if turn >= 2:  # the first runs warm up
+                seconds[name].append(time.perf_counter() - start)
+    return {name: 1e3 * statistics.median(values) / shape[0] for name, values in seconds.items()}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A training step to be measured in a process of its own."""
+
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    device: str
+
+    def __call__(self) -> float:
+        network = self.build().to(self.device).train()
+        x = torch.rand(self.shape, device=self.device)
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            _once(network, x)
+            return torch.cuda.max_memory_allocated() / 2**20
+        import resource
+
+        _once(network, x[:1].repeat(2, *[1] * (x.dim() - 1)))  # whatever is allocated once and for all
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        _once(network, x)
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+
+
+def _once(network: nn.Module, x: Tensor) -> None:
+    network(x).float().square().mean().backward()
+
+
+def peak_training_memory(build: Callable[[], nn.Module], shape: Sequence[int], device: str) -> float:
+    """MiB that a training step on a batch (N, C, *space) takes at its peak, in a fresh process.
+
+    On CUDA all that PyTorch allocates; on a CPU what the process grows by beyond a step on two images.
+
+    Args:
+        build: makes the network; picklable.
+    """
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as pool:
+        return float(pool.apply(_Step(build, tuple(shape), device)))
+
