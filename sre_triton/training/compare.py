@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import statistics
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,9 @@ from sre_triton.training.classification import classification_task, read_set
 from sre_triton.training.evaluate import curves_of, evaluate_task, load_network, load_task
 from sre_triton.training.figures import draw_angle_curves
 from sre_triton.training.files import read_json, replacing, write_csv, write_json
-from sre_triton.training.fitting import fit
+from sre_triton.training.fitting import fit, prepare_machine
 from sre_triton.training.footprint import interleaved_ms, multiplications, parameter_count, peak_training_memory
+from sre_triton.training.interruption import Interrupted
 from sre_triton.training.networks import PLAIN_TWINS, classifier, segmenter
 from sre_triton.training.options import CompareOptions, SegmentOptions, TrainOptions
 from sre_triton.training.runs import RunFolder
@@ -50,15 +54,20 @@ def compare(
     console = console or Console()
     if options.ddp:
         raise ValueError("--ddp: compare trains in one process; train the networks one by one instead")
+    if comparison.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {comparison.jobs}")
     models = comparison.models or [options.model_type, PLAIN_TWINS.get(options.model_type, options.model_type)]
     models = list(dict.fromkeys(models))
     seeds = list(dict.fromkeys(comparison.seeds))
+    # Seed by seed, so that an unfinished comparison is already a fair one.
+    runs = [
+        _Run(dataclasses.replace(options, model_type=model, seed=seed), _home(comparison.output, model) / f"seed-{seed}")
+        for seed in seeds
+        for model in models
+    ]
     results: dict[str, list[dict[str, Any]]] = {model: [] for model in models}
-    for seed in seeds:  # seed by seed, so that an unfinished comparison is already a fair one
-        for model in models:
-            chosen = dataclasses.replace(options, model_type=model, seed=seed)
-            folder = RunFolder(comparison.output / model.replace(":", "-") / f"seed-{seed}")
-            results[model].append(_finished(chosen, folder, console))
+    for run, result in zip(runs, _all_finished(runs, comparison.jobs), strict=True):
+        results[run.options.model_type].append(result)
     rows = [_row(model, results[model]) for model in models]
     _add_costs(rows, {model: dataclasses.replace(options, model_type=model) for model in models}, comparison.output)
     _write(comparison.output, rows, results)
@@ -67,20 +76,57 @@ def compare(
     return rows
 
 
-def _finished(options: TrainOptions | SegmentOptions, folder: RunFolder, console: Console) -> dict[str, Any]:
-    """The evaluation of one run, which is begun, gone on with or only read."""
-    task = _task(options)
-    if (folder.path / _EVALUATION).is_file():
-        folder.begin(options, task.description)  # an error if it was begun otherwise
-        return dict(read_json(folder.path / _EVALUATION))
-    console.print(f"[bold]{options.model_type}, seed {options.seed}[/bold]: {folder.path}")
-    fit(task, folder)
-    best = load_task(folder.best)
-    best.network.to(_device(options))
-    with Progress(console=console, transient=True) as progress:
-        result = evaluate_task(best, options, progress=progress, name=options.model_type)
-    write_json(folder.path / _EVALUATION, result)
-    return result
+@dataclass(frozen=True)
+class _Run:
+    """One network trained with one seed."""
+
+    options: TrainOptions | SegmentOptions
+    path: Path
+
+    def finished(self) -> dict[str, Any]:
+        """The evaluation of the run, which is begun, gone on with or only read."""
+        options, folder = self.options, RunFolder(self.path)
+        task = _task(options)
+        if (self.path / _EVALUATION).is_file():
+            folder.begin(options, task.description)  # an error if it was begun otherwise
+            return dict(read_json(self.path / _EVALUATION))
+        print(f"{options.model_type}, seed {options.seed}: {self.path}", flush=True)
+        alone = multiprocessing.parent_process() is None
+        fit(task, folder, bar=alone)
+        best = load_task(folder.best)
+        best.network.to(_device(options))
+        with Progress(console=Console(stderr=True), transient=True, disable=not alone) as progress:
+            result = evaluate_task(best, options, progress=progress, name=options.model_type)
+        write_json(self.path / _EVALUATION, result)
+        figures = result["rotation"]["summary"][result["main_score"]]
+        print(
+            f"{options.model_type}, seed {options.seed}: {result['main_score']} {100 * figures['mean']:.2f} "
+            f"± {100 * figures['std']:.2f} over angles",
+            flush=True,
+        )
+        return result
+
+
+def _all_finished(runs: list[_Run], jobs: int) -> list[dict[str, Any]]:
+    if jobs == 1:
+        return [run.finished() for run in runs]
+    first = runs[0].options
+    _task(first)  # data that have to be written are written once, and what is wrong with them is said once
+    machine = {"threads": first.threads, "deterministic": first.deterministic, "cudnn": first.cudnn}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=partial(prepare_machine, **machine)) as pool:
+        futures = [pool.submit(_Run.finished, run) for run in runs]
+        try:
+            return [future.result() for future in futures]
+        except BaseException as error:
+            pool.shutdown(cancel_futures=True)  # waits: Ctrl-C reaches the processes too, and they save
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted("stopped; run the same command again to go on") from error
+            raise
+
+
+def _home(output: Path, model: str) -> Path:
+    return output / model.replace(":", "-")
 
 
 def _task(options: TrainOptions | SegmentOptions) -> Task:
@@ -113,8 +159,7 @@ def _add_costs(rows: list[dict[str, Any]], options: dict[str, TrainOptions | Seg
     networks, builders = {}, {}
     for row in rows:
         model = row["network"]
-        run = next((output / model.replace(":", "-")).glob("seed-*"))
-        network, about, _ = load_network(run)
+        network, about, _ = load_network(next(_home(output, model).glob("seed-*")))
         networks[model] = network.to(_device(options[model]))
         builders[model] = partial(_build, options[model], about)
     some = next(iter(options.values()))
@@ -170,7 +215,7 @@ def _cells(rows: list[dict[str, Any]], results: dict[str, list[dict[str, Any]]])
                 f"{row['parameters']:,}",
                 f"{row['gmac']:.2f}",
                 f"{row['ms_per_image']:.1f}",
-                f"{row['training_mib']:.0f}",
+                "" if row["training_mib"] is None else f"{row['training_mib']:.0f}",
             ]
         )
     return cells

@@ -44,8 +44,11 @@ def prepare_machine(*, threads: int = 0, deterministic: bool = False, cudnn: boo
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def fit(task: Task, folder: RunFolder) -> Recorder:
+def fit(task: Task, folder: RunFolder, *, bar: bool = True) -> Recorder:
     """Trains a task in its folder, from where the folder's last checkpoint is, to the end.
+
+    Args:
+        bar: show a progress bar if this is a terminal, else a line per epoch.
 
     Returns:
         The table of epochs.
@@ -71,11 +74,12 @@ def fit(task: Task, folder: RunFolder) -> Recorder:
         task.network.compile()
     if options.log_img and rank_zero:
         task.draw_batch(folder.path / "batch.png")
-    recorder, interruption = Recorder(folder, options.cur_ep), Interruption(folder)
+    on_terminal = bar and sys.stdout.isatty()
+    recorder = Recorder(folder, options.cur_ep, lines=not on_terminal)
+    interruption = Interruption(folder)
     callbacks: list[Any] = [recorder, interruption, _best_and_last(task, folder)]
     if options.save_rec:
         callbacks.append(_every(folder, options.save_interval))
-    on_terminal = sys.stdout.isatty()
     if on_terminal:
         callbacks.append(RichProgressBar())
     trainer = Trainer(

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -83,26 +84,39 @@ class _Step:
             torch.cuda.reset_peak_memory_stats()
             _once(network, x)
             return torch.cuda.max_memory_allocated() / 2**20
-        import resource
-
         _once(network, x[:1].repeat(2, *[1] * (x.dim() - 1)))  # whatever is allocated once and for all
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        _CLEAR.write_text("5")  # the peak so far, which a process inherits from the one that started it
+        before = _peak()
         _once(network, x)
-        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+        return (_peak() - before) / 2**10
+
+
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+def _peak() -> int:
+    """The process's largest resident size since it was cleared, in KiB."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def _once(network: nn.Module, x: Tensor) -> None:
     network(x).float().square().mean().backward()
 
 
-def peak_training_memory(build: Callable[[], nn.Module], shape: Sequence[int], device: str) -> float:
+def peak_training_memory(build: Callable[[], nn.Module], shape: Sequence[int], device: str) -> float | None:
     """MiB that a training step on a batch (N, C, *space) takes at its peak, in a fresh process.
 
     On CUDA all that PyTorch allocates; on a CPU what the process grows by beyond a step on two images.
 
     Args:
         build: makes the network; picklable.
+
+    Returns:
+        None where the system does not tell (a CPU anywhere but on Linux).
     """
+    if device == "cpu" and not _CLEAR.is_file():
+        return None
     context = multiprocessing.get_context("spawn")
     with context.Pool(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as pool:
         return float(pool.apply(_Step(build, tuple(shape), device)))

@@ -270,6 +270,9 @@ class CompareOptions:
         None, "networks to compare (default: the ring network and its plain twin)", group="comparison", metavar="NAME", nargs="+"
     )
     seeds: list[int] = _option([1, 2, 3], "seeds to train each with", group="comparison", metavar="S", nargs="+")
+    jobs: int = _option(
+        1, "trainings at the same time, each in a process of its own (on a CPU: with --threads 1)", group="comparison", metavar="N"
+    )
     output: Path = _option(
         Path("comparison"), "folder of the runs, tables and the picture; run again to go on", group="comparison", metavar="DIR"
     )

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import platform
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -226,10 +225,11 @@ class Interruption(Callback):
 
 
 class Recorder(Callback):
-    """Keeps the table of epochs, in the checkpoint and in the folder."""
+    """Keeps the table of epochs, in the checkpoint and in the folder, and prints a line of each if ``lines``."""
 
-    def __init__(self, folder: RunFolder, first_epoch: int = 0) -> None:
+    def __init__(self, folder: RunFolder, first_epoch: int = 0, *, lines: bool = True) -> None:
         self.folder = folder
+        self.lines = lines
         self.first_epoch = first_epoch
         self.rows: list[dict[str, Any]] = []
 
@@ -248,7 +248,7 @@ class Recorder(Callback):
             logger.log_metrics({name.replace("_", "/", 1): value for name, value in row.items()}, trainer.global_step)
         if trainer.is_global_zero:
             self.write()
-            if not sys.stdout.isatty():
+            if self.lines:
                 print(_line(row, trainer.max_epochs), flush=True)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
