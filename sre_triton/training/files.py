@@ -10,7 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["read_json", "replacing", "write_csv", "write_json"]
+__all__ = ["PARTIAL", "read_json", "replacing", "sweep", "write_csv", "write_json"]
+
+PARTIAL = ".part"
+
+
+def sweep(folder: Path) -> None:
+    """Removes what a killed process had not finished writing into a folder that it had for itself."""
+    for partial in folder.glob(f"*{PARTIAL}"):
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -20,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk is full, or the folder cannot be written to; names ``path``. Nothing is left behind.
     """
-    partial = path.with_name(path.name + ".part")
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
         yield partial
         with partial.open("rb+") as file:

@@ -1,8 +1,7 @@
 """Patches: a small, real classification set without a preferred orientation, cut from photographs of scikit-image.
 
 Eight photographs that ship inside scikit-image's wheel, one class each. Training, validation and test patches come
-from disjoint bands of each photograph, and no two patches overlap. Every patch has the same mean and contrast:
-else its brightness would name its photograph, and a network would need no texture.
+from disjoint bands of each photograph, and no two patches overlap.
 """
 
 from __future__ import annotations
@@ -22,9 +21,8 @@ _SIDE = 28
 _PER_CLASS = {"train": 192, "val": 36, "test": 64}
 _BANDS = {"train": (0, 11), "val": (11, 13), "test": (13, 18)}  # eighteenths of the height, top to bottom
 _LEAST_CONTRAST = 0.004  # below it a patch shows nothing, as outside the retina's disc
-_MEAN, _DEVIATION = 127.5, 45.0
 _SEED = 0
-_RECIPE = f"side {_SIDE}, {_PER_CLASS}, bands {_BANDS}, contrast {_LEAST_CONTRAST} {_MEAN} {_DEVIATION}, seed {_SEED}"
+_RECIPE = f"side {_SIDE}, {_PER_CLASS}, bands {_BANDS}, contrast {_LEAST_CONTRAST}, seed {_SEED}"
 
 
 def ensure_patches(root: Path) -> None:
@@ -57,7 +55,7 @@ def cut_patches() -> dict[str, Split]:
         for split in SPLITS:
             tiles = _tiles(grey, *_BANDS[split])
             chosen = rng.permutation(len(tiles))[: _PER_CLASS[split]]
-            images[split].append(_level(tiles[np.sort(chosen)]))
+            images[split].append((255 * tiles[np.sort(chosen)]).round().astype(np.uint8))
     return {
         split: Split(
             np.concatenate(groups)[:, None],
@@ -81,8 +79,3 @@ def _tiles(grey: npt.NDArray[np.float64], first: int, last: int) -> npt.NDArray[
     band = grid[rows * first // 18 : rows * last // 18].reshape(-1, _SIDE, _SIDE)
     return band[band.std(axis=(1, 2)) >= _LEAST_CONTRAST]
 
-
-def _level(tiles: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    mean, deviation = tiles.mean(axis=(1, 2), keepdims=True), tiles.std(axis=(1, 2), keepdims=True)
-    levelled = _MEAN + _DEVIATION * (tiles - mean) / deviation
-    return levelled.round().clip(0, 255).astype(np.uint8)

@@ -24,7 +24,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from sre_triton.training.files import read_json, replacing, write_csv, write_json
+from sre_triton.training.files import read_json, replacing, sweep, write_csv, write_json
 from sre_triton.training.interruption import Interrupted
 from sre_triton.training.options import RunOptions, from_dict, result_options, to_dict
 
@@ -104,6 +104,7 @@ class RunFolder:
                     flag = "--" + name.replace("_", "-")
                     raise ValueError(f"{self.path} was begun with {flag} {then[name]}, not {value}: resume with the same")
         self.path.mkdir(parents=True, exist_ok=True)
+        sweep(self.path)
         write_json(config, {**description, "options": to_dict(options)})
         write_json(self.path / "versions.json", versions())
 
