@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from bench.gpu_checks import Clock, check_operations, checks, collect, difference, full_float32, guard, sanitize, submit
@@ -225,7 +225,7 @@ def model_steps(clock: Clock) -> list[dict[str, Any]]:
     except ImportError as error:
         return [{"model": "all", "skipped": f"not in this source tree: {error}"}]
     rows: list[dict[str, Any]] = []
-    networks: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    networks: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
         "sre_resnet18": (lambda: sre_resnet18(sre_conv_size=[9, 9, 5, 5], num_classes=9), (128, 3, 32, 32)),
         "SREUNet": (SREUNet, (8, 3, 256, 256)),
     }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "Layer",
     "contestants",
     "dense_layer",
+    "reference_module",
     "ring_layer",
     "task",
 ]
@@ -43,17 +45,17 @@ MEMORY_FORMATS = {
 
 
 @lru_cache
-def _package(name: str, file: str) -> ModuleType:
-    """The file of an installed package that holds its layers: its ``__init__`` needs torchvision."""
-    found = importlib.util.find_spec(name)
-    if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError(f"{name} is not installed; `make env` installs it", name=name)
-    spec = importlib.util.spec_from_file_location(f"bench_{name}", Path(found.submodule_search_locations[0]) / file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def reference_module(package: str, file: str) -> ModuleType:
+    """A file of an installed reference package, whose own ``__init__`` needs torchvision and is not run."""
+    parent = f"bench_{package}"
+    if parent not in sys.modules:
+        found = importlib.util.find_spec(package)
+        if found is None or not found.submodule_search_locations:
+            raise ModuleNotFoundError(f"{package} is not installed; `make env` installs it", name=package)
+        stand_in = ModuleType(parent)
+        stand_in.__path__ = list(found.submodule_search_locations)
+        sys.modules[parent] = stand_in
+    return importlib.import_module(f"{parent}.{file}")
 
 
 def ring_layer(case: Case, k: int) -> RingConvNd:
@@ -71,8 +73,7 @@ def dense_layer(case: Case, k: int) -> Layer:
 
 
 def _reference_layer(package: str, case: Case, k: int) -> Layer:
-    file, name = {SRE: ("sre_conv.py", "SRE_Conv"), GMR: ("gmr_conv.py", "GMR_Conv")}[package]
-    layer = getattr(_package(package, file), f"{name}{case.ndim}d")
+    layer = getattr(reference_module(package, package.lower()), f"{package}{case.ndim}d")
     built: Layer = layer(case.in_channels, case.out_channels, k, case.stride, k // 2, groups=case.groups, bias=False)
     return built
 

@@ -30,13 +30,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: %(default)s)")
     demo.set_defaults(run=_demo)
 
+    models = commands.add_parser("models", help="every network with its parameters, arithmetic and time")
+    models.add_argument("--filter", default="*", help="only names that match this pattern, as 'sre_*' (default: all)")
+    models.add_argument("--no-time", action="store_true", help="do not run the networks, only count")
+    models.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    models.set_defaults(run=_models)
+
     add_training_commands(commands)
 
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
     except ImportError as error:
-        extra = {"demo": "demo"}.get(arguments.command, "train")
+        extra = arguments.command if arguments.command in ("demo", "models") else "train"
         print(f"sre-triton {arguments.command}: {error}; pip install 'sre-triton[{extra}]'", file=sys.stderr)
         return 2
     except Interrupted as stop:
@@ -56,3 +62,9 @@ def _demo(arguments: argparse.Namespace) -> None:
     from sre_triton.demo import run_demo
 
     run_demo(arguments.output, arguments.size, arguments.seed)
+
+
+def _models(arguments: argparse.Namespace) -> None:
+    from sre_triton.models.profile import show_profiles
+
+    show_profiles(arguments.filter, timed=not arguments.no_time, as_json=arguments.json)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 pytest.importorskip("pytest_benchmark")
-from bench import fit_plan, report
+from bench import fit_plan, networks, report, timing
 from bench.__main__ import main
 from bench.cases import CASES, QUICK_CASES, Case, cases
 from sre_triton import cost
@@ -166,3 +166,51 @@ def test_the_fitting_command_prints_rates_to_paste(capsys: pytest.CaptureFixture
 @pytest.mark.slow
 def test_no_plan_loses_a_tenth_to_dense_on_the_registry() -> None:
     assert fit_plan.check_registry() == 0
+
+
+# Networks -------------------------------------------------------------------------------------------
+
+
+def test_networks_are_timed_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(networks, "_SIZES", [3, 3, 3, 3])
+    path = tmp_path / "networks.json"
+    options = ["--filter", "sre", "--batch", "2", "--size", "8", "--rounds", "1", "--threads", "1"]
+    assert networks.main([*options, "--json", str(path)]) == 0
+    assert "reference / ours" in " ".join(capsys.readouterr().out.split())
+    figures = json.loads(path.read_text())
+    assert [row["mode"] for row in figures["networks"]] == ["train", "infer"]
+    assert set(figures["networks"][0]["seconds"]) == {
+        "reference", "sre_triton nchw", "sre_triton nhwc", "plain 3x3 nchw", "plain 3x3 nhwc"
+    }  # fmt: skip
+    assert networks.main(["--filter", "vgg"]) == 2
+
+
+def test_rival_networks_have_the_same_stem_and_the_parameters_they_should_have() -> None:
+    for case in networks.CASES:
+        entries = networks.contestants(case)
+        counts = {name: sum(p.numel() for p in network.parameters()) for name, (network, _) in entries.items()}
+        assert counts["reference"] == counts["sre_triton nchw"] == counts["sre_triton nhwc"]
+        assert counts["plain 3x3 nchw"] == 11_176_521
+        assert all(network.conv1.kernel_size == (5, 5) for network, _ in entries.values())
+
+
+def test_ratios_take_the_faster_format_of_each() -> None:
+    def times(*seconds: float) -> timing.Times:
+        return timing.Times(seconds)
+
+    row = networks.Row("x", "train", {
+        "reference": times(6, 6), "sre_triton nchw": times(3, 3), "sre_triton nhwc": times(2, 2),
+        "plain 3x3 nchw": times(4, 4), "plain 3x3 nhwc": times(5, 5),
+    })  # fmt: skip
+    assert row.best("sre_triton") == ("nhwc", 2)
+    assert (row.reference_over_ours, row.ours_over_plain) == (3, 0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="the targets are for oneDNN's convolutions")
+def test_a_training_step_is_fast_enough() -> None:
+    row = networks.measure(networks.CASES[0], "train", batch=16, size=32, rounds=3, threads=1)
+    assert row.reference_over_ours > 2
+    assert row.ours_over_plain < 1.5

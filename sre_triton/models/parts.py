@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from sre_triton import pooling
 from sre_triton.gmr import GMRConv2d, GMRConv3d
-from sre_triton.layers import RingConvNd, SREConv2d, SREConv3d
+from sre_triton.layers import SREConv2d, SREConv3d
 
-__all__ = ["CONVOLUTIONS", "Parts", "checkpointed", "initialise", "per_stage"]
+__all__ = ["CONVOLUTIONS", "Parts", "checkpointed", "per_stage"]
 
 # Kind of convolution and number of dimensions. "plain" makes the ordinary twin of a ring network.
 CONVOLUTIONS: dict[str, dict[int, Callable[..., nn.Module]]] = {
@@ -115,20 +114,6 @@ class Parts:
         if self.pooling == "reference":
             return (nn.MaxPool2d, nn.MaxPool3d)[self.ndim - 2](*(reference or (stride, stride, 0)))
         return _MAX_POOLS[self.ndim](stride)
-
-
-def initialise(network: nn.Module) -> None:
-    """Draws convolutions as He et al. do, by the fan-out of the dense kernel, and resets normalisations.
-
-    A ring's weight stands at all of its taps, so every tap has the variance that it has in a plain kernel.
-    """
-    for module in network.modules():
-        if isinstance(module, (RingConvNd, nn.Conv2d, nn.Conv3d)):
-            fan_out = module.out_channels * math.prod(module.kernel_size)
-            nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
-        elif isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)) and module.weight is not None:
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
 
 
 def per_stage(value: T | Sequence[T], stages: int, name: str) -> tuple[T, ...]:

@@ -22,7 +22,7 @@ class Entry:
         name: of the function that builds it.
         build: that function.
         input_shape: channels and sizes of an image that the network is meant for.
-        published: arguments with which it was published, where they are not the defaults.
+        published: arguments with which it was published, sizes of convolutions among them.
     """
 
     name: str

@@ -10,15 +10,17 @@ packages SRE_Conv 1.0.2 and GMR_Conv 1.0.3, whose checkpoints load as they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from sre_triton.layers import RingConvNd
 from sre_triton.models.checkpoint import translate_reference_keys
 from sre_triton.models.fusion import fused
-from sre_triton.models.parts import Parts, checkpointed, initialise, per_stage
+from sre_triton.models.parts import Parts, checkpointed, per_stage
 from sre_triton.models.registry import register_model
 
 if TYPE_CHECKING:
@@ -76,12 +78,11 @@ class _Block(nn.Module):
 
     expansion: int
     convolutions: int
-    conv1: nn.Module
-    bn1: nn.Module
+    relu: nn.Module
+    downsample: nn.Sequential | None
 
-    def __init__(self, parts: Parts, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__()
-        out_channels = channels * self.expansion
+    def _shortcut(self, parts: Parts, in_channels: int, out_channels: int, stride: int) -> None:
+        """Made last: the state of an optimizer knows parameters by their order."""
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
@@ -138,11 +139,12 @@ class BasicBlock(_Block):
                 "groups and width_per_group are for networks of bottleneck blocks (resnet50, resnet101), "
                 f"got groups={groups}, width_per_group={width_per_group}"
             )
-        super().__init__(parts, in_channels, channels, stride)
+        super().__init__()
         self.conv1 = _strided(parts, parts.convolution(in_channels, channels, size, num_rings=num_rings), stride)
         self.bn1 = parts.norm(channels)
         self.conv2 = parts.convolution(channels, channels, size, num_rings=num_rings)
         self.bn2 = parts.norm(channels)
+        self._shortcut(parts, in_channels, channels, stride)
 
 
 class Bottleneck(_Block):
@@ -162,7 +164,7 @@ class Bottleneck(_Block):
         groups: int,
         width_per_group: int,
     ) -> None:
-        super().__init__(parts, in_channels, channels, stride)
+        super().__init__()
         width = channels * width_per_group // 64 * groups
         self.conv1 = parts.pointwise(in_channels, width)
         self.bn1 = parts.norm(width)
@@ -171,6 +173,7 @@ class Bottleneck(_Block):
         self.bn2 = parts.norm(width)
         self.conv3 = parts.pointwise(width, channels * self.expansion)
         self.bn3 = parts.norm(channels * self.expansion)
+        self._shortcut(parts, in_channels, channels * self.expansion, stride)
 
 
 class ResNet(nn.Module):
@@ -279,11 +282,21 @@ class ResNet(nn.Module):
         self.dropout = nn.Dropout(dropout_p)
         self.fc: nn.Module = nn.Identity()
         self.reset_classifier(0 if features_only else num_classes, global_pool, device=device, dtype=dtype)
-        initialise(self)
+        self._initialise()
         if zero_init_residual:
             for module in self.modules():
                 if isinstance(module, _Block):
                     nn.init.zeros_(module.last_norm.weight)  # type: ignore[arg-type]
+
+    def _initialise(self) -> None:
+        """Draws convolutions as He et al. do, by the fan-out of the dense kernel.
+
+        A ring's weight stands at all of its taps, so every tap has the variance that it has in a plain kernel.
+        """
+        for module in self.modules():
+            if isinstance(module, (RingConvNd, nn.Conv2d, nn.Conv3d)):
+                fan_out = module.out_channels * math.prod(module.kernel_size)
+                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
 
     def reset_classifier(
         self,
@@ -420,25 +433,25 @@ def gmr_resnet50(**options: Unpack[ResNetOptions]) -> ResNet:
     return _resnet2d("gmr", 50, options)
 
 
-@register_model((3, 32, 32), skip_first_maxpool=True)
+@register_model((3, 32, 32), sre_conv_size=3, skip_first_maxpool=True)
 def resnet18(**options: Unpack[ResNetOptions]) -> ResNet:
     """The plain twin of :func:`sre_resnet18`: the same network of ``nn.Conv2d``, and not equivariant."""
     return _resnet2d("plain", 18, options)
 
 
-@register_model((3, 32, 32), skip_first_maxpool=True)
+@register_model((3, 32, 32), sre_conv_size=3, skip_first_maxpool=True)
 def resnet34(**options: Unpack[ResNetOptions]) -> ResNet:
     """The plain twin of :func:`sre_resnet34`."""
     return _resnet2d("plain", 34, options)
 
 
-@register_model((3, 32, 32), skip_first_maxpool=True)
+@register_model((3, 32, 32), sre_conv_size=3, skip_first_maxpool=True)
 def resnet50(**options: Unpack[ResNetOptions]) -> ResNet:
     """The plain twin of :func:`sre_resnet50`."""
     return _resnet2d("plain", 50, options)
 
 
-@register_model((3, 32, 32), skip_first_maxpool=True)
+@register_model((3, 32, 32), sre_conv_size=3, skip_first_maxpool=True)
 def resnet101(**options: Unpack[ResNetOptions]) -> ResNet:
     """The plain twin of :func:`sre_resnet101`."""
     return _resnet2d("plain", 101, options)
@@ -465,13 +478,13 @@ def gmr_r3d_18(**options: Unpack[ResNetOptions]) -> ResNet:
     return _resnet3d("gmr", 18, options)
 
 
-@register_model((1, 28, 28, 28), in_channels=1)
+@register_model((1, 28, 28, 28), in_channels=1, sre_conv_size=3)
 def r3d_18(**options: Unpack[ResNetOptions]) -> ResNet:
     """The plain twin of :func:`sre_r3d_18`."""
     return _resnet3d("plain", 18, options)
 
 
-@register_model((1, 28, 28, 28), in_channels=1)
+@register_model((1, 28, 28, 28), in_channels=1, sre_conv_size=3)
 def r3d_34(**options: Unpack[ResNetOptions]) -> ResNet:
     """The plain twin of :func:`sre_r3d_34`."""
     return _resnet3d("plain", 34, options)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sre_triton.models.fusion import fused
-from sre_triton.models.parts import Parts, checkpointed, initialise, per_stage
+from sre_triton.models.parts import Parts, checkpointed, per_stage
 from sre_triton.models.registry import register_model
 from sre_triton.pooling import upsample_to
 
@@ -181,7 +181,6 @@ class UNet(nn.Module):
                 _UpCat(_UpSample(parts, coarse, risen), two_conv(fine + risen, fine, levels[i - 1])),
             )
         self.final_conv = parts.pointwise(features[0], out_channels, bias=True)
-        initialise(self)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the maps between levels for the backward pass, and compute the others twice."""
@@ -254,13 +253,13 @@ class GMRUNet(UNet):
     conv = "gmr"
 
 
-@register_model((3, 256, 256))
+@register_model((3, 256, 256), sre_conv_size=9)
 def sre_unet(**options: Unpack[UNetOptions]) -> SREUNet:
     """:class:`SREUNet` in 2-D."""
     return SREUNet(2, **options)
 
 
-@register_model((3, 256, 256))
+@register_model((3, 256, 256), sre_conv_size=9)
 def gmr_unet(**options: Unpack[UNetOptions]) -> GMRUNet:
     """:class:`GMRUNet` in 2-D."""
     return GMRUNet(2, **options)

@@ -17,12 +17,13 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import nn
 
+from sre_triton.models.profile import count_work
 from sre_triton.training.classification import classification_task, read_set
 from sre_triton.training.evaluate import curves_of, evaluate_task, load_network, load_task
 from sre_triton.training.figures import draw_angle_curves
 from sre_triton.training.files import read_json, replacing, write_csv, write_json
 from sre_triton.training.fitting import fit, prepare_machine
-from sre_triton.training.footprint import interleaved_ms, multiplications, parameter_count, peak_training_memory
+from sre_triton.training.footprint import interleaved_ms, parameter_count, peak_training_memory
 from sre_triton.training.interruption import Interrupted
 from sre_triton.training.networks import PLAIN_TWINS, classifier, segmenter
 from sre_triton.training.options import CompareOptions, SegmentOptions, TrainOptions
@@ -173,7 +174,8 @@ def _add_costs(rows: list[dict[str, Any]], options: dict[str, TrainOptions | Seg
     for row in rows:
         model = row["network"]
         row["parameters"] = parameter_count(networks[model])
-        row["gmac"] = multiplications(networks[model], shape) / 1e9
+        work = count_work(networks[model], torch.zeros(1, *shape, device=_device(options[model])))
+        row["gmac"], row["gmac_dense"] = work.ringwise / 1e9, work.dense / 1e9
         row["ms_per_image"] = times[model]
         row["training_mib"] = peak_training_memory(
             builders[model], (some.batch_size, *shape), _device(options[model])

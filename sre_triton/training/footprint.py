@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiplications, time per image and peak memory."""
+"""What a network costs: parameters, time per image and peak memory."""
 
 from __future__ import annotations
 
@@ -12,34 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-__all__ = ["interleaved_ms", "multiplications", "parameter_count", "peak_training_memory"]
+__all__ = ["interleaved_ms", "parameter_count", "peak_training_memory"]
 
 
 def parameter_count(network: nn.Module) -> int:
     """Trainable parameters."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
-
-
-@torch.no_grad()
-def multiplications(network: nn.Module, shape: Sequence[int]) -> int:
-    """Multiplications with a weight for one image of shape (C, *space), ring layers run ring-wise."""
-    counts: list[int] = []
-
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        # Of a ring layer, the weight has a number per ring; of a transposed one, its first dimension is the input's.
-        places = inputs[0] if getattr(layer, "transposed", False) else output
-        counts.append(places.numel() * weight.numel() // weight.shape[0])
-
-    layers = [m for m in network.modules() if isinstance(getattr(m, "weight", None), Tensor) and m.weight.dim() > 1]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    try:
-        network(torch.zeros(1, *shape, device=next(network.parameters()).device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return sum(counts)
 
 
 @torch.no_grad()
