@@ -1,8 +1,9 @@
 """Vessels: seeded images of branching vessel trees on a fundus-like ground, with exact masks.
 
-Each image imitates a fundus photograph as a camera takes it, upright: the vessels leave a bright disc on one side,
-their main stems arch above and below a dark spot in the middle, branches leave them and taper (Murray's law), and
-the round field is lit unevenly, blurred and noisy.
+Each image imitates a fundus photograph centred on the macula, as a camera takes it, upright: the vessels leave a
+bright disc at one side and run across the field, their main stems arching above and below the dark spot in the
+middle; branches leave them at small angles and taper (Murray's law); the round field is lit unevenly, blurred and
+noisy. So vessels have a preferred direction, as in such photographs, which a network may come to rely on.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy.typing as npt
 __all__ = ["Photograph", "draw_vessels"]
 
 _MURRAY = 3.0  # r^3 = a^3 + b^3 where a stem of radius r splits
+_PULL = 3.0  # radians per side of the image by which a vessel that runs upright bends
+_REACH = 0.16  # mean way between two branches, as a share of the side
 _SUPERSAMPLING = 2
 _FIELD = 0.47  # radius of the field of view, as a share of the side
 
@@ -53,7 +56,7 @@ def draw_vessels(size: int, seed: int, index: int) -> Photograph:
     rng = np.random.default_rng([seed, index])
     fine = size * _SUPERSAMPLING
     side = rng.choice([-1.0, 1.0])  # a left or a right eye
-    disc = np.array([0.5 + rng.uniform(-0.03, 0.03), 0.5 + side * rng.uniform(0.22, 0.28)])
+    disc = np.array([0.5 + rng.uniform(-0.03, 0.03), 0.5 + side * rng.uniform(0.36, 0.42)])
     depth = _blood(fine, disc, side, rng)
     vessels = depth[::_SUPERSAMPLING, ::_SUPERSAMPLING] > 0
     contrast = ndimage.gaussian_filter(depth, 0.6 * _SUPERSAMPLING)[::_SUPERSAMPLING, ::_SUPERSAMPLING]
@@ -80,7 +83,7 @@ def _ground(size: int, disc: npt.NDArray[np.float64], side: float, rng: np.rando
         for sigma, weight in ((size / 60, 0.05), (size / 16, 0.10))
     )
     tone = 1 + mottling
-    tone = tone - 0.35 * np.exp(-((y - disc[0]) ** 2 + (x - disc[1] + side * 0.28) ** 2) / (2 * 0.06**2))
+    tone = tone - 0.35 * np.exp(-((y - disc[0]) ** 2 + (x - disc[1] + side * 0.39) ** 2) / (2 * 0.06**2))
     ground = np.array([0.72, 0.40, 0.20])[:, None, None] * tone
     glow = np.exp(-((((y - disc[0]) ** 2 + (x - disc[1]) ** 2) / 0.055**2) ** 2))
     for _ in range(rng.integers(0, 12)):
@@ -94,15 +97,14 @@ def _blood(fine: int, disc: npt.NDArray[np.float64], side: float, rng: np.random
     from scipy import ndimage
 
     stems = []
-    for up in (-1.0, 1.0):  # artery and vein of the arch above and of the one below, and two small stems outward
-        for radius in (0.010, 0.008):
-            angle = np.arctan2(up, -side * rng.uniform(0.15, 0.6))
-            stems.append((disc, angle, radius * rng.uniform(0.85, 1.15), -up * side * rng.uniform(0.9, 1.5)))
-        angle = np.arctan2(up * rng.uniform(0.5, 1.0), side)
-        stems.append((disc, angle, 0.005 * rng.uniform(0.85, 1.15), 0.0))
+    ahead = 0.0 if side < 0 else np.pi  # across the field, away from the disc
+    for radius, spread in ((0.010, 1.0), (0.008, 0.75), (0.005, 0.3)):  # the thickest arch furthest from the middle
+        for up in (-1.0, 1.0):
+            angle = ahead + up * (spread + rng.uniform(-0.15, 0.15))
+            stems.append((disc, angle, radius * rng.uniform(0.85, 1.15)))
     radii = np.zeros((fine, fine))
     while stems:
-        _grow(*stems.pop(), radii, stems, rng)
+        _grow(*stems.pop(), ahead, radii, stems, rng)
     depth = np.zeros((fine, fine))
     widths = np.unique(radii[radii > 0])
     for width in widths:  # a stroke of each width, by the distance to its centre line
@@ -115,30 +117,30 @@ def _grow(
     start: npt.NDArray[np.float64],
     angle: float,
     radius: float,
-    bend: float,
+    ahead: float,
     radii: npt.NDArray[np.float64],
-    stems: list[tuple[npt.NDArray[np.float64], float, float, float]],
+    stems: list[tuple[npt.NDArray[np.float64], float, float]],
     rng: np.random.Generator,
 ) -> None:
     """Draws the centre line of one vessel until it is too thin or leaves the field; its branches are added to ``stems``.
 
-    ``bend`` is the mean curvature, in radians per side of the image; arches bend back to the horizontal.
+    Vessels wander, and bend back to the direction ``ahead``.
     """
     fine = len(radii)
     step = 1 / fine
-    position, wander, until_branch = start.copy(), 0.0, rng.exponential(0.06) + 0.02
+    position, wander, until_branch = start.copy(), 0.0, rng.exponential(_REACH) + 0.02
     while radius > 0.0016 and np.hypot(*(position - 0.5)) < _FIELD:
-        wander = 0.995 * wander + rng.normal(0, 0.35)
-        angle += (bend + wander) * step
+        wander = 0.995 * wander + rng.normal(0, 0.25)
+        angle += (wander - _PULL * np.sin(angle - ahead)) * step
         position = position + step * np.array([np.sin(angle), np.cos(angle)])
         row, column = (position * fine).astype(int)
         # Strokes have few widths, so that each is drawn at once.
         radii[row, column] = max(radii[row, column], np.round(radius * fine * 2) / 2)
         until_branch -= step
         if until_branch < 0:
-            share = rng.uniform(0.1, 0.5)
-            turn = rng.choice([-1.0, 1.0]) * rng.uniform(0.5, 1.1)
-            stems.append((position, angle + turn * (1 - share), radius * share ** (1 / _MURRAY), 0.3 * bend))
+            share = rng.uniform(0.2, 0.5)
+            turn = rng.choice([-1.0, 1.0]) * rng.uniform(0.3, 0.8)
+            stems.append((position, angle + turn * (1 - share), radius * share ** (1 / _MURRAY)))
             radius *= (1 - share) ** (1 / _MURRAY)
             angle -= 0.3 * turn * share
-            until_branch = rng.exponential(0.06) + 0.02
+            until_branch = rng.exponential(_REACH) + 0.02
