@@ -117,11 +117,13 @@ class Preparation:
         size = list(x.shape[2:])
         size[-2:] = self.options.pad_size_h or size[-2], self.options.pad_size_w or size[-1]
         if any(wanted < have for wanted, have in zip(size, x.shape[2:], strict=True)):
-            raise ValueError(f"--pad-size-h and --pad-size-w must be at least {tuple(x.shape[-2:])}, got {tuple(size[-2:])}")
+            raise ValueError(
+                f"--pad-size-h and --pad-size-w must be at least {tuple(x.shape[-2:])}, got {tuple(size[-2:])}"
+            )
         return warp.pad_to(x, tuple(size), self.options.padding)
 
     def _crop_and_colour(self, x: Tensor, draw: _Draw) -> Tensor:
-        """Half to all of the image's area, at an aspect of 3/4 to 4/3; brightness and saturation by 0.1, half the time."""
+        """Half to all of the area, at an aspect of 3/4 to 4/3; brightness and saturation by 0.1, half the time."""
         height, width = x.shape[2:]
         area = draw.uniform(0.5, 1.0)
         aspect = draw.uniform(-1, 1).mul(torch.log(torch.tensor(4 / 3))).exp()
@@ -136,12 +138,14 @@ class Preparation:
         coloured = _each(x, brightness) * x
         coloured = coloured.clamp(0, 1)
         if x.shape[1] == 3:
-            grey = (coloured * torch.tensor([0.299, 0.587, 0.114], device=x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+            grey = (coloured * torch.tensor([0.299, 0.587, 0.114], device=x.device).view(1, 3, 1, 1)).sum(
+                1, keepdim=True
+            )
             coloured = (grey + _each(x, saturation) * (coloured - grey)).clamp(0, 1)
         return torch.where(_each(x, chosen), coloured, x)
 
     def _training_map(self, x: Tensor, draw: _Draw) -> Tensor | None:
-        """Scale, shear, rotation and translation in one map, so that pixels are interpolated once; None if it is none."""
+        """Scale, shear, rotation and translation in one map, so that pixels are interpolated once; or None."""
         options, space = self.options, x.shape[2:]
         maps = []
         if options.moco_aug and self.ndim == 3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,7 @@ class ClassificationTask(Task):
         return self.resumable(loader(labelled, self.training_batches(), self.options.num_workers))
 
     def training_batches(self) -> TrainingBatches:
-        return TrainingBatches(
-            len(self.images.splits["train"]), self.options.batch_size, self.options.seed, self.share
-        )
+        return TrainingBatches(len(self.images.splits["train"]), self.options.batch_size, self.options.seed, self.share)
 
     @torch.no_grad()
     def turned_scores(self, split: str, symmetry: Symmetry, turning: TurningOptions) -> dict[str, float]:
@@ -176,31 +175,29 @@ def classification_scores(logits: Tensor, labels: Tensor, multi_label: bool) -> 
         sensitivity = (found & labels).sum(dim=0) / positive
         specificity = (~found & ~labels).sum(dim=0) / negative
         both = (positive > 0) & (negative > 0)
-        auc = metrics.auroc(
-            logits.sigmoid(), labels.long(), task="multilabel", num_labels=classes, average="none"
-        )[both]
+        auc = [float(_auc(logits[:, label], labels[:, label])) for label in both.nonzero()[:, 0].tolist()]
         f1 = metrics.f1_score(logits.sigmoid(), labels.long(), task="multilabel", num_labels=classes, average="macro")
         return {
             "accuracy": float((found == labels).float().mean()),
-            "auc": float(auc.mean()) if len(auc) else float("nan"),
+            "auc": statistics.fmean(auc) if auc else float("nan"),
             "balanced_accuracy": float(((sensitivity + specificity) / 2)[both].mean()),
             "f1": float(f1),
         }
     found = logits.argmax(dim=1)
-    present = labels.bincount(minlength=classes) > 0
-    hits = labels[found == labels].bincount(minlength=classes)
-    recall = hits / labels.bincount(minlength=classes)
+    counts = labels.bincount(minlength=classes)
+    recall = labels[found == labels].bincount(minlength=classes) / counts
     top = logits.topk(min(5, classes), dim=1).indices
-    one_against_rest = [_auc(logits.softmax(dim=1)[:, c], labels == c) for c in range(classes) if present[c]]
+    probability = logits.softmax(dim=1)
+    one_against_rest = [_auc(probability[:, c], labels == c) for c in range(classes) if 0 < counts[c] < len(labels)]
     f1 = metrics.f1_score(found, labels, task="multiclass", num_classes=classes, average="macro")
     return {
         "accuracy": float((found == labels).float().mean()),
         "top5": float((top == labels[:, None]).any(dim=1).float().mean()),
-        "auc": float(torch.stack(one_against_rest).mean()),
-        "balanced_accuracy": float(recall[present].mean()),
+        "auc": float(torch.stack(one_against_rest).mean()) if one_against_rest else float("nan"),
+        "balanced_accuracy": float(recall[counts > 0].mean()),
         "f1": float(f1),
     }
 
 
 def _auc(scores: Tensor, positive: Tensor) -> Tensor:
-    return metrics.auroc(scores, positive.long(), task="binary")
+    return torch.as_tensor(metrics.auroc(scores, positive.long(), task="binary"))

@@ -62,7 +62,9 @@ def compare(
     seeds = list(dict.fromkeys(comparison.seeds))
     # Seed by seed, so that an unfinished comparison is already a fair one.
     runs = [
-        _Run(dataclasses.replace(options, model_type=model, seed=seed), _home(comparison.output, model) / f"seed-{seed}")
+        _Run(
+            dataclasses.replace(options, model_type=model, seed=seed), _home(comparison.output, model) / f"seed-{seed}"
+        )
         for seed in seeds
         for model in models
     ]
@@ -177,9 +179,7 @@ def _add_costs(rows: list[dict[str, Any]], options: dict[str, TrainOptions | Seg
         work = count_work(networks[model], torch.zeros(1, *shape, device=_device(options[model])))
         row["gmac"], row["gmac_dense"] = work.ringwise / 1e9, work.dense / 1e9
         row["ms_per_image"] = times[model]
-        row["training_mib"] = peak_training_memory(
-            builders[model], (some.batch_size, *shape), _device(options[model])
-        )
+        row["training_mib"] = peak_training_memory(builders[model], (some.batch_size, *shape), _device(options[model]))
 
 
 def _build(options: TrainOptions | SegmentOptions, about: dict[str, Any]) -> nn.Module:
@@ -207,9 +207,7 @@ def _cells(rows: list[dict[str, Any]], results: dict[str, list[dict[str, Any]]])
     header = ["network", *(f"{score}, {text}" for text in shown.values()), *costs]
     cells = [header]
     for row in rows:
-        scores = [
-            f"{100 * row[f'{score}_{name}']:.2f} ± {100 * row[f'{score}_{name}_sd']:.2f}" for name in shown
-        ]
+        scores = [f"{100 * row[f'{score}_{name}']:.2f} ± {100 * row[f'{score}_{name}_sd']:.2f}" for name in shown]
         cells.append(
             [
                 row["network"],

@@ -43,7 +43,7 @@ def _read_folder(folder: Path) -> list[Photograph]:
     for wanted in (images, manuals):
         if not wanted.is_dir():
             raise FileNotFoundError(
-                f"{wanted} is missing: DRIVE has training/images, training/1st_manual, test/images and test/1st_manual; "
+                f"{wanted} is missing: DRIVE has images and 1st_manual in training and in test; "
                 "register at https://drive.grand-challenge.org to get it"
             )
     photographs = []

@@ -47,7 +47,9 @@ def load_network(path: Path) -> tuple[torch.nn.Module, dict[str, Any], TrainOpti
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the network that it names: {str(error).splitlines()[1].strip()}") from error
+        raise ValueError(
+            f"{path} does not fit the network that it names: {str(error).splitlines()[1].strip()}"
+        ) from error
     return network.eval(), about, options
 
 
@@ -155,7 +157,9 @@ def evaluate(checkpoints: Sequence[Path], options: EvaluateOptions, console: Con
     write_results(folder, results)
     for table in summary_tables(results):
         console.print(table)
-    console.print(f"{time.perf_counter() - start:.0f} s on {device}; {folder}/rotation.png, rotation.csv, evaluation.json")
+    console.print(
+        f"{time.perf_counter() - start:.0f} s on {device}; {folder}/rotation.png, rotation.csv, evaluation.json"
+    )
 
 
 def write_results(folder: Path, results: dict[str, dict[str, Any]]) -> None:

@@ -235,7 +235,7 @@ def _draw_kernels(path: Path, layer: nn.Module) -> None:
 
 
 def _draw_profiles(path: Path, layer: nn.Module) -> None:
-    """Weight against distance from the centre: a line per kernel of a ring layer, scattered points of an ordinary one."""
+    """Weight against distance from the centre: lines of a ring layer's kernels, points of an ordinary one's."""
     kernels = _kernels(layer)[:_KERNELS]
     steps = torch.arange(kernels.shape[-1]) - (kernels.shape[-1] - 1) / 2
     distance = (steps[:, None] ** 2 + steps**2).sqrt().flatten()

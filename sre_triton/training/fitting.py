@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ from sre_triton.training.runs import (
     read_checkpoint,
 )
 from sre_triton.training.task import Task
+from sre_triton.training.turning import turning_tests
 
 __all__ = ["fit", "prepare_machine"]
 
@@ -76,6 +78,7 @@ def fit(task: Task, folder: RunFolder, *, bar: bool = True) -> Recorder:
         task.draw_batch(folder.path / "batch.png")
     on_terminal = bar and sys.stdout.isatty()
     recorder = Recorder(folder, options.cur_ep, lines=not on_terminal)
+    recorder.tests = partial(_periodic_tests, task)
     interruption = Interruption(folder)
     callbacks: list[Any] = [recorder, interruption, _best_and_last(task, folder)]
     if options.save_rec:
@@ -116,9 +119,7 @@ def load_weights(task: Task, path: Path) -> None:
 
     path = checkpoint_in(path)
     try:
-        state = {
-            name.removeprefix("network."): value for name, value in read_checkpoint(path)["state_dict"].items()
-        }
+        state = {name.removeprefix("network."): value for name, value in read_checkpoint(path)["state_dict"].items()}
     except ValueError as error:
         if "sre_triton" not in str(error):
             raise
@@ -130,7 +131,14 @@ def load_weights(task: Task, path: Path) -> None:
 
 
 def _check(options: RunOptions) -> None:
-    for name, least in {"batch_size": 1, "epochs": 1, "test_batch_size": 1, "world_size": 1, "save_interval": 1}.items():
+    for name, least in {
+        "batch_size": 1,
+        "epochs": 1,
+        "test_batch_size": 1,
+        "world_size": 1,
+        "save_interval": 1,
+        "eval_interval": 1,
+    }.items():
         if getattr(options, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
     if not 0 <= options.cur_ep < options.epochs:
@@ -143,6 +151,14 @@ def _check(options: RunOptions) -> None:
         raise ValueError("--amp needs a CUDA device: on a CPU use --bf16")
     if options.world_size > 1 and not options.ddp:
         raise ValueError(f"--world-size {options.world_size} needs --ddp")
+
+
+def _periodic_tests(task: Task, epoch: int) -> dict[str, float]:
+    """What ``--eval-interval`` asks for, on the validation set: the test set has no part in training."""
+    options = task.options
+    if epoch % options.eval_interval or not (options.eval_rot or options.eval_flip):
+        return {}
+    return turning_tests(task, "val", options, rotations=options.eval_rot, flips=options.eval_flip)
 
 
 def _machine(options: RunOptions) -> dict[str, Any]:

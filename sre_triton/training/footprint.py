@@ -22,7 +22,7 @@ def parameter_count(network: nn.Module) -> int:
 
 @torch.no_grad()
 def interleaved_ms(networks: Mapping[str, nn.Module], shape: Sequence[int], rounds: int = 7) -> dict[str, float]:
-    """Median milliseconds per image at inference; one run of each in turn, so that all meet the same moods of the machine.
+    """Median milliseconds per image at inference; one run of each in turn, so that all meet the machine's same moods.
 
     Args:
         networks: in evaluation mode, on one device.
@@ -98,4 +98,3 @@ def peak_training_memory(build: Callable[[], nn.Module], shape: Sequence[int], d
     context = multiprocessing.get_context("spawn")
     with context.Pool(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as pool:
         return float(pool.apply(_Step(build, tuple(shape), device)))
-

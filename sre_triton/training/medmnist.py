@@ -316,7 +316,9 @@ def _read_arrays(path: Path) -> dict[str, npt.NDArray[np.generic]]:
                 raise ValueError(f"it has no array {missing[0]!r}")
             return {name: file[name] for name in wanted}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, AttributeError, KeyError) as error:
-        raise ValueError(f"{path} is not a whole file of MedMNIST's format: {error}; remove it and fetch it again") from error
+        raise ValueError(
+            f"{path} is not a whole file of MedMNIST's format: {error}; remove it and fetch it again"
+        ) from error
 
 
 def _check(path: Path, name: str, known: KnownSet | None, arrays: dict[str, npt.NDArray[np.generic]]) -> ImageSet:
@@ -333,12 +335,16 @@ def _check(path: Path, name: str, known: KnownSet | None, arrays: dict[str, npt.
                 f"{path}: {split} has {len(images)} images and labels of shape {labels.shape}: "
                 "expected as many rows of labels as images, and at least one"
             )
-        labels = labels.reshape(len(labels), -1).astype(np.int64)
+        labels = labels.reshape(len(labels), -1)
         widths.add(labels.shape[1])
-        splits[split] = Split(_channels_first(path, split, images.astype(np.uint8, copy=False), volumes), labels)
+        splits[split] = Split(
+            _channels_first(path, split, images.astype(np.uint8, copy=False), volumes), labels.astype(np.int64)
+        )
     shapes = {content.images.shape[1:] for content in splits.values()}
     if len(shapes) > 1 or len(widths) > 1:
-        raise ValueError(f"{path}: the splits differ in shape: images {sorted(shapes)}, labels per image {sorted(widths)}")
+        raise ValueError(
+            f"{path}: the splits differ in shape: images {sorted(shapes)}, labels per image {sorted(widths)}"
+        )
     shape, width = shapes.pop(), widths.pop()
     low = min(int(content.labels.min()) for content in splits.values())
     high = max(int(content.labels.max()) for content in splits.values())
@@ -374,7 +380,7 @@ def _channels_first(path: Path, split: str, images: npt.NDArray[np.uint8], volum
 
 
 def _download(path: Path, name: str, size: int, md5: str) -> None:
-    """Fetches a file of the release, by the ``medmnist`` package where it is installed; whole and checked, or not at all."""
+    """Fetches a file of the release, by the ``medmnist`` package if there is one; whole and checked, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     url = f"{_RELEASE}/{path.name}?download=1"
     try:
@@ -389,7 +395,9 @@ def _download(path: Path, name: str, size: int, md5: str) -> None:
                 raise OSError(f"cannot fetch {url}: {error}") from error
             _check_sum(partial, url, md5)
         return
-    getattr(medmnist, medmnist.INFO[name]["python_class"])(split="train", download=True, root=str(path.parent), size=size)
+    getattr(medmnist, medmnist.INFO[name]["python_class"])(
+        split="train", download=True, root=str(path.parent), size=size
+    )
     try:
         _check_sum(path, url, md5)
     except ValueError:

@@ -92,9 +92,7 @@ class TurningOptions:
     )
     padding: str = _turn("zeros", "what comes in from outside", choices=("zeros", "reflect"), result=True)
     expand: bool = _turn(False, "enlarge the frame so that a turned image fits in it")
-    reference_protocol: bool = _turn(
-        False, "count 0 and 360 degrees both, as the reference script does", result=False
-    )
+    reference_protocol: bool = _turn(False, "count 0 and 360 degrees both, as the reference script does", result=False)
     test_batch_size: int = _turn(1000, "images per evaluated batch", metavar="N", result=False)
 
 
@@ -113,7 +111,9 @@ class RunOptions(TurningOptions):
     min_lr: float = _optimiser(1e-6, "learning rate at the end of --cos")
     weight_decay: float = _optimiser(1e-3, "weight decay; Adadelta has none", metavar="WD")
     momentum: float = _optimiser(0.9, "momentum of --sgd")
-    sgd: bool = _optimiser(False, "SGD with momentum; without --sgd, --adam or --adamW `train` takes Adadelta and `segment` Adam")
+    sgd: bool = _optimiser(
+        False, "SGD with momentum; without --sgd, --adam or --adamW `train` takes Adadelta and `segment` Adam"
+    )
     adam: bool = _optimiser(False, "Adam")
     adamW: bool = _optimiser(False, "AdamW")  # noqa: N815 - the reference script's spelling
     cos: bool = _optimiser(False, "cosine schedule from --lr to --min-lr")
@@ -144,7 +144,7 @@ class RunOptions(TurningOptions):
     exp: str = _run("task", "name of the experiment, a folder in --base-log-dir", metavar="NAME")
     resume: Path | None = _run(
         None,
-        "go on from the last checkpoint of this run folder (without RUN: the newest run of this data, network and seed)",
+        "go on from the last checkpoint of this run folder (without RUN: the newest of this data, network and seed)",
         metavar="RUN",
         nargs="?",
         const=Path(),
@@ -169,7 +169,9 @@ class RunOptions(TurningOptions):
 class TrainOptions(RunOptions):
     """Options of ``sre-triton train``."""
 
-    med_mnist: str = _data("", "MedMNIST set, or the stem of another file of its format (default: patches)", metavar="NAME")
+    med_mnist: str = _data(
+        "", "MedMNIST set, or the stem of another file of its format (default: patches)", metavar="NAME"
+    )
     data_root: Path = _data(Path("~/.medmnist"), "folder of the .npz files", metavar="DIR", result=False)
     medmnist_size: int = _data(28, "side of the images; 28 is resized to 32", choices=(28, 64, 128, 224))
     multi_label: bool = _data(False, "insist on a multi-label set; without it the file decides")
@@ -205,10 +207,14 @@ class TrainOptions(RunOptions):
     hflip: bool = _augment(False, "flip test images left to right")
     dflip: bool = _augment(False, "flip test volumes front to back")
     train_flip_p: float = _augment(
-        0.0, "probability of a flip along each axis in training (the reference declares 0.5 and never flips)", metavar="P"
+        0.0,
+        "probability of a flip along each axis in training (the reference declares 0.5 and never flips)",
+        metavar="P",
     )
     affine_prob: float = _augment(
-        0.0, "probability of a random affine map in training (the reference declares 0.2 and never applies one)", metavar="P"
+        0.0,
+        "probability of a random affine map in training (the reference declares 0.2 and never applies one)",
+        metavar="P",
     )
     scale_ratio: float = _augment(0.1, "its largest change of scale", metavar="R")
     shear_ratio: float = _augment(0.1, "its largest shear", metavar="R")
@@ -226,12 +232,18 @@ class SegmentOptions(RunOptions):
         None, "folder of the DRIVE set, as distributed or as NIfTI (default: embedded vessels)", metavar="DIR"
     )
     vessels_size: int = _data(256, "side of the embedded vessel images", metavar="N")
-    vessels_count: list[int] = _data([20, 4, 20], "embedded images to train, validate and test on", metavar="N", nargs="+")
+    vessels_count: list[int] = _data(
+        [20, 4, 20], "embedded images to train, validate and test on", metavar="N", nargs="+"
+    )
     vessels_seed: int = _data(0, "seed of the embedded vessel images", metavar="S")
     crop_size: int = _data(256, "side of the training crops", metavar="N")
     crops_per_image: int = _data(4, "crops from each image in an epoch", metavar="N")
-    window_size: int = _data(0, "side of the sliding window (0: --crop-size, or the whole image if it is smaller)", metavar="N", result=False)
-    test_crop: int = _data(512, "side of the middle of an image that is tested on (0: all of it)", metavar="N", result=False)
+    window_size: int = _data(
+        0, "side of the sliding window (0: --crop-size, or the whole image if it is smaller)", metavar="N", result=False
+    )
+    test_crop: int = _data(
+        512, "side of the middle of an image that is tested on (0: all of it)", metavar="N", result=False
+    )
     overlap: float = _data(0.5, "share of its side by which a window overlaps the next", metavar="R", result=False)
 
     model_type: str = _model(
@@ -253,13 +265,19 @@ class EvaluateOptions(TurningOptions):
     split: str = _data("test", "what to evaluate on", choices=("train", "val", "test"))
     data_root: Path | None = _data(None, "folder of the .npz files (default: as in training)", metavar="DIR")
     drive: Path | None = _data(None, "folder of the DRIVE set (default: as in training)", metavar="DIR")
-    step_degrees: float | None = _turn(None, "degrees between two angles (default: 10 in 2-D, 30 in 3-D)", metavar="DEG")
+    step_degrees: float | None = _turn(
+        None, "degrees between two angles (default: 10 in 2-D, 30 in 3-D)", metavar="DEG"
+    )
     no_flips: bool = _turn(False, "leave out the flip test")
-    names: list[str] | None = _turn(None, "names of the checkpoints in the table and the picture", metavar="NAME", nargs="+")
+    names: list[str] | None = _turn(
+        None, "names of the checkpoints in the table and the picture", metavar="NAME", nargs="+"
+    )
     test_batch_size: int = _turn(0, "images per evaluated batch (0: as in training)", metavar="N", result=False)
     no_cuda: bool = _machine(False, "stay on the CPU")
     threads: int = _machine(0, "threads of PyTorch (0: its own choice)", metavar="N")
-    output: Path | None = _run(None, "folder of the table, the figures and the picture (default: the first run folder)", metavar="DIR")
+    output: Path | None = _run(
+        None, "folder of the table, the figures and the picture (default: the first run folder)", metavar="DIR"
+    )
 
 
 @dataclass
@@ -267,14 +285,24 @@ class CompareOptions:
     """Options of ``sre-triton compare`` beside those of the training command that it repeats."""
 
     models: list[str] | None = _option(
-        None, "networks to compare (default: the ring network and its plain twin)", group="comparison", metavar="NAME", nargs="+"
+        None,
+        "networks to compare (default: the ring network and its plain twin)",
+        group="comparison",
+        metavar="NAME",
+        nargs="+",
     )
     seeds: list[int] = _option([1, 2, 3], "seeds to train each with", group="comparison", metavar="S", nargs="+")
     jobs: int = _option(
-        1, "trainings at the same time, each in a process of its own (on a CPU: with --threads 1)", group="comparison", metavar="N"
+        1,
+        "trainings at the same time, each in a process of its own (on a CPU: with --threads 1)",
+        group="comparison",
+        metavar="N",
     )
     output: Path = _option(
-        Path("comparison"), "folder of the runs, tables and the picture; run again to go on", group="comparison", metavar="DIR"
+        Path("comparison"),
+        "folder of the runs, tables and the picture; run again to go on",
+        group="comparison",
+        metavar="DIR",
     )
 
 
@@ -284,12 +312,20 @@ class ExplainOptions:
 
     checkpoint: Path = _option(Path(), "checkpoint or run folder", group="explanation", metavar="CKPT")
     output: Path = _option(Path("explanation"), "folder of the pictures", group="explanation", metavar="DIR")
-    layer: str = _option("", "layer to look at (default: the last with spatial extent)", group="explanation", metavar="NAME")
-    target_class: int | None = _option(None, "class of the Grad-CAM (default: the predicted one)", group="explanation", metavar="C")
+    layer: str = _option(
+        "", "layer to look at (default: the last with spatial extent)", group="explanation", metavar="NAME"
+    )
+    target_class: int | None = _option(
+        None, "class of the Grad-CAM (default: the predicted one)", group="explanation", metavar="C"
+    )
     step_degrees: float = _option(15.0, "degrees between two frames", group="explanation", metavar="DEG")
     channels: int = _option(4, "feature maps to show, those of largest variance", group="explanation", metavar="N")
-    size: int = _option(0, "side that the image is resized to (default: as in training)", group="explanation", metavar="N")
-    interpolation: str = _option("bilinear", "interpolation of turned images", group="explanation", choices=("nearest", "bilinear", "bicubic"))
+    size: int = _option(
+        0, "side that the image is resized to (default: as in training)", group="explanation", metavar="N"
+    )
+    interpolation: str = _option(
+        "bilinear", "interpolation of turned images", group="explanation", choices=("nearest", "bilinear", "bicubic")
+    )
     no_cuda: bool = _option(False, "stay on the CPU", group="explanation")
 
 
@@ -305,9 +341,14 @@ def add_arguments(parser: argparse.ArgumentParser, options: type[Any], *, dest_p
         about = entry.metadata
         group = groups.setdefault(about["group"], None) or parser.add_argument_group(about["group"])
         groups[about["group"]] = group
-        default = entry.default if entry.default is not dataclasses.MISSING else entry.default_factory()  # type: ignore[misc]
+        make = entry.default_factory
+        default = entry.default if make is dataclasses.MISSING else make()
         flags = [*about["flags"], "--" + entry.name.replace("_", "-")]
-        settings: dict[str, Any] = {"dest": dest_prefix + entry.name, "default": default, "help": _help(about["help"], default)}
+        settings: dict[str, Any] = {
+            "dest": dest_prefix + entry.name,
+            "default": default,
+            "help": _help(about["help"], default),
+        }
         kind, many = _kind(hints[entry.name])
         if kind is bool:
             group.add_argument(*flags, action=argparse.BooleanOptionalAction if default else "store_true", **settings)
@@ -341,7 +382,9 @@ class _Dropped(argparse.Action):
     """An option of the reference script that this one does not have, and why."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, reason: str) -> None:
-        super().__init__(option_strings, argparse.SUPPRESS, nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        super().__init__(
+            option_strings, argparse.SUPPRESS, nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
         self.reason = reason
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:

@@ -43,7 +43,9 @@ def _recipe(path: Path) -> str | None:
         with np.load(path, allow_pickle=False) as file:
             return str(file["recipe"])
     except Exception as error:
-        raise ValueError(f"{path} is damaged or not this package's ({error}); remove it and it is written anew") from error
+        raise ValueError(
+            f"{path} is damaged or not this package's ({error}); remove it and it is written anew"
+        ) from error
 
 
 def cut_patches() -> dict[str, Split]:
@@ -66,9 +68,10 @@ def cut_patches() -> dict[str, Split]:
 
 
 def _grey(photograph: str) -> npt.NDArray[np.float64]:
-    from skimage import color, data, util
+    from skimage import color, data
+    from skimage.util import img_as_float
 
-    pixels = util.img_as_float(getattr(data, photograph)())
+    pixels = img_as_float(getattr(data, photograph)())
     return color.rgb2gray(pixels) if pixels.ndim == 3 else pixels
 
 
@@ -78,4 +81,3 @@ def _tiles(grey: npt.NDArray[np.float64], first: int, last: int) -> npt.NDArray[
     grid = grey[: rows * _SIDE, : columns * _SIDE].reshape(rows, _SIDE, columns, _SIDE).swapaxes(1, 2)
     band = grid[rows * first // 18 : rows * last // 18].reshape(-1, _SIDE, _SIDE)
     return band[band.std(axis=(1, 2)) >= _LEAST_CONTRAST]
-

@@ -1,12 +1,12 @@
 """The folder of a run: what is in it, how it is found again, and how a training leaves it whole at any moment.
 
-    config.json      every option, and what the data were
-    versions.json    of Python, the packages and the machine
-    metrics.csv      one row per epoch
-    logs.json        the same by column, with the results of rotation and flip tests
-    curves.png       the same as a picture
-    last.ckpt        after every epoch, and where Ctrl-C came; training goes on from here
-    best.ckpt        best epoch on the validation set
+config.json      every option, and what the data were
+versions.json    of Python, the packages and the machine
+metrics.csv      one row per epoch
+logs.json        the same by column, with the results of rotation and flip tests
+curves.png       the same as a picture
+last.ckpt        after every epoch, and where Ctrl-C came; training goes on from here
+best.ckpt        best epoch on the validation set
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import platform
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -102,7 +102,9 @@ class RunFolder:
             for name, value in now.items():
                 if then[name] != value:
                     flag = "--" + name.replace("_", "-")
-                    raise ValueError(f"{self.path} was begun with {flag} {then[name]}, not {value}: resume with the same")
+                    raise ValueError(
+                        f"{self.path} was begun with {flag} {then[name]}, not {value}: resume with the same"
+                    )
         self.path.mkdir(parents=True, exist_ok=True)
         sweep(self.path)
         write_json(config, {**description, "options": to_dict(options)})
@@ -226,13 +228,18 @@ class Interruption(Callback):
 
 
 class Recorder(Callback):
-    """Keeps the table of epochs, in the checkpoint and in the folder, and prints a line of each if ``lines``."""
+    """Keeps the table of epochs, in the checkpoint and in the folder, and prints a line of each if ``lines``.
+
+    Attributes:
+        tests: of an epoch's number, what else is to be measured at its end.
+    """
 
     def __init__(self, folder: RunFolder, first_epoch: int = 0, *, lines: bool = True) -> None:
         self.folder = folder
         self.lines = lines
         self.first_epoch = first_epoch
         self.rows: list[dict[str, Any]] = []
+        self.tests: Callable[[int], dict[str, float]] = lambda epoch: {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
@@ -244,6 +251,8 @@ class Recorder(Callback):
         row = {"epoch": self.first_epoch + trainer.current_epoch + 1, "lr": self._rate}
         row |= pl_module.training_row()  # type: ignore[operator]
         row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name != "loss"}
+        if trainer.is_global_zero:
+            row |= self.tests(int(row["epoch"]))
         self.rows.append(row)
         for logger in trainer.loggers:
             logger.log_metrics({name.replace("_", "/", 1): value for name, value in row.items()}, trainer.global_step)

@@ -24,8 +24,9 @@ __all__ = ["Task"]
 class Task(LightningModule):
     """A network with a loss, metrics and data.
 
-    A task says in :attr:`monitor` which validation metric chooses the best checkpoint (larger is better), in
-    :attr:`main_score` which score tables lead with, and implements ``training_step``, ``validation_step``, the loaders and what raises NotImplementedError here.
+    A task says in :attr:`monitor` which validation metric chooses the best checkpoint (larger is better), and in
+    :attr:`main_score` which score tables lead with. It implements ``training_step``, ``validation_step``, the loaders
+    and what raises NotImplementedError here.
 
     Args:
         network: from images to logits.

@@ -47,7 +47,7 @@ def train(options: RunOptions, console: Console | None = None) -> RunFolder:
         return folder
     first = int(os.environ.get("LOCAL_RANK", "0")) == 0
     if first:
-        console.print(f"{task.description['data']}, {options.model_type}, seed {options.seed}: {folder.path}")
+        console.print(f"{task.description['data']}, {options.model_type}, seed {options.seed}: {folder.path}", soft_wrap=True)
     recorder = fit(task, folder)
     if not first:
         return folder
@@ -55,7 +55,7 @@ def train(options: RunOptions, console: Console | None = None) -> RunFolder:
         best = load_task(folder.best if folder.best.is_file() else folder.last)
         results = _test(best, folder, console, rotations=options.eval_rot, flips=options.eval_flip)
         recorder.write(**results)
-    console.print(f"done: {folder.path}")
+    console.print(f"done: {folder.path}", soft_wrap=True)
     return folder
 
 

@@ -68,9 +68,7 @@ def draw_vessels(size: int, seed: int, index: int) -> Photograph:
     image = ground * (1 - absorbed) * light
     image += rng.normal(0, 0.02, image.shape) + ndimage.gaussian_filter(rng.normal(0, 0.05, image.shape), (0, 1, 1))
     image = np.where(field, image.clip(0, 1), 0)
-    return Photograph(
-        image.astype(np.float32), (vessels & field)[None].astype(np.uint8), f"vessels-{seed}-{index}"
-    )
+    return Photograph(image.astype(np.float32), (vessels & field)[None].astype(np.uint8), f"vessels-{seed}-{index}")
 
 
 def _ground(size: int, disc: npt.NDArray[np.float64], side: float, rng: np.random.Generator) -> npt.NDArray[np.float64]:
@@ -122,7 +120,7 @@ def _grow(
     stems: list[tuple[npt.NDArray[np.float64], float, float]],
     rng: np.random.Generator,
 ) -> None:
-    """Draws the centre line of one vessel until it is too thin or leaves the field; its branches are added to ``stems``.
+    """Draws the centre line of one vessel until it is too thin or leaves the field; adds its branches to ``stems``.
 
     Vessels wander, and bend back to the direction ``ahead``.
     """
