@@ -80,9 +80,7 @@ def fit(task: Task, folder: RunFolder, *, bar: bool = True) -> Recorder:
     recorder = Recorder(folder, options.cur_ep, lines=not on_terminal)
     recorder.tests = partial(_periodic_tests, task)
     interruption = Interruption(folder)
-    callbacks: list[Any] = [recorder, interruption, _best_and_last(task, folder)]
-    if options.save_rec:
-        callbacks.append(_every(folder, options.save_interval))
+    callbacks: list[Any] = [recorder, interruption, *_checkpoints(task, folder)]
     if on_terminal:
         callbacks.append(RichProgressBar())
     trainer = Trainer(
@@ -180,27 +178,18 @@ def _machine(options: RunOptions) -> dict[str, Any]:
     return settings
 
 
-def _best_and_last(task: Task, folder: RunFolder) -> ModelCheckpoint:
-    return ModelCheckpoint(
-        dirpath=folder.path,
-        filename="best",
-        monitor=task.monitor,
-        mode="max",
-        save_last=True,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-
-
-def _every(folder: RunFolder, epochs: int) -> ModelCheckpoint:
-    return ModelCheckpoint(
-        dirpath=folder.path,
-        filename="{epoch:04d}",
-        save_top_k=-1,
-        every_n_epochs=epochs,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
+def _checkpoints(task: Task, folder: RunFolder) -> list[ModelCheckpoint]:
+    """Best, every so often, and last; the last one last, as it also holds what the others know."""
+    every_epoch: dict[str, Any] = {
+        "dirpath": folder.path,
+        "save_on_train_epoch_end": True,
+        "enable_version_counter": False,
+    }
+    kept = [ModelCheckpoint(filename="best", monitor=task.monitor, mode="max", **every_epoch)]
+    if task.options.save_rec:
+        interval = task.options.save_interval
+        kept.append(ModelCheckpoint(filename="{epoch:04d}", save_top_k=-1, every_n_epochs=interval, **every_epoch))
+    return [*kept, ModelCheckpoint(filename="last", **every_epoch)]
 
 
 def _loggers(options: RunOptions, folder: RunFolder) -> list[Any]:

@@ -130,7 +130,7 @@ class Task(LightningModule):
             mean = self.epoch_means[name]
             for key, value in state.items():
                 setattr(mean, key, value.to(self.device))
-            mean._update_called, mean._update_count = True, max(1, mean._update_count)
+            mean._update_count = max(1, mean._update_count)  # else it warns that it has nothing to compute
 
     def resumable(self, loader: DataLoader[Any]) -> DataLoader[Any]:
         """Lets the training loader count what Lightning's loop has trained on."""
