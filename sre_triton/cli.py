@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import sre_triton
 from sre_triton.training.commands import add_commands as add_training_commands
@@ -24,12 +23,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=sre_triton.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="rings against ordinary convolutions on a turning fundus photograph")
-    demo.add_argument("--output", type=Path, default=Path("demo.png"), help="picture to write (default: %(default)s)")
-    demo.add_argument("--size", type=int, default=256, help="side of the image in pixels (default: %(default)s)")
-    demo.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: %(default)s)")
-    demo.set_defaults(run=_demo)
-
     models = commands.add_parser("models", help="every network with its parameters, arithmetic and time")
     models.add_argument("--filter", default="*", help="only names that match this pattern, as 'sre_*' (default: all)")
     models.add_argument("--no-time", action="store_true", help="do not run the networks, only count")
@@ -42,26 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except ImportError as error:
-        extra = arguments.command if arguments.command in ("demo", "models") else "train"
+        extra = "models" if arguments.command == "models" else "train"
         print(f"sre-triton {arguments.command}: {error}; pip install 'sre-triton[{extra}]'", file=sys.stderr)
         return 2
     except Interrupted as stop:
         print(f"sre-triton {arguments.command}: {stop}", file=sys.stderr)
         return 130
+    except KeyboardInterrupt:
+        print(f"sre-triton {arguments.command}: interrupted", file=sys.stderr)
+        return 130
     except (OSError, ValueError) as error:
         print(f"sre-triton {arguments.command}: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _demo(arguments: argparse.Namespace) -> None:
-    if arguments.size < 64:
-        raise ValueError(f"--size must be at least 64, so that the compared disc is not empty, got {arguments.size}")
-    if not arguments.output.absolute().parent.is_dir():
-        raise ValueError(f"--output {arguments.output}: its folder does not exist")
-    from sre_triton.demo import run_demo
-
-    run_demo(arguments.output, arguments.size, arguments.seed)
 
 
 def _models(arguments: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ __all__ = ["add_commands"]
 
 
 def add_commands(commands: Any) -> None:
-    """Adds ``train``, ``segment``, ``evaluate``, ``compare`` and ``explain`` to the command line."""
+    """Adds ``train``, ``segment``, ``evaluate``, ``compare``, ``explain`` and ``demo`` to the command line."""
     about = {
         "train": "train a classifier on a MedMNIST set or on the embedded patches",
         "segment": "train a vessel segmentation on DRIVE or on the embedded vessels",
@@ -56,6 +56,12 @@ def add_commands(commands: Any) -> None:
     add_arguments(parser, ExplainOptions)
     parser.set_defaults(run=_explain)
 
+    text = "a ring U-Net and an ordinary one learn vessels for two minutes, and are shown them turned"
+    parser = commands.add_parser("demo", help=text, description=text, allow_abbrev=False)
+    parser.add_argument("--output", type=Path, default=Path("logs/demo"), help="folder (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the training (default: %(default)s)")
+    parser.set_defaults(run=_demo)
+
 
 def _run(arguments: argparse.Namespace) -> None:
     from sre_triton.training.train import train
@@ -84,3 +90,9 @@ def _explain(arguments: argparse.Namespace) -> None:
     from sre_triton.training.explain import explain_image
 
     explain_image(arguments.image, from_namespace(ExplainOptions, arguments))
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from sre_triton.training.demo import run_demo
+
+    run_demo(arguments.output, arguments.seed)

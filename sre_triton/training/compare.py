@@ -115,7 +115,7 @@ def _all_finished(runs: list[_Run], jobs: int) -> list[dict[str, Any]]:
         return [run.finished() for run in runs]
     first = runs[0].options
     _task(first)  # data that have to be written are written once, and what is wrong with them is said once
-    machine = {"threads": first.threads, "deterministic": first.deterministic, "cudnn": first.cudnn}
+    machine: dict[str, Any] = {"threads": first.threads, "deterministic": first.deterministic, "cudnn": first.cudnn}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=partial(prepare_machine, **machine)) as pool:
         futures = [pool.submit(_Run.finished, run) for run in runs]
@@ -222,12 +222,13 @@ def _cells(rows: list[dict[str, Any]], results: dict[str, list[dict[str, Any]]])
 
 
 def _table(rows: list[dict[str, Any]], results: dict[str, list[dict[str, Any]]]) -> Table:
-    header, *body = _cells(rows, results)
+    """The comparison for a terminal: a column per network, which leaves room for the figures' names."""
+    names, *figures = zip(*_cells(rows, results), strict=True)
     some = next(iter(results.values()))
     turns = len(some[0]["rotation"]["rows"])
     table = Table(title=f"{some[0]['data']}, test: {turns} turns, {len(some)} seeds (mean ± sd), scores in percent")
-    for name in header:
-        table.add_column(name, justify="left" if name == "network" else "right")
-    for cells in body:
+    for number, name in enumerate(names):
+        table.add_column(name if number else "", justify="right" if number else "left")
+    for cells in figures:
         table.add_row(*cells)
     return table

@@ -80,7 +80,7 @@ def segmenter(options: SegmentOptions) -> nn.Module:
         build = getattr(nets, wanted, None)  # type: ignore[assignment]
         if build is None or not isinstance(build, type):
             raise ValueError(f"--model-type {name}: monai.networks.nets has no network {wanted!r}")
-        arguments = {"spatial_dims": 2, "in_channels": 3, "out_channels": 2} | given
+        arguments: dict[str, Any] = {"spatial_dims": 2, "in_channels": 3, "out_channels": 2} | given
         if name == "unet":
             arguments = {"features": _PLAIN_UNET_FEATURES, "norm": _monai_norm(options)} | arguments
     elif name in PLAIN_TWINS and name.endswith("unet"):

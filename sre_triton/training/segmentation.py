@@ -222,7 +222,7 @@ def segmentation_scores(probability: Tensor, vessels: Tensor) -> dict[str, float
     return {
         "dice": _ratio(2 * hit, 2 * hit + miss + alarm),
         "iou": _ratio(hit, hit + miss + alarm),
-        "auc": float(metrics.auroc(probability.flatten(), truth.flatten().long(), task="binary")),
+        "auc": float(torch.as_tensor(metrics.auroc(probability.flatten(), truth.flatten().long(), task="binary"))),
         "accuracy": (hit + clear) / truth.numel(),
         "sensitivity": _ratio(hit, hit + miss),
         "specificity": _ratio(clear, clear + alarm),

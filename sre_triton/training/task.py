@@ -44,6 +44,10 @@ class Task(LightningModule):
         self.description = description
         self.epoch_means = nn.ModuleDict({name: MeanMetric() for name in ("loss", "accuracy", "grad_norm")})
 
+    def _mean(self, name: str) -> Any:
+        """A mean over the epoch; Any, as a module's attributes have no types."""
+        return self.epoch_means[name]
+
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
 
@@ -84,8 +88,8 @@ class Task(LightningModule):
         raise NotImplementedError
 
     def on_train_epoch_start(self) -> None:
-        for mean in self.epoch_means.values():
-            mean.reset()
+        for name in self.epoch_means:
+            self._mean(name).reset()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout draws from the global generator; seeded by the step, it needs no memory of the steps before.
@@ -93,8 +97,8 @@ class Task(LightningModule):
 
     def account(self, loss: Tensor, accuracy: Tensor, count: int) -> None:
         """Adds a training step to the epoch's means."""
-        self.epoch_means["loss"].update(loss.detach(), count)
-        self.epoch_means["accuracy"].update(accuracy.detach(), count)
+        self._mean("loss").update(loss.detach(), count)
+        self._mean("accuracy").update(accuracy.detach(), count)
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         if self.trainer.global_step % self.options.log_interval == 0:
             for logger in self.loggers:
@@ -103,7 +107,7 @@ class Task(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.options.log_grad_norm:
             norms = [p.grad.norm() for p in self.network.parameters() if p.grad is not None]
-            self.epoch_means["grad_norm"].update(torch.stack(norms).norm())
+            self._mean("grad_norm").update(torch.stack(norms).norm())
 
     def training_row(self) -> dict[str, float]:
         """The epoch's means over all processes.
@@ -111,23 +115,23 @@ class Task(LightningModule):
         Raises:
             ValueError: the loss is not finite.
         """
-        row = {f"train_{name}": float(self.epoch_means[name].compute()) for name in ("loss", "accuracy")}
+        row = {f"train_{name}": float(self._mean(name).compute()) for name in ("loss", "accuracy")}
         if not math.isfinite(row["train_loss"]):
             raise ValueError(f"the loss is {row['train_loss']} in epoch {self.current_epoch + 1}: lower --lr")
         if self.options.log_grad_norm:
-            row["grad_norm"] = float(self.epoch_means["grad_norm"].compute())
+            row["grad_norm"] = float(self._mean("grad_norm").compute())
         return row
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["sre_triton"] = self.description
-        checkpoint["epoch_means"] = {name: dict(mean.metric_state) for name, mean in self.epoch_means.items()}
+        checkpoint["epoch_means"] = {name: dict(self._mean(name).metric_state) for name in self.epoch_means}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._restored_means = checkpoint.get("epoch_means", {})
 
     def on_train_start(self) -> None:
         for name, state in getattr(self, "_restored_means", {}).items():
-            mean = self.epoch_means[name]
+            mean = self._mean(name)
             for key, value in state.items():
                 setattr(mean, key, value.to(self.device))
             mean._update_count = max(1, mean._update_count)  # else it warns that it has nothing to compute
@@ -137,6 +141,6 @@ class Task(LightningModule):
         assert isinstance(loader, ResumableLoader)
         assert isinstance(loader.sampler, TrainingBatches)
         # Lightning tells the epoch after it has begun to read.
-        loader.sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+        loader.sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
         loader.trained = lambda: self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         return loader

@@ -47,7 +47,9 @@ def train(options: RunOptions, console: Console | None = None) -> RunFolder:
         return folder
     first = int(os.environ.get("LOCAL_RANK", "0")) == 0
     if first:
-        console.print(f"{task.description['data']}, {options.model_type}, seed {options.seed}: {folder.path}", soft_wrap=True)
+        console.print(
+            f"{task.description['data']}, {options.model_type}, seed {options.seed}: {folder.path}", soft_wrap=True
+        )
     recorder = fit(task, folder)
     if not first:
         return folder

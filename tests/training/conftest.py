@@ -39,7 +39,9 @@ def make_set(tmp_path: Path) -> MakeSet:
             found = rng.integers(0, 2, (count, labels)) if labels else (np.arange(count) % classes)[:, None]
             # Each class has its own brightness, so that there is something to learn.
             level = found.sum(axis=1) if labels else found[:, 0]
-            images = rng.integers(0, 60, shape) + (180 * level // max(1, level.max())).reshape(-1, *[1] * (len(shape) - 1))
+            images = rng.integers(0, 60, shape) + (180 * level // max(1, level.max())).reshape(
+                -1, *[1] * (len(shape) - 1)
+            )
             arrays[f"{split}_images"], arrays[f"{split}_labels"] = images.astype(np.uint8), found.astype(np.uint8)
         path = tmp_path / "data" / f"{name}.npz"
         path.parent.mkdir(exist_ok=True)
@@ -64,11 +66,11 @@ def sre(tmp_path: Path) -> Command:
     return run
 
 
-TINY = "--model-type sre_resnet18 --res-inplanes 8 -b 4 --sgd --cos --lr 0.01".split()
+TINY = ["--model-type", "sre_resnet18", "--res-inplanes", "8", "-b", "4", "--sgd", "--cos", "--lr", "0.01"]
 """A classifier that trains in a second."""
 
-TINY_UNET = (
-    "--vessels-size 64 --vessels-count 2 1 1 --crop-size 32 --crops-per-image 2 -b 2 --model-type sre_unet".split()
-    + ["--model-args", '{"features": [8, 8], "sre_conv_size": 3}']
-)
+TINY_UNET = [
+    *("--vessels-size", "64", "--vessels-count", "2", "1", "1", "--crop-size", "32", "--crops-per-image", "2"),
+    *("-b", "2", "--model-type", "sre_unet", "--model-args", '{"features": [8, 8], "sre_conv_size": 3}'),
+]
 """A segmentation that trains in a second."""

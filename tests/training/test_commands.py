@@ -15,8 +15,8 @@ from tests.training.conftest import TINY, TINY_UNET, Command, MakeSet
 # What the reference's README gives after `python main.py`, the name of the set left open.
 SEED_2D = (
     "--med-mnist {} --epochs 100 --model-type sre_resnet18 --sre-conv-size-list 9 9 5 5 -b 128 --lr 2e-2 --cos --sgd "
-    "--eval-rot --eval-flip --train-flip-p 0 --log --cudnn --moco-aug --translate-ratio 0.1 --translation --save-model  "
-    "--save-best --res-keep-conv1"
+    "--eval-rot --eval-flip --train-flip-p 0 --log --cudnn --moco-aug --translate-ratio 0.1 --translation "
+    "--save-model  --save-best --res-keep-conv1"
 )
 SEED_3D = (
     "--med-mnist {} --epochs 100 --model-type sre_r3d_18 --ri-conv-size-list 5 5 5 5 -b 4 --lr 1e-2 --cos --sgd "
@@ -61,8 +61,13 @@ def test_seed_command_3d(make_set: MakeSet, tmp_path: Path) -> None:
 
 def test_volumes_train_and_turn_about_each_axis(make_set: MakeSet, sre: Command, tmp_path: Path) -> None:
     make_set("tinymnist3d", classes=2, ndim=3, counts=(4, 2, 2), side=8)
-    arguments = "--model-type sre_r3d_18 --res-inplanes 4 -b 2 --sgd --epochs 1 --moco-aug --medmnist-size 28".split()
+    arguments = ["--model-type", "sre_r3d_18", "--res-inplanes", "4", "-b", "2", "--sgd", "--epochs", "1", "--moco-aug"]
     assert sre("train", "--med-mnist", "tinymnist3d", *arguments, "--dry-run") == 0
+    (run,) = (tmp_path / "logs" / "task").iterdir()
+    assert sre("evaluate", run, "--step-degrees", "90") == 0
+    rows = json.loads((run / "evaluation.json").read_text())[run.name]["rotation"]["rows"]
+    assert [(row["axis"], row["angle"]) for row in rows] == [(axis, k * 90) for axis in "xyz" for k in range(4)]
+    assert len({row["accuracy"] for row in rows}) == 1  # quarter turns about any axis change nothing
 
 
 def test_pictures_logs_and_columns_agree(make_set: MakeSet, sre: Command, tmp_path: Path) -> None:
@@ -154,3 +159,12 @@ def test_a_network_of_monai(sre: Command, tmp_path: Path) -> None:
     network = ["--model-type", "monai:UNet", "--model-args", '{"channels": [4, 8], "strides": [2]}']
     assert sre("segment", *TINY_UNET, *network, "--epochs", "1") == 0
     assert (tmp_path / "logs" / "task" / "vessels-monai-UNet-seed1" / "best.ckpt").is_file()
+
+
+@pytest.mark.slow
+def test_demo(tmp_path: Path) -> None:
+    assert main(["demo", "--output", str(tmp_path)]) == 0
+    networks = {row["network"]: row for row in json.loads((tmp_path / "comparison.json").read_text())["networks"]}
+    assert networks["sre_unet"]["dice_std"] < networks["unet"]["dice_std"] / 3
+    assert networks["sre_unet"]["parameters"] * 7 < networks["unet"]["parameters"]
+    assert (tmp_path / "fundus.png").stat().st_size > 0

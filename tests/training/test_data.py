@@ -113,7 +113,9 @@ def test_download_is_checked_and_leaves_nothing_damaged(
     assert read_image_set(tmp_path / "new", "octmnist", download=True).classes == 4
 
 
-def test_download_prefers_the_medmnist_package(tmp_path: Path, make_set: MakeSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_prefers_the_medmnist_package(
+    tmp_path: Path, make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = make_set("octmnist", classes=4).read_bytes()
     package: Any = types.ModuleType("medmnist")
     package.INFO = {"octmnist": {"python_class": "OCTMNIST"}}

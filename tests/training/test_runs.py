@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ class StopAt:
 
 
 @pytest.fixture
-def stop_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
     from sre_triton.training.task import Task
 
     original = Task.on_train_batch_start
@@ -60,7 +59,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setattr(Task, "on_train_batch_start", hook)
 
     arm.disarm = lambda: monkeypatch.setattr(Task, "on_train_batch_start", original)  # type: ignore[attr-defined]
-    yield arm
+    return arm
 
 
 CLASSIFIER = [*TINY, "--med-mnist", "tiny", "--epochs", "3", "--dropout-p", "0.5", "--moco-aug"]
@@ -213,9 +212,14 @@ def test_full_disk_is_one_clear_line_and_leaves_the_old_checkpoint(
 def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
     path = tmp_path / "value.json"
     write_json(path, 1)
-    with pytest.raises(RuntimeError), replacing(path) as partial:
-        partial.write_text("2, but")
-        raise RuntimeError
+
+    def fail() -> None:
+        with replacing(path) as partial:
+            partial.write_text("2, but")
+            raise RuntimeError("in between")
+
+    with pytest.raises(RuntimeError, match="in between"):
+        fail()
     assert path.read_text() == "1\n"
     assert [entry.name for entry in tmp_path.iterdir()] == ["value.json"]
 

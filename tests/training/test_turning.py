@@ -24,7 +24,9 @@ from tests.training.conftest import TINY, TINY_UNET, Command, MakeSet
 @pytest.mark.parametrize("side", [6, 7])
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("angle", [90.0, 180.0, 270.0])
-def test_quarter_turns_by_interpolation_are_those_by_moving_pixels(ndim: int, side: int, axis: str, angle: float) -> None:
+def test_quarter_turns_by_interpolation_are_those_by_moving_pixels(
+    ndim: int, side: int, axis: str, angle: float
+) -> None:
     x = torch.randn(2, 3, *[side] * ndim)
     matrix = rotation_matrix(torch.tensor([angle, angle]), axis, ndim)
     for interpolation in ("nearest", "bilinear"):
@@ -133,7 +135,9 @@ def test_classification_scores_by_hand() -> None:
     assert scores["accuracy"] == 0.75
     assert scores["balanced_accuracy"] == pytest.approx((2 / 3 + 1) / 2)  # the third class does not occur
     assert scores["auc"] == 1
-    several = classification_scores(torch.tensor([[1.0, -1], [-1, -1], [1, 1]]), torch.tensor([[1, 0], [0, 1], [1, 1]]), True)
+    several = classification_scores(
+        torch.tensor([[1.0, -1], [-1, -1], [1, 1]]), torch.tensor([[1, 0], [0, 1], [1, 1]]), True
+    )
     assert several["accuracy"] == pytest.approx(5 / 6)  # decided at a probability of one half, not a logit of it
     assert several["balanced_accuracy"] == pytest.approx((1 + 0.75) / 2)
 
@@ -154,7 +158,16 @@ def test_evaluate_names_every_checkpoint(make_set: MakeSet, sre: Command, tmp_pa
         assert sre("train", *TINY, "--model-type", model, "--med-mnist", "tiny", "--epochs", "1") == 0
     runs = [tmp_path / "logs" / "task" / f"tiny-{model}-seed1" for model in ("sre_resnet18", "resnet18")]
     output = tmp_path / "evaluation"
-    options = ["--names", "rings", "plain", "--reference-protocol", "--padding", "reflect", "--interpolation", "bilinear"]
+    options = [
+        "--names",
+        "rings",
+        "plain",
+        "--reference-protocol",
+        "--padding",
+        "reflect",
+        "--interpolation",
+        "bilinear",
+    ]
     assert sre("evaluate", *runs, *options, "--output", output) == 0
     results = json.loads((output / "evaluation.json").read_text())
     assert list(results) == ["rings", "plain"]
