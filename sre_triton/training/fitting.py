@@ -189,7 +189,11 @@ def _checkpoints(task: Task, folder: RunFolder) -> list[ModelCheckpoint]:
     if task.options.save_rec:
         interval = task.options.save_interval
         kept.append(ModelCheckpoint(filename="{epoch:04d}", save_top_k=-1, every_n_epochs=interval, **every_epoch))
-    return [*kept, ModelCheckpoint(filename="last", **every_epoch)]
+    return [*kept, _LastCheckpoint(filename="last", **every_epoch)]
+
+
+class _LastCheckpoint(ModelCheckpoint):
+    """A class of its own, by which Lightning tells its state from that of the others."""
 
 
 def _loggers(options: RunOptions, folder: RunFolder) -> list[Any]:
