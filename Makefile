@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow lint format wheel bench clean
+.PHONY: help env demo test test-slow test-swap kernels lint format wheel bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,10 +26,27 @@ demo: $(READY) ## A ring U-Net and an ordinary one learn vessels and are shown t
 	$(BIN)/sre-triton demo
 
 test: $(READY) ## The test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-slow: $(READY) ## What the test suite leaves out: timings and exhaustive sweeps
 	$(BIN)/python -m pytest -m 'slow or exhaustive'
+
+# Other packages' networks, in an environment of their own: torchvision's wheels break parts of a PyTorch
+# without CUDA. torch comes first and by exact version, or theirs would bring another.
+SWAP := .venv-swap
+SWAP_READY := $(SWAP)/.ready
+
+$(SWAP_READY): constraints-swap.txt
+	$(PYTHON) -m venv $(SWAP)
+	$(SWAP)/bin/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' -c constraints.txt
+	$(SWAP)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-swap.txt
+	@touch $@
+
+test-swap: $(SWAP_READY) ## Convert, fold and export the networks of MONAI, torchvision, timm and others
+	PYTHONPATH=. $(SWAP)/bin/python -m pytest -m swap -n auto tests/swap
+
+kernels: $(READY) ## Compile the default kernels for four GPU architectures; needs no GPU
+	$(BIN)/python -m bench.compile_report --check
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -53,4 +70,4 @@ bench: $(READY) ## Layers against nn.Conv, the reference packages and the floor:
 	$(BIN)/python -m bench
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(SWAP) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

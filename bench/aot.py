@@ -32,7 +32,6 @@ TARGETS = {
 }
 
 _POINTER = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32"}
-_TENSOR_MEMORY_COLUMNS = 512
 
 
 @dataclass
@@ -102,8 +101,8 @@ def build(launch: Launch, arch: str, trips: int = 1) -> Binary:
     if compiled.metadata.shared > limit:
         raise RuntimeError(f"shared memory: {compiled.metadata.shared} bytes of {limit}")
     columns = getattr(compiled.metadata, "tmem_size", 0) or 0
-    if columns > _TENSOR_MEMORY_COLUMNS:
-        raise RuntimeError(f"tensor memory: {columns} columns of {_TENSOR_MEMORY_COLUMNS}; the kernel would trap")
+    if columns > tiles.TENSOR_MEMORY_COLUMNS:
+        raise RuntimeError(f"tensor memory: {columns} columns of {tiles.TENSOR_MEMORY_COLUMNS}; the kernel would trap")
     if arch.startswith("gfx"):
         return _read_amdgcn(compiled.asm["amdgcn"], compiled.metadata.shared, trips)
     return _read_cubin(compiled.asm["cubin"], compiled.metadata.shared, columns, trips)

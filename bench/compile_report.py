@@ -4,9 +4,11 @@
     python -m bench.compile_report --check                             a subset, against the committed baseline
 
 Every launch that the library would make over a range of shapes is compiled ahead of time. A row says what the
-machine code holds; ``default`` marks the tile that the heuristic picks for that kernel size at 64 channels.
+machine code holds; ``default`` marks the tile that the heuristic picks for a plain layer of that kernel size with
+64 channels.
 ``instructions_per_element_tap`` counts lane instructions: machine instructions of one program, loop trips
-counted, times its threads, over its output pixels x input channels x k^D taps of the *dense* kernel.
+counted, times its threads, over its output pixels x input channels x k^D taps of the *dense* kernel, for 64 input
+channels whatever layers use the tile (or for all that it ever sees, where it has no loop over them).
 
 ``--check`` fails on a spill, an overflow, a missing matrix instruction, or an instruction count 10% above the
 baseline.
@@ -32,6 +34,7 @@ from sre_triton.triton import launch, tiles
 
 BASELINE = Path(__file__).parent / "results" / "compile_baseline.json"
 TOLERANCE = 1.10
+REFERENCE_CHANNELS = 64
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 _FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
@@ -55,8 +58,9 @@ class Case:
 
     @property
     def is_reference(self) -> bool:
-        """The shape whose tile is the default of its kernel size."""
-        return self.channels == 64 and self.size == 128
+        """Whether the tile that this layer gets is called the default of its kernel size."""
+        is_plain = (self.ndim, self.stride, self.dilation, self.groups, self.antialias) == (2, 1, 1, 1, False)
+        return is_plain and self.channels == REFERENCE_CHANNELS and self.size == 128
 
     def spec(self) -> ConvSpec:
         k, n = self.kernel_size, self.ndim
@@ -92,7 +96,8 @@ class Case:
 
 
 def quick_cases() -> Iterator[Case]:
-    """What CI compiles: the default tile of every kernel size that the issue sets a target for."""
+    """What CI compiles: the default tile of kernel sizes with an even and an odd number of rings, a loop over
+    channels, and one kernel of each other kind."""
     for k in (3, 5, 9):
         yield Case(kernel_size=k)
     yield Case(kernel_size=5, channels=128)
@@ -100,31 +105,34 @@ def quick_cases() -> Iterator[Case]:
     yield Case("weight_grad", kernel_size=5)
 
 
+KERNEL_SIZES = (3, 5, 7, 9, 11)
+CHANNELS = (64, 128, 256, 512, 32, 16)
+SIZES = (128, 32, 14, 7)
+
+
 def cases() -> Iterator[Case]:
-    """The heuristic's range: kernel sizes, dtypes, channels and image sizes, then one variation at a time."""
-    sizes = (3, 5, 7, 9, 11)
-    targets = (3, 5, 9)
-    for k in sizes:
-        yield Case(kernel_size=k)
-    for k, dtype in itertools.product(targets, ("fp16", "fp32")):
-        yield Case(kernel_size=k, dtype=dtype)
-    for k, (channels, size) in itertools.product(sizes, ((64, 14), (128, 128), (256, 128), (256, 14))):
-        yield Case(kernel_size=k, channels=channels, size=size)
-    for k in targets:
-        yield Case("weight_grad", k)
-        yield Case(kernel_size=k, groups=64)
-        yield Case("weight_grad", k, groups=64)
-    # The variations in float16: its sums are the widest, so they need the most registers.
-    for k in (3, 5):
-        yield Case(kernel_size=k, dtype="fp16", stride=2)
-        yield Case(kernel_size=k, dtype="fp16", antialias=True)
-        yield Case(kernel_size=k, ndim=3, size=32, batch=4)
-    yield Case("transpose", 5, dtype="fp16", stride=2)
-    yield Case(kernel_size=5, dtype="fp16", dilation=2)
-    yield Case(kernel_size=5, dtype="fp16", ndim=1, size=4096)
-    yield Case("two_kernels", 9, channels=256)
-    yield Case("expand", 9, dtype="fp32")
-    yield Case("collapse", 9, dtype="fp32")
+    """The heuristic's range: kernel sizes, dtypes, channels and image sizes crossed, then one variation at a time."""
+    for k, dtype, channels, size in itertools.product(KERNEL_SIZES, DTYPES, CHANNELS, SIZES):
+        yield Case(kernel_size=k, dtype=dtype, channels=channels, size=size)
+    for k, dtype in itertools.product(KERNEL_SIZES, DTYPES):
+        yield Case(kernel_size=k, dtype=dtype, channels=3, size=32)
+        for channels, size in itertools.product((64, 256), (128, 14)):
+            yield Case("weight_grad", k, dtype, channels, size)
+            for operation in ("forward", "weight_grad"):
+                yield Case(operation, k, dtype, channels, size, groups=channels)
+    for k, dtype, size in itertools.product((7, 9, 11), ("bf16", "fp16"), (14, 32)):
+        yield Case("two_kernels", k, dtype, channels=256, size=size)
+    for k, dtype in itertools.product((3, 5, 9), DTYPES):
+        yield Case(kernel_size=k, dtype=dtype, stride=2)
+        yield Case("transpose", k, dtype, stride=2)
+        yield Case(kernel_size=k, dtype=dtype, dilation=2)
+        yield Case(kernel_size=k, dtype=dtype, antialias=True)
+        yield Case(kernel_size=k, dtype=dtype, ndim=1, size=4096)
+        yield Case(kernel_size=k, dtype=dtype, channels=128, groups=4)
+    for k, dtype in itertools.product((3, 5), DTYPES):
+        yield Case(kernel_size=k, dtype=dtype, ndim=3, size=32, batch=4)
+    for operation, dtype in itertools.product(("expand", "collapse"), DTYPES):
+        yield Case(operation, 9, dtype)
 
 
 def rows(archs: list[str], selection: list[Case]) -> Iterator[dict[str, Any]]:
@@ -159,7 +167,7 @@ def describe(case: Case, call: aot.Launch, arch: str) -> dict[str, Any]:
         "arch": arch,
         "dtype": case.dtype,
         "kernel_size": case.kernel_size,
-        "config": blocks | variation | {"channels": case.channels} | call.options,
+        "config": blocks | variation | call.options,
         "default": case.is_reference,
     }
 
@@ -169,8 +177,9 @@ def compiled(case: Case, call: aot.Launch, arch: str) -> dict[str, Any]:
         ("registers", "spill_bytes", "shared_bytes", "mma", "instructions_per_element_tap", "tensor_memory", "error")
     )
     arguments = call.arguments
-    c_in = arguments.get("c_in", 1)
-    block = arguments.get("BK") or arguments.get("BC") or 1
+    c_in, block = arguments.get("c_in", 1), arguments.get("BK") or arguments.get("BC") or 1
+    if "BK" in arguments and not arguments.get("ONE_BLOCK", True):
+        c_in = REFERENCE_CHANNELS
     trips = c_in if "BC" in arguments else triton.cdiv(c_in, block)
     try:
         binary = aot.build(call, arch, trips)
@@ -236,13 +245,19 @@ def main(argv: list[str] | None = None) -> int:
         found.append(row)
         print(line(row), flush=True)
     if options.json:
-        payload = {"triton": triton.__version__, "torch": torch.__version__.split("+")[0], "rows": found}
-        options.json.write_text(json.dumps(payload, indent=1) + "\n")
+        options.json.write_text(as_json(found))
     if options.check:
         problems = failures(found, json.loads(BASELINE.read_text())["rows"])
         print("\n".join(problems) or f"{len(found)} kernels: no spill, no overflow, no loss")
         return bool(problems)
     return 0
+
+
+def as_json(found: list[dict[str, Any]]) -> str:
+    """The report as a file, one line per row."""
+    head = json.dumps({"triton": triton.__version__, "torch": torch.__version__.split("+")[0]})
+    lines = ",\n".join(json.dumps(row) for row in found)
+    return f'{head[:-1]}, "rows": [\n{lines}\n]}}\n'
 
 
 def line(row: dict[str, Any]) -> str:

@@ -6,7 +6,8 @@
 Correctness comes first: every kernel, dtype and tile against float64 with outputs poisoned by NaN, 20 runs for
 determinism, tiles of 8 warps apart. Then the table, most telling rows first, until the time is spent. Every timed
 result is checked too; a wrong one gets no speed-up. All times are medians over CUDA-graph replays that rotate
-through inputs larger than the L2 cache. Writes ``gpu-<name>.json``.
+through inputs larger than the L2 cache. Writes ``gpu-<name>.json``; put into ``sre_triton/gpu_tables`` it is what
+the planner goes by on this GPU.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.gpu_checks import Clock, check_operations, checks, collect, difference, full_float32, guard, sanitize, submit
-from sre_triton import dense
+from sre_triton import dense, gpu_tables
 from sre_triton.spec import ConvSpec, conv_spec
 
 KERNEL_SIZES = (9, 5, 3, 7, 11)
@@ -297,7 +298,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(out: Path, clock: Clock) -> int:
     result = machine() | {"complete": False, "rows": [], "models": []}
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"gpu-{''.join(c if c.isalnum() else '-' for c in result['gpu'])}.json"
+    path = out / gpu_tables.file_name(result["gpu"])
 
     def save() -> None:
         path.write_text(json.dumps(result, indent=1) + "\n")
@@ -340,6 +341,7 @@ def machine() -> dict[str, Any]:
         driver = subprocess.run(command, capture_output=True, text=True).stdout.strip().split("\n")[0]
     return {
         "gpu": torch.cuda.get_device_name(),
+        "dtype": "bfloat16",
         "driver": driver or torch.version.hip or "unknown",
         "torch": torch.__version__,
         "triton": triton.__version__,

@@ -103,7 +103,7 @@ def contestants(case: Case, k: int, *, references: bool) -> dict[str, tuple[Laye
     entries[FLOOR] = (Floor(case, ring.num_rings), "nhwc")
     if references:
         entries[SRE] = (_reference_layer(SRE, case, k), "nchw")
-    if references and case.groups == 1:  # GMR_Conv's forward ignores groups
+    if references and case.groups == 1 and k > 1:  # GMR_Conv ignores groups, and divides by zero for one ring
         entries[GMR] = (_reference_layer(GMR, case, k), "nchw")
     return entries
 

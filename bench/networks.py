@@ -77,10 +77,9 @@ def contestants(case: NetworkCase) -> dict[str, tuple[nn.Module, str]]:
     """Networks and their memory format, by name."""
     options: dict[str, Any] = {"num_classes": 9, "skip_first_maxpool": True}
     build = getattr(reference_module(case.package, case.file), case.name)
-    entries: dict[str, tuple[nn.Module, str]] = {
-        REFERENCE: (build(**{case.size_argument: _SIZES}, **options), "nchw"),
-    }
+    entries: dict[str, tuple[nn.Module, str]] = {}
     for layout in MEMORY_FORMATS[2]:
+        entries[f"{REFERENCE} {layout}"] = (build(**{case.size_argument: _SIZES}, **options), layout)
         entries[f"{OURS} {layout}"] = (get_model(case.name, sre_conv_size=_SIZES, **options), layout)
         entries[f"{PLAIN} {layout}"] = (get_model(case.plain, **options), layout)
     return entries

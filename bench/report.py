@@ -58,7 +58,7 @@ class Row:
         peak = self.modes.get("train", {}).get("peak_bytes")
         if peak is None or max(peak.values()) < _LEAST_BYTES:
             return None
-        return float(peak[OURS] / peak[DENSE])
+        return float(peak[OURS] / max(peak[DENSE], _LEAST_BYTES))
 
     @property
     def paths(self) -> str:

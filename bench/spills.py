@@ -38,7 +38,7 @@ def _watched(picked: list[tuple[Problem, Tile, str]]) -> Iterator[None]:
 
         return noting
 
-    for name in (*_CHOICES, "gradient_plan"):
+    for name in _CHOICES:
         getattr(tiles, name).cache_clear()
     with contextlib.ExitStack() as stack:
         for name in _CHOICES:

@@ -44,7 +44,7 @@ def test_layer(benchmark: Any, case: Case, k: int, mode: str, device: str, quick
     with recording() as plans:
         calls[f"{layers.OURS} nhwc"]()
     clock = clock_for(device, threads)
-    seconds = interleave(benchmark, calls, f"{layers.OURS} nhwc", 0.1 if quick else 0.3, clock)
+    seconds = interleave(benchmark, calls, f"{layers.OURS} nhwc", 0.05 if quick else 0.1, clock)
 
     if train:
         peaks = {

@@ -5,6 +5,7 @@ sums and one small matrix product. Importing this package touches no GPU and imp
 """
 
 from sre_triton import functional, models
+from sre_triton.autotune import tune
 from sre_triton.compat import (
     GMR_Conv1d,
     GMR_Conv2d,
@@ -14,14 +15,17 @@ from sre_triton.compat import (
     SRE_Conv3d,
     SRE_ConvTranspose2d,
 )
+from sre_triton.conversion import convert
 from sre_triton.equivariance import assert_equivariant, equivariance_error
 from sre_triton.explanation import explain
+from sre_triton.folding import fold
 from sre_triton.functional import (
     expand_kernel,
     project_kernel,
     sre_conv1d,
     sre_conv2d,
     sre_conv3d,
+    sre_conv_act,
     sre_conv_transpose1d,
     sre_conv_transpose2d,
     sre_conv_transpose3d,
@@ -60,6 +64,7 @@ from sre_triton.pooling import (
     centered_avg_pool,
     centered_max_pool,
 )
+from sre_triton.reporting import report
 from sre_triton.rings import RingGeometry, ring_geometry
 
 __version__ = "0.1.0"
@@ -94,9 +99,11 @@ __all__ = [
     "backend",
     "centered_avg_pool",
     "centered_max_pool",
+    "convert",
     "equivariance_error",
     "expand_kernel",
     "explain",
+    "fold",
     "functional",
     "gmr_r3d_18",
     "gmr_resnet18",
@@ -104,10 +111,12 @@ __all__ = [
     "gmr_resnet50",
     "models",
     "project_kernel",
+    "report",
     "ring_geometry",
     "sre_conv1d",
     "sre_conv2d",
     "sre_conv3d",
+    "sre_conv_act",
     "sre_conv_transpose1d",
     "sre_conv_transpose2d",
     "sre_conv_transpose3d",
@@ -117,4 +126,5 @@ __all__ = [
     "sre_resnet34",
     "sre_resnet50",
     "sre_resnet101",
+    "tune",
 ]

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn import functional as F
 
-from sre_triton import dense
 from sre_triton.layout import layout_of, new_activation
-from sre_triton.plan import Call, run
+from sre_triton.plan import Call, expansion_path, run
 from sre_triton.rings import ring_geometry
 from sre_triton.spec import ConvSpec, conv_spec, output_size, transposed_size
 
@@ -30,6 +30,7 @@ __all__ = [
     "collapse_kernel",
     "expand_kernel",
     "ring_conv",
+    "ring_conv_act",
     "ring_conv_backward",
     "ring_conv_transpose",
     "ring_conv_weight_grad",
@@ -115,7 +116,8 @@ class Operator:
         if self._takes_conv_args:
             args, (stride, padding, dilation, *rest) = args[: -len(ConvArgs._fields)], args[-len(ConvArgs._fields) :]
             args = (*args, ConvArgs(tuple(stride), tuple(padding), tuple(dilation), *rest))
-        return self._real(*args)
+        with torch.no_grad():  # an exported graph calls operators with parameters, and paths write in place
+            return self._real(*args)
 
     def _below_autocast(self, key: str) -> Callable[..., Any]:
         """Callers cast before they call. Paths choose the precision of their own sums, so autocast must
@@ -176,13 +178,33 @@ def _call(
     dtype: torch.dtype, device: torch.device,
 ) -> Call:  # fmt: skip
     """The planner's view of a pass; ``size`` is that of the convolution's input, whichever pass this is."""
-    return Call(kind, args.spec(num_rings), batch, in_channels, out_channels, tuple(size), dtype, device.type)
+    return Call(kind, args.spec(num_rings), batch, in_channels, out_channels, tuple(size), dtype, device)
 
 
 def _ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) -> Tensor:
     shape, rings = x.shape, weight.shape
     call = _call("forward", shape[0], shape[1], rings[0], shape[2:], rings[2], args, x.dtype, x.device)
     return _laid_out(run(call, args.backend).forward(x, weight, bias, call.spec), layout_of(x))
+
+
+def _ring_conv_act(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str, slope: float,
+    args: ConvArgs,
+) -> Tensor:  # fmt: skip
+    shape, rings = x.shape, weight.shape
+    call = _call("forward", shape[0], shape[1], rings[0], shape[2:], rings[2], args, x.dtype, x.device)
+    path = run(call, args.backend)
+    if hasattr(path, "fused_forward"):
+        epilogue = {"activation": activation or None, "negative_slope": slope, "residual": residual}
+        return _laid_out(path.fused_forward(x, weight, bias, call.spec, **epilogue), layout_of(x))
+    y = _laid_out(path.forward(x, weight, bias, call.spec), layout_of(x))
+    return _activate_(y if residual is None else y.add_(residual), activation, slope)
+
+
+def _activate_(y: Tensor, activation: str, slope: float) -> Tensor:
+    if activation == "relu":
+        return y.relu_()
+    return F.leaky_relu_(y, slope) if activation == "leaky_relu" else y
 
 
 def _ring_conv_transpose(
@@ -208,12 +230,18 @@ def _ring_conv_backward(x: Tensor, grad_y: Tensor, weight: Tensor, args: ConvArg
     return _laid_out(grad_x, layout_of(x)), _laid_out(grad_weight, torch.contiguous_format)
 
 
-def _expand_kernel(weight: Tensor, kernel_size: Sequence[int], circular: bool, antialias: bool) -> Tensor:
-    return dense.expand(weight, ring_geometry(tuple(kernel_size), weight.shape[2], circular, antialias))
+def _expand_kernel(
+    weight: Tensor, kernel_size: Sequence[int], circular: bool, antialias: bool, dtype: torch.dtype | None = None
+) -> Tensor:
+    geometry = ring_geometry(tuple(kernel_size), weight.shape[2], circular, antialias)
+    return expansion_path(weight, dtype).expand(weight, geometry, dtype)
 
 
-def _collapse_kernel(kernel: Tensor, num_rings: int, circular: bool, antialias: bool) -> Tensor:
-    return dense.collapse(kernel, ring_geometry(tuple(kernel.shape[2:]), num_rings, circular, antialias))
+def _collapse_kernel(
+    kernel: Tensor, num_rings: int, circular: bool, antialias: bool, dtype: torch.dtype | None = None
+) -> Tensor:
+    geometry = ring_geometry(tuple(kernel.shape[2:]), num_rings, circular, antialias)
+    return expansion_path(kernel, dtype).collapse(kernel, geometry, dtype)
 
 
 # Fakes: shapes and exact strides, no data -----------------------------------------------------------
@@ -223,6 +251,12 @@ def _fake_ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) 
     conv = ConvArgs(*args)
     size = output_size(x.shape[2:], conv.stride, conv.padding, conv.reach)
     return new_activation(x, weight.shape[0], size)
+
+
+def _fake_ring_conv_act(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str, slope: float, *args: Any
+) -> Tensor:
+    return _fake_ring_conv(x, weight, bias, *args)
 
 
 def _fake_ring_conv_transpose(
@@ -241,12 +275,16 @@ def _fake_ring_conv_backward(x: Tensor, grad_y: Tensor, weight: Tensor, *args: A
     return new_activation(x, x.shape[1], x.shape[2:]), weight.new_empty(weight.shape)
 
 
-def _fake_expand_kernel(weight: Tensor, kernel_size: Sequence[int], circular: bool, antialias: bool) -> Tensor:
-    return weight.new_empty(*weight.shape[:2], *kernel_size)
+def _fake_expand_kernel(
+    weight: Tensor, kernel_size: Sequence[int], circular: bool, antialias: bool, dtype: torch.dtype | None = None
+) -> Tensor:
+    return weight.new_empty((*weight.shape[:2], *kernel_size), dtype=dtype)
 
 
-def _fake_collapse_kernel(kernel: Tensor, num_rings: int, circular: bool, antialias: bool) -> Tensor:
-    return kernel.new_empty(*kernel.shape[:2], num_rings)
+def _fake_collapse_kernel(
+    kernel: Tensor, num_rings: int, circular: bool, antialias: bool, dtype: torch.dtype | None = None
+) -> Tensor:
+    return kernel.new_empty((*kernel.shape[:2], num_rings), dtype=dtype)
 
 
 # Batching rules -------------------------------------------------------------------------------------
@@ -292,6 +330,26 @@ def _batch_conv(takes: tuple[str, ...], returns: tuple[str, ...], op: Callable[.
     return rule
 
 
+def _batch_act(op: Callable[..., Any]) -> Callable[..., Any]:
+    """The convolution by its own rule, the epilogue on the result."""
+    conv = _batch_conv(("activation", "leading", "leading"), ("activation",), ring_conv.overload)
+
+    def rule(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor | None,
+        residual: Tensor | None, activation: str, slope: float, *args: Any,
+    ) -> Any:  # fmt: skip
+        if in_dims[:3] == (None, None, None):
+            y = ring_conv.overload(x, weight, bias, *args).unsqueeze(0)
+        else:
+            y, dim = conv(info, in_dims[:3], x, weight, bias, *args)
+            y = y.movedim(dim, 0)
+        if residual is not None:
+            y = y + (residual if in_dims[3] is None else residual.movedim(in_dims[3], 0))
+        return _activate_(y, activation, slope), 0
+
+    return rule
+
+
 def _batch_kernel(op: Callable[..., Any]) -> Callable[..., Any]:
     def rule(info: Any, in_dims: tuple[int | None, ...], kernel: Tensor, *args: Any) -> Any:
         return op(_fold_leading(kernel, in_dims[0], info.batch_size), *args).unflatten(0, (info.batch_size, -1)), 0
@@ -306,6 +364,13 @@ ring_conv = Operator(
     _ring_conv,
     _fake_ring_conv,
     partial(_batch_conv, ("activation", "leading", "leading"), ("activation",)),
+)
+ring_conv_act = Operator(
+    "ring_conv_act(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, str activation, "
+    "float negative_slope, ...) -> Tensor",
+    _ring_conv_act,
+    _fake_ring_conv_act,
+    _batch_act,
 )
 ring_conv_transpose = Operator(
     "ring_conv_transpose(Tensor input, Tensor weight, Tensor? bias, SymInt[] output_padding, ...) -> Tensor",
@@ -326,13 +391,13 @@ ring_conv_backward = Operator(
     partial(_batch_conv, ("activation", "activation", "leading"), ("activation", "leading")),
 )
 expand_kernel = Operator(
-    "expand_kernel(Tensor weight, int[] kernel_size, bool circular, bool antialias) -> Tensor",
+    "expand_kernel(Tensor weight, int[] kernel_size, bool circular, bool antialias, ScalarType? dtype=None) -> Tensor",
     _expand_kernel,
     _fake_expand_kernel,
     _batch_kernel,
 )
 collapse_kernel = Operator(
-    "collapse_kernel(Tensor dense, int num_rings, bool circular, bool antialias) -> Tensor",
+    "collapse_kernel(Tensor dense, int num_rings, bool circular, bool antialias, ScalarType? dtype=None) -> Tensor",
     _collapse_kernel,
     _fake_collapse_kernel,
     _batch_kernel,

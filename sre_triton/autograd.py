@@ -127,31 +127,37 @@ class ExpandKernel(_RingFunction):
     """Dense kernel of ring weights; linear, so its derivative is its adjoint."""
 
     @staticmethod
-    def forward(weight: Tensor, kernel_size: tuple[int, ...], circular: bool, antialias: bool) -> Tensor:
-        return _ops.expand_kernel(weight, kernel_size, circular, antialias)
+    def forward(
+        weight: Tensor, kernel_size: tuple[int, ...], circular: bool, antialias: bool, dtype: torch.dtype | None
+    ) -> Tensor:
+        return _ops.expand_kernel(weight, kernel_size, circular, antialias, dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        weight, ctx.kernel_size, ctx.circular, ctx.antialias = inputs
-        ctx.num_rings = weight.shape[2]
+        weight, ctx.kernel_size, ctx.circular, ctx.antialias, _ = inputs
+        ctx.num_rings, ctx.dtype = weight.shape[2], weight.dtype
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return apply(CollapseKernel, grad, ctx.num_rings, ctx.circular, ctx.antialias), None, None, None
+        weight = apply(CollapseKernel, grad, ctx.num_rings, ctx.circular, ctx.antialias, ctx.dtype)
+        return weight, None, None, None, None
 
 
 class CollapseKernel(_RingFunction):
     """Sum of a dense kernel over its rings, the adjoint of :class:`ExpandKernel`."""
 
     @staticmethod
-    def forward(kernel: Tensor, num_rings: int, circular: bool, antialias: bool) -> Tensor:
-        return _ops.collapse_kernel(kernel, num_rings, circular, antialias)
+    def forward(
+        kernel: Tensor, num_rings: int, circular: bool, antialias: bool, dtype: torch.dtype | None
+    ) -> Tensor:  # fmt: skip
+        return _ops.collapse_kernel(kernel, num_rings, circular, antialias, dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        kernel, _, ctx.circular, ctx.antialias = inputs
-        ctx.kernel_size = tuple(kernel.shape[2:])
+        kernel, _, ctx.circular, ctx.antialias, _ = inputs
+        ctx.kernel_size, ctx.dtype = tuple(kernel.shape[2:]), kernel.dtype
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return apply(ExpandKernel, grad, ctx.kernel_size, ctx.circular, ctx.antialias), None, None, None
+        kernel = apply(ExpandKernel, grad, ctx.kernel_size, ctx.circular, ctx.antialias, ctx.dtype)
+        return kernel, None, None, None, None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from sre_triton.depthwise import ring_masks, suits_depthwise
 from sre_triton.schedule import ring_schedule
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class RingwiseWork(NamedTuple):
     additions: float  # of elements in ring sums
     strided: float  # the same where the convolution is strided: operands are read with gaps, from larger blocks
     copies: float  # of elements into a block, and of ring sums
+    taps: float  # of elements in ring sums by depthwise convolutions, those of weight 0 between the others too
+    sums: float  # elements of such ring sums; twice where the convolution is strided
     products: float
     outputs: float  # elements of products, written or added up
 
@@ -111,36 +114,53 @@ def _taps_inside(k: int, n: int, m: int, padding: int, stride: int, dilation: in
     return total
 
 
-# Elements of scratch memory that a block of ring sums takes.
+# Elements of scratch memory that a block of ring sums takes, and of one ring sum by a depthwise convolution.
 _BLOCK = 3 << 18
+_DEPTHWISE_BLOCK = 1 << 18
 
 
 def ringwise_work(call: Call) -> RingwiseWork:
-    """What the ring-wise path does for this call."""
+    """What the ring-wise path does for this call, if its input is channels_last."""
     spec, input_size = call.spec, call.input_size
     if call.kind == "backward" and not spec.is_unit_stride:
         parts = [ringwise_work(call._replace(kind=kind)) for kind in ("transpose", "weight_grad")]
         return RingwiseWork(*map(sum, zip(*parts, strict=True)))
+    upsampling = spec.stride if call.kind == "transpose" else (1,) * spec.ndim
     if call.kind in ("forward", "weight_grad"):
         positions, summed, mixed, stride = call.pixels, call.in_channels, call.out_channels, spec.stride
     else:
         positions, summed, mixed = call.batch * math.prod(input_size), call.out_channels, call.in_channels
         stride = (1,) * spec.ndim
     half = tuple(min(k // 2, n - 1) for k, n in zip(spec.geometry.kernel_size, input_size, strict=True))
-    _, schedule = ring_schedule(spec.geometry, half)
-    rings, products = schedule.num_rings, 2 if call.kind == "backward" else 1
-    blocks = max(1.0, positions * summed * (len(schedule.levels) + rings) / _BLOCK)
+    rings, schedule = ring_schedule(spec.geometry, half)
+    products, elements = 2 if call.kind == "backward" else 1, positions * summed
+    shared = RingwiseWork(
+        start=1.0,
+        calls=0.0,
+        additions=0.0,
+        strided=0.0,
+        copies=0.0,
+        taps=0.0,
+        sums=0.0,
+        products=products * elements * len(rings) * _in_lanes(mixed // spec.groups),
+        outputs=products * positions * mixed,
+    )
+    if call.device.type == "cpu" and suits_depthwise(upsampling, elements, len(rings), call.dtype):
+        blocks = max(1.0, elements / _DEPTHWISE_BLOCK)
+        return shared._replace(
+            calls=blocks * len(rings) * (1 + products * spec.groups),
+            taps=positions * _in_lanes(summed) * sum(mask.shares.size for mask in ring_masks(spec.geometry, half)),
+            sums=elements * len(rings) * (2 if math.prod(stride) > 1 else 1),
+        )
+    blocks = max(1.0, elements * (len(schedule.levels) + len(rings)) / _BLOCK)
     # A sum over the first dimensions alone still has every position of the padded input in the others.
     density = [math.prod(stride[level:]) for level in range(spec.ndim + 1)]
-    additions = positions * summed * sum(density[schedule.levels[step.out]] for step in schedule.steps)
-    return RingwiseWork(
-        start=1.0,
-        calls=blocks * (len(schedule.steps) + rings + 2 * products * spec.groups),
+    additions = elements * sum(density[schedule.levels[step.out]] for step in schedule.steps)
+    return shared._replace(
+        calls=blocks * (len(schedule.steps) + len(rings) + 2 * products * spec.groups),
         additions=additions,
         strided=additions if density[0] > 1 else 0.0,
-        copies=positions * summed * (density[0] + rings),
-        products=products * positions * rings * summed * _in_lanes(mixed // spec.groups),
-        outputs=products * positions * mixed,
+        copies=elements * (density[0] + len(rings)),
     )
 
 
@@ -153,16 +173,46 @@ def rates(device_type: str, dtype: torch.dtype) -> Rates:
 
 # One thread of a server processor with AVX-512. More threads make both paths faster alike.
 _CPU = (
-    DenseWork(start=8.4e4, products=0.0173, gradient_products=0.0185, kernel=1.8, activations=0.54),
-    RingwiseWork(start=1.6e5, calls=3.1e3, additions=0.32, strided=0.17, copies=0.0, products=0.0247, outputs=0.83),
+    DenseWork(start=7.7e4, products=0.0176, gradient_products=0.0195, kernel=2.6, activations=0.67),
+    RingwiseWork(
+        start=1.2e5,
+        calls=8.1e3,
+        additions=0.32,
+        strided=0.18,
+        copies=0.0,
+        taps=0.053,
+        sums=0.81,
+        products=0.034,
+        outputs=1.07,
+    ),
 )
 _CPU_HALF = (
-    DenseWork(start=1.1e5, products=0.0085, gradient_products=0.0113, kernel=1.0, activations=0.37),
-    RingwiseWork(start=1.1e5, calls=9.2e3, additions=0.21, strided=0.085, copies=0.33, products=0.0106, outputs=0.56),
+    DenseWork(start=1.1e5, products=0.0091, gradient_products=0.0118, kernel=1.25, activations=0.39),
+    RingwiseWork(
+        start=1.7e5,
+        calls=1.0e4,
+        additions=0.38,
+        strided=0.043,
+        copies=0.077,
+        taps=0.055,
+        sums=0.44,
+        products=0.0143,
+        outputs=0.52,
+    ),
 )
 # Not measured: a ratio of arithmetic to memory traffic as GPUs have it, 200 products to a byte, with every
 # addition going through memory. It errs to the side of the dense path.
 _OTHER = (
     DenseWork(start=1e4, products=1e-5, gradient_products=1e-5, kernel=4e-3, activations=4e-3),
-    RingwiseWork(start=2e4, calls=6e3, additions=8e-3, strided=0.0, copies=8e-3, products=1e-5, outputs=4e-3),
+    RingwiseWork(
+        start=2e4,
+        calls=6e3,
+        additions=8e-3,
+        strided=0.0,
+        copies=8e-3,
+        taps=0.0,
+        sums=0.0,
+        products=1e-5,
+        outputs=4e-3,
+    ),
 )

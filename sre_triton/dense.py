@@ -11,43 +11,18 @@ ring weight) and :func:`backward` (both adjoints, where they can share work).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sre_triton.rings import RingGeometry
+from sre_triton.expansion import collapse, expand
 from sre_triton.spec import ConvSpec
 
 __all__ = ["backward", "collapse", "expand", "forward", "transpose", "weight_grad"]
 
 _CONV = (F.conv1d, F.conv2d, F.conv3d)
 _CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-
-
-def expand(weight: Tensor, geometry: RingGeometry) -> Tensor:
-    """Dense kernel ``(o, i, *kernel_size)`` of ring weights ``(o, i, rings)``, in their dtype."""
-    o, i, rings = weight.shape
-    table, _ = _table(geometry, weight.dtype, weight.device)
-    if weight.device.type == "cpu":
-        # A product with a one-hot matrix is exact: every sum has one term that is not zero.
-        return torch.mm(weight.reshape(o * i, rings), table).view(o, i, *geometry.kernel_size)
-    # Elsewhere a float32 product may run in TF32 and would round the weights themselves.
-    dense = weight.new_zeros(o, i, geometry.num_taps)
-    for ring in range(rings):
-        dense.addcmul_(weight[:, :, ring, None], table[ring])
-    return dense.view(o, i, *geometry.kernel_size)
-
-
-def collapse(dense: Tensor, geometry: RingGeometry) -> Tensor:
-    """Adjoint of :func:`expand`: weighted sum of a dense kernel's taps over each ring."""
-    o, i = dense.shape[:2]
-    table, transposed = _table(geometry, dense.dtype, dense.device)
-    flat = dense.reshape(o * i, geometry.num_taps)
-    if dense.device.type == "cpu":
-        return torch.mm(flat, transposed).view(o, i, geometry.num_rings)
-    return torch.stack([(flat * row).sum(-1) for row in table], dim=-1).view(o, i, geometry.num_rings)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:
@@ -90,11 +65,3 @@ def _convolution_backward(
         [*mask, False],
     )
     return grads[0], grads[1]
-
-
-@lru_cache(maxsize=256)
-def _table(geometry: RingGeometry, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """``M[ring, tap]`` and its transpose. Constants of the geometry, shared by all layers that have it."""
-    with torch.inference_mode(False):  # kept for calls of every mode
-        table = torch.from_numpy(geometry.weights.copy()).to(device=device, dtype=dtype)
-        return table, table.t().contiguous()

@@ -57,7 +57,7 @@ def _paragraph(title: str, call: Call, plan: Plan) -> str:
     if call.kind == "transpose":
         passes = {"input": "transpose", "grad of input": "forward", "grad of weight": "weight_grad"}
     shape = (call.batch, call.in_channels, *call.input_size)
-    lines = [f"{title}", f"  fine side {shape}, {call.dtype}, {call.device_type}"]
+    lines = [f"{title}", f"  fine side {shape}, {call.dtype}, {call.device.type}"]
     for label, kind in passes.items():
         chosen = plan if kind == call.kind else plan_call(call._replace(kind=kind), current_backend())
         lines.append(f"  {'forward' if label == 'input' else label}: {chosen.path} ({chosen.reason})")

@@ -99,8 +99,11 @@ class _GMRConvNd(_SREConvNd):
 
     def ring_weight(self) -> Tensor:
         """``weight @ P(log_sigmas)``, differentiable."""
-        # Multiplied and summed rather than matrix-multiplied: autocast would round the mixing itself.
-        return (self.weight.unsqueeze(-1) * ring_mixing(self.log_sigmas)).sum(2)
+        device_type = self.weight.device.type
+        if not torch.amp.is_autocast_available(device_type):
+            return self.weight @ ring_mixing(self.log_sigmas)
+        with torch.autocast(device_type, enabled=False):  # autocast would round the mixing itself
+            return self.weight @ ring_mixing(self.log_sigmas)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         means = state_dict.pop(prefix + "mus", None)

@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import torch
 
-from sre_triton import cost, dense, ringwise
+from sre_triton import cost, dense, expansion, gpu_cost, gpu_tables, ringwise
 from sre_triton.spec import ConvSpec
 
-__all__ = ["BACKENDS", "Call", "Plan", "backend", "current_backend", "plan_call", "recording", "run"]
+__all__ = ["BACKENDS", "Call", "Plan", "backend", "current_backend", "expansion_path", "plan_call", "recording", "run"]
 
 BACKENDS = ("auto", "dense", "ringwise", "triton")
 
@@ -76,7 +76,7 @@ class Call(NamedTuple):
     out_channels: int
     input_size: tuple[int, ...]
     dtype: torch.dtype
-    device_type: str
+    device: torch.device
 
     @property
     def pixels(self) -> int:
@@ -115,6 +115,16 @@ def run(call: Call, request: str) -> ModuleType:
     return _PATHS[plan.path] if plan.path != "triton" else _triton()
 
 
+def expansion_path(tensor: torch.Tensor, dtype: torch.dtype | None) -> ModuleType:
+    """The module whose ``expand`` and ``collapse`` take this tensor to ``dtype``: under the request ``"triton"`` the
+    kernels wherever they run, so that the interpreter reaches them, else :mod:`sre_triton.expansion`."""
+    if _requested[0] == "triton":
+        launch = _triton()
+        if not any(launch.device_refusal(tensor.device.type, kind) for kind in (tensor.dtype, dtype or tensor.dtype)):
+            return launch
+    return expansion
+
+
 @contextmanager
 def recording() -> Iterator[list[tuple[Call, Plan]]]:
     """Collects every call planned within the context, in order. Not nestable."""
@@ -139,16 +149,46 @@ def _triton_refusal(call: Call) -> str | None:
     except ImportError as error:
         return f"Triton cannot be imported ({error})"
     channels = max(call.in_channels, call.out_channels)
-    refusal: str | None = launch.refusal(call.device_type, call.dtype, call.input_size[-1], channels, call.spec)
+    refusal: str | None = launch.refusal(call.device.type, call.dtype, call.input_size[-1], channels, call.spec)
     return refusal
 
 
 def _automatic(call: Call) -> Plan:
-    seconds = cost.estimate(call, cost.rates(call.device_type, call.dtype))
-    chosen = seconds.path
-    words = {"dense": f"{_in_words(seconds.dense)} dense", "ringwise": f"{_in_words(seconds.ringwise)} ring-wise"}
-    other = words["dense" if chosen == "ringwise" else "ringwise"]
-    return Plan(chosen, f"predicted {words[chosen]} against {other}")
+    if call.device.type == "cuda":
+        return _automatic_on_gpu(call)
+    seconds = cost.estimate(call, cost.rates(call.device.type, call.dtype))
+    return _comparison(seconds.path, {"dense": seconds.dense, "ringwise": seconds.ringwise})
+
+
+# A measured speed may be off by this much on another day.
+_MEASURED_MARGIN = 1.1
+
+
+def _automatic_on_gpu(call: Call) -> Plan:
+    """Triton where it was measured or is predicted to be faster, dense elsewhere and whenever Triton refuses."""
+    refusal = _triton_refusal(call)
+    if refusal is not None:
+        return Plan("dense", f"not with Triton: {refusal}")
+    gpu = gpu_cost.describe(call.device)
+    table = gpu_tables.load(gpu.name)
+    measured = table and gpu_tables.lookup(call, table)
+    if measured:
+        chosen = "triton" if measured.speedup >= _MEASURED_MARGIN else "dense"
+        layer = f"k={measured.kernel_size}, {measured.channels} channels, size {measured.size}"
+        return Plan(chosen, f"measured on this GPU: Triton at {measured.speedup:.2g} times the speed at {layer}")
+    seconds = gpu_cost.estimate(call, gpu)
+    if seconds is None:
+        return Plan("dense", "no prediction of Triton's speed")
+    return _comparison(seconds.path, {"dense": seconds.dense, "triton": seconds.triton})
+
+
+_WORDS = {"dense": "dense", "ringwise": "ring-wise", "triton": "with Triton"}
+
+
+def _comparison(chosen: str, seconds: dict[str, float]) -> Plan:
+    (other,) = set(seconds) - {chosen}
+    ours, theirs = (f"{_in_words(seconds[path])} {_WORDS[path]}" for path in (chosen, other))
+    return Plan(chosen, f"predicted {ours} against {theirs}")
 
 
 def _in_words(seconds: float) -> str:

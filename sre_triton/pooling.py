@@ -11,6 +11,11 @@ where ``e`` is odd. A single window need not reach beyond its ``n`` pixels.
 
 At ``s = 2`` that is window 2 for even sizes, and window 3 with padding 1 for odd ones.
 
+A layer that stands in for one with window ``k`` and padding ``q`` has to return that layer's sizes, which are
+``m = ceil((n - r) / s)`` with ``r = k - 1 - 2 q``, its ``reach``. The same equations hold with ``e = m s - n`` of
+either sign: where it is negative, pixels are left over from whole windows, which then grow by them.
+``AvgPool2d(2)`` has reach 1: window 2 for even sizes, 3 without padding for odd ones.
+
 Everything here is shape arithmetic in front of ``torch.nn.functional``, so it can be traced, exported and
 compiled with dynamic shapes.
 """
@@ -20,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _ntuple
@@ -44,7 +48,7 @@ _MAX_POOL: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d,
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
-def centered_avg_pool(x: Tensor, stride: Size = 2, ndim: int | None = None) -> Tensor:
+def centered_avg_pool(x: Tensor, stride: Size = 2, ndim: int | None = None, *, reach: Size = 0) -> Tensor:
     """Mean over windows that lie symmetrically at every size; padding is not counted.
 
     Equal to ``F.avg_poolNd(x, stride)`` where the stride divides the size.
@@ -55,20 +59,22 @@ def centered_avg_pool(x: Tensor, stride: Size = 2, ndim: int | None = None) -> T
             one pixel larger; see :mod:`sre_triton.pooling`.
         ndim: number of spatial dimensions, None for all but two. To be given where it cannot be asked of
             ``x``, as in ``torch.fx`` tracing.
+        reach: pixels that the size of the output leaves out of count, an int or one per spatial dimension:
+            ``kernel_size - 1 - 2 * padding`` for the sizes of a pooling layer of that window.
 
     Returns:
-        (N, C, *size) with ``size = ceil(space / stride)``, in the memory format of ``x``.
+        (N, C, *size) with ``size = ceil((space - reach) / stride)``, in the memory format of ``x``.
 
     Raises:
-        ValueError: ``stride`` is not positive, or has not one entry per dimension.
+        ValueError: ``stride`` is not positive or ``reach`` is negative, or has not one entry per dimension.
     """
-    pool, stride, window, padding = _windows(_AVG_POOL, x, stride, ndim)
+    pool, stride, window, padding = _windows(_AVG_POOL, x, stride, ndim, reach)
     return pool(x, window, stride, padding, count_include_pad=False)
 
 
-def centered_max_pool(x: Tensor, stride: Size = 2, ndim: int | None = None) -> Tensor:
+def centered_max_pool(x: Tensor, stride: Size = 2, ndim: int | None = None, *, reach: Size = 0) -> Tensor:
     """Maximum over windows that lie symmetrically at every size; see :func:`centered_avg_pool`."""
-    pool, stride, window, padding = _windows(_MAX_POOL, x, stride, ndim)
+    pool, stride, window, padding = _windows(_MAX_POOL, x, stride, ndim, reach)
     return pool(x, window, stride, padding)
 
 
@@ -86,49 +92,58 @@ def upsample_to(x: Tensor, size: Any, ndim: int | None = None) -> Tensor:
 
 
 def _windows(
-    pools: dict[int, Callable[..., Tensor]], x: Tensor, stride: Size, ndim: int | None
+    pools: dict[int, Callable[..., Tensor]], x: Tensor, stride: Size, ndim: int | None, reach: Size
 ) -> tuple[Callable[..., Tensor], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """The pooling function of this dimension, its strides, windows and paddings."""
     ndim = x.dim() - 2 if ndim is None else ndim
     if ndim not in pools:
         raise ValueError(f"x must be (N, C, *space) in 1 to 3 dimensions, got {ndim} spatial dimensions")
-    strides = _strides(stride, ndim)
-    # Sizes one by one: a traced shape can be indexed but not unpacked.
+    strides, reaches = _entries("stride", stride, ndim, 1), _entries("reach", reach, ndim, 0)
+    # Sizes one by one: a traced shape can be indexed but not unpacked. And nothing but arithmetic on them, since
+    # tracers differ in what else they follow.
     window, padding = [], []
-    for axis, s in enumerate(strides):
+    for axis, (s, r) in enumerate(zip(strides, reaches, strict=True)):
         n = x.shape[axis - ndim]
-        missing = -n % s
-        window.append(torch.sym_min(s + missing % 2, n))  # avg_pool3d refuses windows larger than the image
+        count = (n - r + s - 1) // s
+        missing = count * s - n
+        at_least_one = (missing + s) // (s + 1)  # 1 or 0
+        pad = 0 if r >= s - 1 else (missing + 1) // 2 * at_least_one
+        size = s - missing + 2 * pad
+        single = 2 // (count * count + 1)  # 1 or, for more windows, 0
+        window.append(size - single * (size - n))  # avg_pool3d refuses windows larger than the image
         padding.append((window[-1] - s + missing) // 2)
     return pools[ndim], strides, tuple(window), tuple(padding)
 
 
-def _strides(stride: Size, ndim: int) -> tuple[int, ...]:
-    strides: tuple[int, ...] = tuple(_ntuple(ndim)(stride))
-    if len(strides) != ndim or any(s < 1 for s in strides):
-        raise ValueError(f"stride must be a positive int or {ndim} of them, got {stride}")
-    return strides
+def _entries(name: str, value: Size, ndim: int, least: int) -> tuple[int, ...]:
+    entries: tuple[int, ...] = tuple(_ntuple(ndim)(value))
+    if len(entries) != ndim or any(v < least for v in entries):
+        kind = "a positive int" if least else "a non-negative int"
+        raise ValueError(f"{name} must be {kind} or {ndim} of them, got {value}")
+    return entries
 
 
 class _CenteredPoolNd(nn.Module):
-    """A pooling layer without parameters; its argument is the stride."""
+    """A pooling layer without parameters; its arguments are the stride and, seldom, the reach."""
 
-    __constants__ = ["stride"]
+    __constants__ = ["reach", "stride"]
     ndim: ClassVar[int]
-    pool: ClassVar[Callable[[Tensor, Size, int], Tensor]]
+    pool: ClassVar[Callable[..., Tensor]]
 
-    def __init__(self, stride: Size = 2) -> None:
+    def __init__(self, stride: Size = 2, *, reach: Size = 0) -> None:
         super().__init__()
-        _strides(stride, self.ndim)
+        _entries("stride", stride, self.ndim, 1)
+        _entries("reach", reach, self.ndim, 0)
         self.stride = stride
+        self.reach = reach
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pools (N, C, *space) or (C, *space) to ``ceil(space / stride)``."""
-        return type(self).pool(x, self.stride, self.ndim)
+        """Pools (N, C, *space) or (C, *space) to ``ceil((space - reach) / stride)``."""
+        return type(self).pool(x, self.stride, self.ndim, reach=self.reach)
 
     def extra_repr(self) -> str:
-        """The stride, as ``nn.AvgPoolNd`` prints it."""
-        return f"stride={self.stride}"
+        """The arguments that differ from their defaults; the stride always, as ``nn.AvgPoolNd`` prints it."""
+        return f"stride={self.stride}" + (f", reach={self.reach}" if self.reach != 0 else "")
 
 
 class CenteredAvgPool1d(_CenteredPoolNd):

@@ -23,9 +23,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from sre_triton.additions import sum_dtype
+from sre_triton.blocks import Block, Window
 from sre_triton.layout import new_activation
-from sre_triton.ring_sums import Block, Window, ring_sums, sum_dtype
-from sre_triton.schedule import ring_schedule
+from sre_triton.ring_sums import Part, ring_sums
 from sre_triton.spec import ConvSpec
 
 __all__ = ["backward", "forward", "transpose", "weight_grad"]
@@ -35,8 +36,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> T
     window = _window(spec, tuple(x.shape[2:]))
     y = new_activation(x, weight.shape[0], window.output_size)
     mixer = _Mixer(_ring_major(weight, window, spec.groups), bias, y)
-    for block, sums in _sums(x, window, spec.groups):
-        mixer.write(block, sums)
+    for block, rings, sums in _sums(x, window, spec.groups):
+        mixer.write(block, rings, sums)
     return y
 
 
@@ -44,16 +45,16 @@ def transpose(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, ou
     window = _adjoint_window(spec, tuple(x.shape[2:]), spec.transposed_size(x.shape[2:], output_padding))
     y = new_activation(x, weight.shape[1] * spec.groups, window.output_size)
     mixer = _Mixer(_ring_major(_swap(weight, spec.groups), window, spec.groups), bias, y)
-    for block, sums in _sums(x, window, spec.groups):
-        mixer.write(block, sums)
+    for block, rings, sums in _sums(x, window, spec.groups):
+        mixer.write(block, rings, sums)
     return y
 
 
 def weight_grad(x: Tensor, grad_y: Tensor, spec: ConvSpec) -> Tensor:
     window = _window(spec, tuple(x.shape[2:]))
     grad = _WeightGrad(grad_y, x.shape[1], window, spec)
-    for block, sums in _sums(x, window, spec.groups):
-        grad.add(block, sums)
+    for block, rings, sums in _sums(x, window, spec.groups):
+        grad.add(block, rings, sums)
     return grad.ring_weight()
 
 
@@ -66,9 +67,9 @@ def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple
     grad_x = new_activation(x, x.shape[1], input_size)
     mixer = _Mixer(_ring_major(_swap(weight, spec.groups), window, spec.groups), None, grad_x)
     grad = _WeightGrad(x, grad_y.shape[1], window, spec)
-    for block, sums in _sums(grad_y, window, spec.groups):
-        mixer.write(block, sums)
-        grad.add(block, sums)
+    for block, rings, sums in _sums(grad_y, window, spec.groups):
+        mixer.write(block, rings, sums)
+        grad.add(block, rings, sums)
     return grad_x, _swap(grad.ring_weight(), spec.groups).contiguous()
 
 
@@ -77,28 +78,25 @@ class _Mixer:
 
     def __init__(self, kernels: Tensor, bias: Tensor | None, y: Tensor) -> None:
         dtype = _product_dtype(y)
-        groups = len(kernels)
         self._kernels = kernels.to(dtype).unbind()
+        self._bias = [None] * len(kernels) if bias is None else bias.to(dtype).chunk(len(kernels))
         self._y = _Rows(y)
-        # A product of half type is rounded, so the bias must be in it. Others take it up on their way to y.
-        inside = bias is not None and dtype != sum_dtype(dtype)
-        self._bias_inside = bias.to(dtype).chunk(groups) if bias is not None and inside else (None,) * groups
-        self._bias_after = None if inside else bias
+        self._product = y.new_empty(0)
 
-    def write(self, block: Block, sums: Sequence[Tensor]) -> None:
-        """``y[block] = sums @ kernels + bias``, group by group."""
-        target = block.of(self._y.positions)
-        in_place = _as_matrix(target) if self._bias_after is None and target.dtype == sums[0].dtype else None
-        product = self._y.scratch(sums) if in_place is None else in_place
-        for left, kernel, bias, out in zip(sums, self._kernels, self._bias_inside, _split(product, sums), strict=True):
-            if bias is None:
-                torch.mm(left, kernel, out=out)
+    def write(self, block: Block, rings: Part, sums: Sequence[Tensor]) -> None:
+        """Adds ``sums @ kernels`` to ``y[block]``, group by group; the first rings come with the bias."""
+        if rings.start == 0:
+            self._product = self._y.matrix(block, sums[0])
+        for left, kernel, bias, out in zip(sums, self._kernels, self._bias, _split(self._product, sums), strict=True):
+            right = kernel[rings.columns(len(kernel))]
+            if rings.start:
+                out.addmm_(left, right)
+            elif bias is None:
+                torch.mm(left, right, out=out)
             else:
-                torch.addmm(bias, left, kernel, out=out)
-        if self._bias_after is not None:
-            torch.add(product.view(target.shape), self._bias_after, out=target)
-        elif in_place is None:
-            target.copy_(product.view(target.shape))
+                torch.addmm(bias, left, right, out=out)
+        if rings.stop == rings.total:
+            self._y.store(self._product, block)
 
 
 class _WeightGrad:
@@ -112,18 +110,17 @@ class _WeightGrad:
         shape = (spec.groups, thin.shape[1] // spec.groups, len(window.rings) * (summed_channels // spec.groups))
         self._total = thin.new_zeros(shape, dtype=sum_dtype(thin.dtype))
         self._totals = self._total.unbind()
+        self._rows = thin.new_empty(0)
 
-    def add(self, block: Block, sums: Sequence[Tensor]) -> None:
-        part = block.of(self._thin.positions)
-        rows = _as_matrix(part) if part.dtype == sums[0].dtype else None
-        if rows is None:
-            rows = self._thin.scratch(sums)
-            rows.view(part.shape).copy_(part)
-        for total, left, right in zip(self._totals, _split(rows, sums), sums, strict=True):
+    def add(self, block: Block, rings: Part, sums: Sequence[Tensor]) -> None:
+        if rings.start == 0:
+            self._rows = self._thin.load(block, sums[0])
+        for total, left, right in zip(self._totals, _split(self._rows, sums), sums, strict=True):
+            part = total[:, rings.columns(total.shape[1])]
             if total.dtype == right.dtype:
-                total.addmm_(left.t(), right)
+                part.addmm_(left.t(), right)
             else:
-                total.add_(left.t() @ right)
+                part.add_(left.t() @ right)
 
     def ring_weight(self) -> Tensor:
         """The gradient as ``(thin channels, summed channels / groups, rings)``."""
@@ -135,19 +132,40 @@ class _WeightGrad:
 
 
 class _Rows:
-    """Blocks of an activation ``(N, C, *space)`` as matrices ``(P, C)``."""
+    """Blocks of an activation ``(N, C, *space)`` as matrices ``(P, C)``, of the type and order of their ring sums.
+
+    Blocks whose memory is such a matrix are seen as they are. Others have a copy, overwritten by the next.
+    """
 
     def __init__(self, activation: Tensor) -> None:
         self.positions = activation.movedim(1, -1)
         self._scratch: Tensor | None = None
 
-    def scratch(self, sums: Sequence[Tensor]) -> Tensor:
-        """Memory for a copy of a block, reused by the next, in the type and order of its ring sums."""
-        rows, channels = len(sums[0]), self.positions.shape[-1]
+    def matrix(self, block: Block, sums: Tensor) -> Tensor:
+        """Memory for the rows of a block."""
+        part = block.of(self.positions)
+        rows = _as_matrix(part) if part.dtype == sums.dtype else None
+        return self._copy(sums) if rows is None else rows
+
+    def load(self, block: Block, sums: Tensor) -> Tensor:
+        """The rows of a block."""
+        rows, part = self.matrix(block, sums), block.of(self.positions)
+        if rows.data_ptr() != part.data_ptr():
+            rows.view(part.shape).copy_(part)
+        return rows
+
+    def store(self, rows: Tensor, block: Block) -> None:
+        """Writes the rows of a block, unless they are written."""
+        part = block.of(self.positions)
+        if rows.data_ptr() != part.data_ptr():
+            part.copy_(rows.view(part.shape))
+
+    def _copy(self, sums: Tensor) -> Tensor:
+        rows, channels = len(sums), self.positions.shape[-1]
         if self._scratch is None:  # the first block is the largest
-            self._scratch = sums[0].new_empty(rows * channels)
+            self._scratch = sums.new_empty(rows * channels)
         memory = self._scratch[: rows * channels]
-        return memory.view(rows, channels) if sums[0].stride(1) == 1 else memory.view(channels, rows).t()
+        return memory.view(rows, channels) if sums.stride(1) == 1 else memory.view(channels, rows).t()
 
 
 def _as_matrix(block: Tensor) -> Tensor | None:
@@ -163,7 +181,7 @@ def _split(rows: Tensor, sums: Sequence[Tensor]) -> Sequence[Tensor]:
     return (rows,) if len(sums) == 1 else rows.chunk(len(sums), dim=1)
 
 
-def _sums(source: Tensor, window: Window, groups: int) -> Iterator[tuple[Block, Sequence[Tensor]]]:
+def _sums(source: Tensor, window: Window, groups: int) -> Iterator[tuple[Block, Part, Sequence[Tensor]]]:
     return ring_sums(source, window, groups, _product_dtype(source))
 
 
@@ -224,5 +242,4 @@ def _reachable(
         backward_reach = ((m - 1) * s - p) // d + h  # of the last output, down to the first input
         half.append(min(h, max(forward_reach, backward_reach, 0)))
         origin.append(d * (h - half[-1]) - p)
-    rings, schedule = ring_schedule(spec.geometry, tuple(half))
-    return Window(rings, schedule, tuple(half), tuple(origin), stride, spec.dilation, upsampling, output_size)
+    return Window(spec.geometry, tuple(half), tuple(origin), stride, spec.dilation, upsampling, output_size)

@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("pytest_benchmark")
 from bench import fit_plan, networks, report, timing
+from bench import scaling as bench_scaling
 from bench.__main__ import main
 from bench.cases import CASES, QUICK_CASES, Case, cases
 from sre_triton import cost
@@ -73,6 +74,14 @@ def test_a_quick_run_makes_table_json_and_picture(tmp_path: Path, capsys: pytest
 def test_a_filter_that_matches_nothing_is_an_error(tmp_path: Path) -> None:
     assert main(["--filter", "no such case", "--png", str(tmp_path / "none.png")]) != 0
     assert not list(tmp_path.iterdir())
+
+
+def test_scaling_times_both_layers_with_both_numbers_of_threads() -> None:
+    before = torch.get_num_threads()
+    found = bench_scaling.scaling(square(16, 16), 3, 2, train=True)
+    assert set(found) == {"sre_triton", "nn.Conv"}
+    assert all(ratio > 0 for ratio in found.values())
+    assert torch.get_num_threads() == before
 
 
 def test_means_are_geometric_and_count_ordinary_layers_alone() -> None:
@@ -182,7 +191,7 @@ def test_networks_are_timed_side_by_side(
     figures = json.loads(path.read_text())
     assert [row["mode"] for row in figures["networks"]] == ["train", "infer"]
     assert set(figures["networks"][0]["seconds"]) == {
-        "reference", "sre_triton nchw", "sre_triton nhwc", "plain 3x3 nchw", "plain 3x3 nhwc"
+        f"{name} {layout}" for name in ("reference", "sre_triton", "plain 3x3") for layout in ("nchw", "nhwc")
     }  # fmt: skip
     assert networks.main(["--filter", "vgg"]) == 2
 
@@ -191,7 +200,7 @@ def test_rival_networks_have_the_same_stem_and_the_parameters_they_should_have()
     for case in networks.CASES:
         entries = networks.contestants(case)
         counts = {name: sum(p.numel() for p in network.parameters()) for name, (network, _) in entries.items()}
-        assert counts["reference"] == counts["sre_triton nchw"] == counts["sre_triton nhwc"]
+        assert counts["reference nchw"] == counts["sre_triton nchw"] == counts["sre_triton nhwc"]
         assert counts["plain 3x3 nchw"] == 11_176_521
         assert all(network.conv1.kernel_size == (5, 5) for network, _ in entries.values())
 
@@ -201,7 +210,7 @@ def test_ratios_take_the_faster_format_of_each() -> None:
         return timing.Times(seconds)
 
     row = networks.Row("x", "train", {
-        "reference": times(6, 6), "sre_triton nchw": times(3, 3), "sre_triton nhwc": times(2, 2),
+        "reference nchw": times(6, 6), "sre_triton nchw": times(3, 3), "sre_triton nhwc": times(2, 2),
         "plain 3x3 nchw": times(4, 4), "plain 3x3 nhwc": times(5, 5),
     })  # fmt: skip
     assert row.best("sre_triton") == ("nhwc", 2)

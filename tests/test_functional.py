@@ -494,3 +494,24 @@ def test_nan_under_a_kept_tap_spreads(transposed: bool, backend: str) -> None:
     reached[1:6, 1:6] = torch.from_numpy(ring_table(5, 2, 3, True, False).any(axis=0).reshape(5, 5))
     assert y[0].isnan().all(0)[reached].all()
     assert not y[1].isnan().any()
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_expanding_into_another_dtype_rounds_once(dtype: torch.dtype, antialias: bool) -> None:
+    weight = torch.randn(3, 4, 3, requires_grad=True)
+    kernel = sre_triton.expand_kernel(weight, (5, 5), antialias=antialias, dtype=dtype)
+    wide = sre_triton.expand_kernel(weight.detach().double(), (5, 5), antialias=antialias)
+    assert kernel.dtype == dtype
+    torch.testing.assert_close(kernel.double(), wide.to(dtype).double(), rtol=torch.finfo(dtype).eps, atol=1e-6)
+    grad = torch.randn(3, 4, 5, 5).to(dtype)
+    (result,) = torch.autograd.grad(kernel, weight, grad)
+    assert result.dtype == torch.float32
+    leaf = weight.detach().double().requires_grad_()
+    expected = torch.autograd.grad(sre_triton.expand_kernel(leaf, (5, 5), antialias=antialias), leaf, grad.double())[0]
+    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_kernel_of_integers_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"dtype must be a floating dtype or None, got torch\.int32"):
+        sre_triton.expand_kernel(torch.randn(3, 4, 3), (5, 5), dtype=torch.int32)

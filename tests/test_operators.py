@@ -110,6 +110,10 @@ def test_opcheck_of_the_kernel_operators(ndim: int, antialias: bool) -> None:
     size = (5,) * ndim
     torch.library.opcheck(_ops.expand_kernel.overload, (torch.randn(3, 2, 3), size, True, antialias))
     torch.library.opcheck(_ops.collapse_kernel.overload, (torch.randn(3, 2, *size), 3, True, antialias))
+    torch.library.opcheck(_ops.expand_kernel.overload, (torch.randn(3, 2, 3), size, True, antialias, torch.float16))
+    torch.library.opcheck(
+        _ops.collapse_kernel.overload, (torch.randn(3, 2, *size), 3, True, antialias, torch.bfloat16)
+    )  # fmt: skip
 
 
 # Fakes and layouts ----------------------------------------------------------------------------------

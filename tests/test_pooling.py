@@ -97,6 +97,33 @@ def test_gradients_and_memory_format() -> None:
     assert pooling.centered_avg_pool(x).is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 2, 0), (5, 3, 1), (7, 7, 0)])
+@pytest.mark.parametrize("name", ["AvgPool1d", "MaxPool1d"])
+def test_reach_gives_the_sizes_of_an_ordinary_pooling(name: str, kernel: int, stride: int, padding: int) -> None:
+    ours, ordinary = POOLS[name]
+    layer = ours(stride, reach=kernel - 1 - 2 * padding)
+    compared = 0
+    for n in range(1, 30):
+        x = torch.randn(1, 2, n, dtype=torch.float64)
+        if n + 2 * padding < kernel:
+            with pytest.raises(RuntimeError):
+                layer(x)
+            continue
+        y, plain = layer(x), ordinary(kernel, stride, padding)(x)
+        assert y.shape == plain.shape
+        torch.testing.assert_close(layer(x.flip(-1)), y.flip(-1), rtol=0, atol=1e-15)
+        if padding == 0 and (n - kernel) % stride == 0 and kernel <= stride + 1:
+            assert torch.equal(y, plain)  # its windows were centred
+            compared += 1
+    assert compared or padding or kernel > stride + 1
+
+
+@pytest.mark.parametrize("reach", [-1, (0, 1, 1)])
+def test_a_reach_that_is_none(reach: Any) -> None:
+    with pytest.raises(ValueError, match="reach must be a non-negative int or 2 of them, got"):
+        pooling.CenteredAvgPool2d(reach=reach)
+
+
 @pytest.mark.parametrize("stride", [0, -1, (2, 2, 2)])
 def test_a_stride_that_is_none(stride: Any) -> None:
     for pool in (pooling.CenteredAvgPool2d, lambda s: pooling.centered_max_pool(torch.zeros(1, 1, 4, 4), s)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sre_triton import dense, ring_sums, ringwise
+from sre_triton import additions, dense, depthwise, ring_sums, ringwise
 from sre_triton.rings import RingGeometry, default_num_rings, ring_geometry
 from sre_triton.schedule import Operand, Schedule, ring_schedule
 from sre_triton.spec import ConvSpec, conv_spec
@@ -61,6 +62,18 @@ def run_all(path: Any, spec: ConvSpec, x: Tensor, weight: Tensor, bias: Tensor, 
         bias_x = bias.new_ones(x.shape[1])
         results["transpose"] = path.transpose(grad_y, weight, bias_x, spec, output_padding)
     return results
+
+
+@pytest.fixture(params=["additions", "depthwise"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How ring sums are made, wherever there is a choice: also in float64, which has no fast depthwise kernel."""
+    by_depthwise = request.param == "depthwise"
+    monkeypatch.setattr(
+        ring_sums, "has_depthwise", lambda _, w: by_depthwise and len(w.half) == 2 and set(w.upsampling) == {1}
+    )
+    if by_depthwise:
+        monkeypatch.setattr(ring_sums, "_NARROW", 2)
+    return request.param
 
 
 def assert_same(spec: ConvSpec, *tensors: Tensor) -> None:
@@ -129,11 +142,12 @@ def test_schedule_shares_partial_sums(kernel_size: tuple[int, ...], additions: i
 
 
 @pytest.mark.parametrize("seed", range(80))
-def test_random_shapes_match_dense(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_shapes_match_dense(seed: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(seed)
     torch.manual_seed(seed)
-    monkeypatch.setattr(ring_sums, "_CPU_SCRATCH", draw.choice([64, 1500, 20000, 1 << 20]))  # many blocks to one
-    ndim = draw.choice([1, 2, 2, 3])
+    monkeypatch.setattr(additions, "_CPU_SCRATCH", draw.choice([64, 1500, 20000, 1 << 20]))  # many blocks to one
+    monkeypatch.setattr(depthwise, "_BLOCK_BYTES", draw.choice([64, 1500, 8000, 1 << 20]))
+    ndim = draw.choice([1, 2, 2, 3]) if way == "additions" else 2
     while True:
         k = draw.choice([1, 3, 5] if ndim == 3 else [1, 3, 5, 7, 9])
         circular = ndim == 1 or draw.random() < 0.7  # non-circular rings of a line can be empty
@@ -158,24 +172,24 @@ def test_random_shapes_match_dense(seed: int, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (2, 2), (3, 200), (17, 16)])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_maps_smaller_than_the_kernel(size: tuple[int, int], channels_last: bool) -> None:
+def test_maps_smaller_than_the_kernel(size: tuple[int, int], channels_last: bool, way: str) -> None:
     spec = make_spec(2, 9, padding=6)
     assert_same(spec, *make_tensors(spec, size, channels=(1, 3), channels_last=channels_last))
 
 
-def test_padding_that_no_tap_leaves() -> None:
+def test_padding_that_no_tap_leaves(way: str) -> None:
     spec = make_spec(2, 3, padding=7, stride=5)
     assert_same(spec, *make_tensors(spec, (1, 2)))
 
 
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_depthwise(antialias: bool, stride: int) -> None:
+def test_depthwise(antialias: bool, stride: int, way: str) -> None:
     spec = make_spec(2, 5, antialias=antialias, stride=stride, groups=6)
     assert_same(spec, *make_tensors(spec, (12, 20), channels=(6, 12)))
 
 
-def test_inputs_of_any_strides() -> None:
+def test_inputs_of_any_strides(way: str) -> None:
     spec = make_spec(2, 5)
     x, weight, bias, grad_y = make_tensors(spec, (18, 24))
     sliced = torch.randn(2, 8, 40, 60, dtype=torch.float64)[:, ::2, 3:21, 5:53:2]
@@ -224,7 +238,24 @@ def test_error_is_at_most_twice_that_of_dense(
         assert error <= 2 * allowed, f"{name}: {error:.3g} against {allowed:.3g}"
 
 
-def test_results_turn_with_the_input() -> None:
+def test_float32_images_take_depthwise_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        pytest.skip("the depthwise kernels are those of x86 processors")
+    taken = []
+    convolve = torch.nn.functional.conv2d
+    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda *args: taken.append(args) or convolve(*args))
+    for dtype, expected in ((torch.float32, 4), (torch.float64, 0)):
+        spec = make_spec(2, 9)
+        x, weight, *_ = make_tensors(spec, (64, 64), channels=(32, 4), dtype=dtype, channels_last=True)
+        ringwise.forward(x, weight, None, spec)
+        assert len(taken) == expected  # the centre is no convolution
+        taken.clear()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    ringwise.forward(x.float(), weight.float(), None, spec)
+    assert not taken
+
+
+def test_results_turn_with_the_input(way: str) -> None:
     spec = make_spec(2, 9)
     x, weight, bias, _ = make_tensors(spec, (20, 20))
     y = ringwise.forward(x, weight, bias, spec)
@@ -232,23 +263,23 @@ def test_results_turn_with_the_input() -> None:
         torch.testing.assert_close(ringwise.forward(turn(x), weight, bias, spec), turn(y), rtol=1e-12, atol=1e-12)
 
 
-class AllocatedBytes(TorchDispatchMode):
-    """Adds up the memory that operations allocate."""
+class PeakBytes(TorchDispatchMode):
+    """The most memory that results of operations hold at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, *without: Tensor) -> None:
         super().__init__()
-        self.known: dict[int, Any] = {}
+        self.without = {t.untyped_storage().data_ptr() for t in without}
+        self.results: list[weakref.ref[Tensor]] = []
+        self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            storage = result.untyped_storage()
-            self.known.setdefault(storage.data_ptr(), storage)  # kept alive, so that addresses stay distinct
+        self.results += [weakref.ref(t) for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, Tensor)]
+        alive = [t.untyped_storage() for ref in self.results if (t := ref()) is not None]
+        self.results = [ref for ref in self.results if ref() is not None]
+        held = {storage.data_ptr(): storage.nbytes() for storage in alive}
+        self.peak = max(self.peak, sum(n for address, n in held.items() if address not in self.without))
         return result
-
-    def total(self, *without: Tensor) -> int:
-        excluded = {t.untyped_storage().data_ptr() for t in without}
-        return sum(storage.nbytes() for address, storage in self.known.items() if address not in excluded)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -257,8 +288,9 @@ def test_working_memory_does_not_grow_with_the_activation(channels_last: bool, d
     spec = make_spec(2, 9)
     tensors = make_tensors(spec, (256, 256), batch=4, channels=(16, 16), dtype=dtype, channels_last=channels_last)
     x, weight, bias, grad_y = tensors
-    with AllocatedBytes() as memory:
+    with PeakBytes(*tensors) as memory:
         y = ringwise.forward(x, weight, bias, spec)
-        grad_x, grad_weight = ringwise.backward(grad_y, x, weight, spec)
-    scratch_bytes = 4 * ring_sums._CPU_SCRATCH * torch.get_num_threads()
-    assert memory.total(*tensors, y, grad_x, grad_weight) < 3 * scratch_bytes < 2 * 5 * 4 * x.numel()
+        grad_x, _ = ringwise.backward(grad_y, x, weight, spec)
+    results = sum(t.untyped_storage().nbytes() for t in (y, grad_x))
+    scratch_bytes = 4 * additions._CPU_SCRATCH * torch.get_num_threads()
+    assert memory.peak - results < 3 * scratch_bytes < 2 * 5 * 4 * x.numel()

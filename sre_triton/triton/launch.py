@@ -11,8 +11,10 @@ once on entry; outputs are written straight into the layout of the input.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 import triton
@@ -29,11 +31,12 @@ from sre_triton.triton.gradient import ring_conv_bwd_kernel_w, ring_sum_kernel
 from sre_triton.triton.grouped import ring_conv_grouped_bwd_kernel_w, ring_conv_grouped_fwd_kernel
 from sre_triton.triton.layout import as_ndhwc, channels_inner, device_of
 from sre_triton.triton.taps import Placed, Taps, conv_taps, row_step, transpose_taps
-from sre_triton.triton.tiles import Problem, Tile
+from sre_triton.triton.tiles import Blocks, Problem, Tile
 
 __all__ = [
     "backward",
     "collapse",
+    "device_refusal",
     "expand",
     "forward",
     "fused_forward",
@@ -56,6 +59,16 @@ def refusal(device_type: str, dtype: torch.dtype, width: int, channels: int, spe
         width: length of the image's last dimension.
         channels: of input or output, whichever has more.
     """
+    if reason := device_refusal(device_type, dtype):
+        return reason
+    overhang = 2 * max(spec.reach) + 128 * max(spec.stride)  # of taps and tiles beyond the row
+    if (width + overhang) * channels > _MAX_ROW:
+        return f"one row of the image holds more than {_MAX_ROW} elements"
+    return None
+
+
+def device_refusal(device_type: str, dtype: torch.dtype) -> str | None:
+    """The part of :func:`refusal` that holds for every kernel."""
     if triton.knobs.runtime.interpret:
         if device_type != "cpu":
             return f"TRITON_INTERPRET=1 runs kernels on CPU tensors, got a {device_type} tensor"
@@ -65,9 +78,6 @@ def refusal(device_type: str, dtype: torch.dtype, width: int, channels: int, spe
         return f"Triton needs a CUDA, ROCm or XPU device, got a {device_type} tensor"
     if dtype not in _TL_DTYPE:
         return f"the kernels take float32, float16 and bfloat16, got {dtype}"
-    overhang = 2 * max(spec.reach) + 128 * max(spec.stride)  # of taps and tiles beyond the row
-    if (width + overhang) * channels > _MAX_ROW:
-        return f"one row of the image holds more than {_MAX_ROW} elements"
     return None
 
 
@@ -217,10 +227,7 @@ def expand(weight: Tensor, geometry: RingGeometry, dtype: torch.dtype | None = N
         bo, bt = tiles.expansion_blocks(geometry.num_taps)
         grid = (triton.cdiv(o * i, bo), triton.cdiv(geometry.num_taps, bt))
         table = _table(geometry, weight.device)
-        with device_of(weight):
-            ring_expand_kernel[grid](
-                weight, table, dense, o * i, geometry.num_taps, NUM_RINGS=rings, BO=bo, BT=bt
-            )  # fmt: skip
+        _launch(ring_expand_kernel, grid, weight, table, dense, o * i, geometry.num_taps, NUM_RINGS=rings, BO=bo, BT=bt)
     return dense
 
 
@@ -233,16 +240,23 @@ def collapse(dense: Tensor, geometry: RingGeometry, dtype: torch.dtype | None = 
         bo, bt = tiles.expansion_blocks(geometry.num_taps)
         grid = (triton.cdiv(o * i, bo), geometry.num_rings)
         table = _table(geometry, dense.device)
-        with device_of(dense):
-            ring_collapse_kernel[grid](
-                dense, table, weight, o * i, geometry.num_taps, NUM_RINGS=geometry.num_rings, BO=bo, BT=bt
-            )  # fmt: skip
+        _launch(
+            ring_collapse_kernel, grid, dense, table, weight, o * i, geometry.num_taps, NUM_RINGS=geometry.num_rings,
+            BO=bo, BT=bt,
+        )  # fmt: skip
     return weight
 
 
 # One launch each --------------------------------------------------------------------------------------
 
 Epilogue = tuple[Tensor | None, Tensor | None, str, float]
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], x: Tensor, *args: Any, warmup: bool = False, **options: Any) -> Any:
+    """Start a kernel on the device of x, its first argument, or only compile it. Returns what was compiled, None in
+    the interpreter."""
+    with device_of(x):
+        return kernel.run(x, *args, grid=grid, warmup=warmup, **options)
 
 
 def _convolve(
@@ -254,24 +268,25 @@ def _convolve(
     spec: ConvSpec,
     epilogue: Epilogue,
     tile: Tile | None,
-) -> None:
+    warmup: bool = False,
+) -> Any:
     """y = act(sum_b W_b (S_b x) + bias + residual) on [N, D, H, W, C] tensors.
 
     w is ``[groups, rings, c_in, c_out]``; y and the residual may have any strides.
     """
     if y.numel() == 0:
-        return
+        return None
     groups, rings, c_in, c_out = w.shape
     taps, origin = placed
     n, depth, height, width, _ = y.shape
     problem = _kernel_problem(x, taps, stride, groups, c_in, c_out, y.shape)
     if tile is None:
-        tile = tuning.choose(problem, lambda tile: _convolve(x, w, y, placed, stride, spec, epilogue, tile))
+        tile = tuning.choose("forward", problem, partial(_convolve, x, w, y, placed, stride, spec, epilogue))
     bias, residual, activation, slope = epilogue
     shared = dict(
         TAPS=taps, STRIDE_Z=stride[0], STRIDE_Y=stride[1], STRIDE_X=stride[2], R=tile.rows, BM=tile.columns,
         **_sum_dtypes(x, tile), HAS_BIAS=bias is not None, HAS_RES=residual is not None, ACTIVATION=activation,
-        SLOPE=slope, num_warps=tile.warps, num_stages=1,
+        SLOPE=slope, num_warps=tile.warps, num_stages=tile.stages, warmup=warmup,
     )  # fmt: skip
     num_y, num_x = _num_row_tiles(height, tile, taps, stride[1]), triton.cdiv(width, tile.columns)
     sizes = (*x.shape[1:4], depth, height, width, groups, c_in, c_out, *origin, *y.stride(), num_y, num_x)
@@ -279,18 +294,16 @@ def _convolve(
         # [groups, rings, c_in, c_out] -> [rings, c_in, groups * c_out]
         w = w.permute(1, 2, 0, 3).contiguous()
         num_n = triton.cdiv(groups * c_out, tile.c_out)
-        with device_of(x):
-            ring_conv_grouped_fwd_kernel[(n * depth * num_y * num_x * num_n,)](
-                x, w, bias, residual, y, *sizes, num_n, BC=tile.c_out,
-                EVEN_C=groups * c_out % tile.c_out == 0, **shared,
-            )  # fmt: skip
-        return
-    num_n = triton.cdiv(c_out, tile.c_out)
-    with device_of(x):
-        ring_conv_fwd_kernel[(n * depth * num_y * num_x * num_n, groups)](
-            x, w, bias, residual, y, *sizes, num_n, NUM_WEIGHTS=rings, BN=tile.c_out, BK=tile.c_in,
-            EVEN_K=c_in % tile.c_in == 0, ONE_BLOCK=c_in <= tile.c_in, PRECISION=_precision(x), **shared,
+        return _launch(
+            ring_conv_grouped_fwd_kernel, (n * depth * num_y * num_x * num_n,), x, w, bias, residual, y, *sizes, num_n,
+            BC=tile.c_out, EVEN_C=groups * c_out % tile.c_out == 0, **shared,
         )  # fmt: skip
+    num_n = triton.cdiv(c_out, tile.c_out)
+    return _launch(
+        ring_conv_fwd_kernel, (n * depth * num_y * num_x * num_n, groups), x, w, bias, residual, y, *sizes, num_n,
+        NUM_WEIGHTS=rings, BN=tile.c_out, BK=tile.c_in, EVEN_K=c_in % tile.c_in == 0, ONE_BLOCK=c_in <= tile.c_in,
+        PRECISION=_precision(x), **shared,
+    )  # fmt: skip
 
 
 class _RingSums:
@@ -310,51 +323,80 @@ class _RingSums:
         self._shape = factor.shape
         self._groups, self._rings = spec.groups, spec.geometry.num_rings
         self._c_x, self._c_u = x.shape[-1] // spec.groups, factor.shape[-1] // spec.groups
-        self._plan = tiles.gradient_plan(
-            _kernel_problem(x, placed.taps, stride, spec.groups, self._c_x, self._c_u, factor.shape)
-        )
+        self._problem = _kernel_problem(x, placed.taps, stride, spec.groups, self._c_x, self._c_u, factor.shape)
         self._partial: Tensor | None = None
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """(output pixels, their ring sums [pixels, rings, C])."""
-        n, depth, height, width, _ = self._shape
-        step = row_step(self._placed.taps, self._stride[1])
-        rows = self._plan.tile.rows * step
-        bands = triton.cdiv(height, rows)
-        cuts = [*range(0, n * depth * bands, max(1, self._plan.pixels // (rows * width))), n * depth * bands]
+        if math.prod(self._shape[:-1]) == 0:
+            return
+        tile = tuning.choose("writer", self._problem, self._write_first)
+        cuts = self._cuts(tile)
         for first, last in itertools.pairwise(cuts):
-            start, stop = ((i // bands * height + i % bands * rows) * width for i in (first, last))
-            yield slice(start, stop), self._write(range(first * step, last * step), stop - start)
+            pixels = slice(*(self._first_pixel(tile, cut) for cut in (first, last)))
+            s = self._x.new_empty((pixels.stop - pixels.start, self._rings, self._x.shape[-1]))
+            self._write(s, tile, first, last)
+            yield pixels, s
 
-    def _write(self, row_tiles: range, pixels: int) -> Tensor:
-        x, (taps, origin), tile, shape = self._x, self._placed, self._plan.tile, self._shape
-        channels = x.shape[-1]
-        s = x.new_empty((pixels, self._rings, channels))
+    def _cuts(self, tile: Tile) -> list[int]:
+        """Where chunks begin and end, in bands: tiles of rows that interleave."""
+        n, depth, height, width, _ = self._shape
+        rows = self._band_rows(tile)
+        bands = n * depth * triton.cdiv(height, rows)
+        return [*range(0, bands, max(1, tiles.chunk_pixels(self._problem) // (rows * width))), bands]
+
+    def _band_rows(self, tile: Tile) -> int:
+        return tile.rows * row_step(self._placed.taps, self._stride[1])
+
+    def _first_pixel(self, tile: Tile, band: int) -> int:
+        height, width = self._shape[2:4]
+        image, index = divmod(band, triton.cdiv(height, self._band_rows(tile)))
+        return (image * height + index * self._band_rows(tile)) * width
+
+    def _write(self, s: Tensor, tile: Tile, first: int, last: int, warmup: bool = False) -> Any:
+        x, (taps, origin), shape = self._x, self._placed, self._shape
+        channels, step = x.shape[-1], row_step(taps, self._stride[1])
         num_y, num_x = _num_row_tiles(shape[2], tile, taps, self._stride[1]), triton.cdiv(shape[3], tile.columns)
         num_k = triton.cdiv(channels, tile.c_in)
-        with device_of(x):
-            ring_sum_kernel[(len(row_tiles) * num_x * num_k,)](
-                x, s, *x.shape[1:4], *shape[1:4], channels, *origin, row_tiles.start, num_y, num_x, num_k,
-                TAPS=taps, NUM_WEIGHTS=self._rings, STRIDE_Z=self._stride[0], STRIDE_Y=self._stride[1],
-                STRIDE_X=self._stride[2], R=tile.rows, BM=tile.columns, BK=tile.c_in,
-                EVEN_K=channels % tile.c_in == 0, **_sum_dtypes(x, tile), num_warps=tile.warps, num_stages=1,
-            )  # fmt: skip
-        return s
+        return _launch(
+            ring_sum_kernel, ((last - first) * step * num_x * num_k,), x, s, *x.shape[1:4], *shape[1:4], channels,
+            *origin, first * step, num_y, num_x, num_k, TAPS=taps, NUM_WEIGHTS=self._rings, STRIDE_Z=self._stride[0],
+            STRIDE_Y=self._stride[1], STRIDE_X=self._stride[2], R=tile.rows, BM=tile.columns, BK=tile.c_in,
+            EVEN_K=channels % tile.c_in == 0, **_sum_dtypes(x, tile), num_warps=tile.warps, num_stages=tile.stages,
+            warmup=warmup,
+        )  # fmt: skip
+
+    def _write_first(self, tile: Tile, warmup: bool) -> Any:
+        """Write the first chunk with a tile that is being tried."""
+        first, last = self._cuts(tile)[:2]
+        s = self._x.new_empty((self._first_pixel(tile, last), self._rings, self._x.shape[-1]))
+        return self._write(s, tile, first, last, warmup)
 
     def add_product(self, s: Tensor, u: Tensor) -> None:
         """Add ``sum_p s[p, b, i] u[p, j]`` of one chunk, u [pixels, c], to the product."""
-        plan, x = self._plan, self._x
+
+        def multiply(blocks: Blocks, warmup: bool) -> Any:
+            return self._multiply(self._workspace(blocks), s, u, blocks, warmup)
+
+        blocks = tuning.choose("product", self._problem, multiply)
         if self._partial is None:
-            shape = (plan.splits, self._groups, self._rings * self._c_x, self._c_u)
-            self._partial = x.new_zeros(shape, dtype=torch.float32)
-        per_split = triton.cdiv(triton.cdiv(len(u), plan.splits), plan.bp) * plan.bp
-        num_u = triton.cdiv(self._c_u, plan.bu)
-        with device_of(x):
-            ring_conv_bwd_kernel_w[(triton.cdiv(self._rings * self._c_x, plan.bs) * num_u, self._groups, plan.splits)](
-                s, u, self._partial, len(u), per_split, self._groups, self._c_x, self._c_u, num_u,
-                NUM_WEIGHTS=self._rings, BS=plan.bs, BU=plan.bu, BP=plan.bp, PRECISION=_precision(x),
-                num_warps=plan.warps, num_stages=plan.stages,
-            )  # fmt: skip
+            self._partial = self._workspace(blocks)
+        self._multiply(self._partial, s, u, blocks)
+
+    def _workspace(self, blocks: Blocks) -> Tensor:
+        shape = (tiles.product_splits(self._problem, blocks), self._groups, self._rings * self._c_x, self._c_u)
+        return self._x.new_zeros(shape, dtype=torch.float32)
+
+    def _multiply(self, partial_sums: Tensor, s: Tensor, u: Tensor, blocks: Blocks, warmup: bool = False) -> Any:
+        splits = len(partial_sums)
+        per_split = triton.cdiv(triton.cdiv(len(u), splits), blocks.pixels) * blocks.pixels
+        num_u = triton.cdiv(self._c_u, blocks.channels)
+        num_s = triton.cdiv(self._rings * self._c_x, blocks.rings)
+        return _launch(
+            ring_conv_bwd_kernel_w, (num_s * num_u, self._groups, splits), s, u, partial_sums, len(u), per_split,
+            self._groups, self._c_x, self._c_u, num_u, NUM_WEIGHTS=self._rings, BS=blocks.rings, BU=blocks.channels,
+            BP=blocks.pixels, PRECISION=_precision(s), num_warps=blocks.warps, num_stages=blocks.stages, warmup=warmup,
+        )  # fmt: skip
 
     def product(self) -> Tensor:
         """[groups, rings, c_x, c] float32; zero if there was no pixel."""
@@ -372,20 +414,23 @@ def _narrow_weight_grad(x: Tensor, grad_y: Tensor, spec: ConvSpec) -> Tensor:
     taps, origin = conv_taps(spec)
     source, g = as_ndhwc(x), as_ndhwc(grad_y)
     problem = _kernel_problem(source, taps, stride, groups, c_in, channels // groups, g.shape)
-    tile = tiles.narrow_grad_tile(problem)
-    num_y, num_x = _num_row_tiles(g.shape[2], tile, taps, stride[1]), triton.cdiv(g.shape[3], tile.columns)
-    num_blocks = g.shape[0] * g.shape[1] * num_y * num_x
-    num_c = triton.cdiv(channels, tile.c_out)
-    splits = tiles.reduction_splits(num_blocks, num_c * c_in, problem.device)
-    grad = x.new_empty((splits, rings, c_in, channels), dtype=torch.float32)
-    with device_of(x):
-        ring_conv_grouped_bwd_kernel_w[(num_c, c_in, splits)](
-            source, g, grad, *source.shape[1:4], *g.shape[1:4], groups, c_in, channels // groups, *origin,
-            num_blocks, triton.cdiv(num_blocks, splits), num_y, num_x, TAPS=taps, NUM_WEIGHTS=rings,
-            STRIDE_Z=stride[0], STRIDE_Y=stride[1], STRIDE_X=stride[2], R=tile.rows, BM=tile.columns,
-            BC=tile.c_out, EVEN_C=channels % tile.c_out == 0, **_sum_dtypes(x, tile),
-            num_warps=tile.warps, num_stages=1,
+
+    def partial_sums(tile: Tile, warmup: bool = False) -> tuple[Tensor, Any]:
+        num_y, num_x = _num_row_tiles(g.shape[2], tile, taps, stride[1]), triton.cdiv(g.shape[3], tile.columns)
+        num_blocks = g.shape[0] * g.shape[1] * num_y * num_x
+        num_c = triton.cdiv(channels, tile.c_out)
+        splits = tiles.reduction_splits(num_blocks, num_c * c_in, problem.device)
+        grad = x.new_empty((splits, rings, c_in, channels), dtype=torch.float32)
+        return grad, _launch(
+            ring_conv_grouped_bwd_kernel_w, (num_c, c_in, splits), source, g, grad, *source.shape[1:4], *g.shape[1:4],
+            groups, c_in, channels // groups, *origin, num_blocks, triton.cdiv(num_blocks, splits), num_y, num_x,
+            TAPS=taps, NUM_WEIGHTS=rings, STRIDE_Z=stride[0], STRIDE_Y=stride[1], STRIDE_X=stride[2], R=tile.rows,
+            BM=tile.columns, BC=tile.c_out, EVEN_C=channels % tile.c_out == 0, **_sum_dtypes(x, tile),
+            num_warps=tile.warps, num_stages=tile.stages, warmup=warmup,
         )  # fmt: skip
+
+    tile = tuning.choose("narrow_grad", problem, lambda tile, warmup: partial_sums(tile, warmup)[1])
+    grad, _ = partial_sums(tile)
     # [rings, c_in, groups * c_out] -> [groups * c_out, c_in, rings]
     return grad.sum(0).permute(2, 1, 0).to(x.dtype, memory_format=torch.contiguous_format)
 

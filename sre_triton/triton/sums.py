@@ -182,11 +182,14 @@ def stack_rows(
             b_pair = tl.permute(tl.join(tiles[2 * i], tiles[2 * i + 1]), (2, 0, 1))
             joined = joined + (tl.reshape(b_pair, (BM << (level + 1), BK)),)
         tiles = joined
+    # No early return: the compiler would go on to what follows it.
     if RINGS == 1:
         # The identity, for its layout: the last join is one along BK.
         b_even, b_odd = tl.split(tl.reshape(tiles[0], (R * BM, BK // 2, 2)))
-        return tl.reshape(tl.join(b_even, b_odd), (R * BM, BK))
-    return tl.reshape(tl.permute(tl.join(tiles[0], tiles[1]), (0, 2, 1)), (R * BM, 2 * BK))
+        operand = tl.reshape(tl.join(b_even, b_odd), (R * BM, BK))
+    else:
+        operand = tl.reshape(tl.permute(tl.join(tiles[0], tiles[1]), (0, 2, 1)), (R * BM, 2 * BK))
+    return operand
 
 
 @triton.constexpr_function

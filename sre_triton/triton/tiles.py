@@ -20,26 +20,35 @@ import triton
 from sre_triton.triton.taps import Taps, row_step, row_stride
 
 __all__ = [
+    "TENSOR_MEMORY_COLUMNS",
+    "Blocks",
     "DeviceLimits",
-    "GradientPlan",
     "Problem",
     "Tile",
     "candidates",
+    "chunk_pixels",
     "device_limits",
     "expansion_blocks",
     "forward_tile",
-    "gradient_plan",
     "is_narrow",
     "limits_of",
+    "loops",
+    "narrow_grad_candidates",
     "narrow_grad_tile",
     "prefers_two_kernels",
+    "product_blocks",
+    "product_candidates",
+    "product_splits",
     "reduction_splits",
     "registers",
     "shared_bytes",
     "shares_ring_sums",
     "tensor_memory_columns",
+    "writer_candidates",
     "writer_tile",
 ]
+
+TENSOR_MEMORY_COLUMNS = 512
 
 # Triton's own matrix product needs 16 rows, columns and channels.
 _LEAST_BLOCK = 16
@@ -58,6 +67,7 @@ class Tile:
         sums: where ring sums round. "packed": every addition in the input's dtype, two per instruction;
             "mixed": in the input's dtype within an input row, in float32 across rows; "float32": never
             before the matrix product.
+        stages: of the pipeline that the compiler makes of the loop over input channels; 1 for none.
     """
 
     rows: int
@@ -66,6 +76,7 @@ class Tile:
     c_in: int
     warps: int
     sums: str = "packed"
+    stages: int = 1
 
     @property
     def pixels(self) -> int:
@@ -180,11 +191,11 @@ def registers(problem: Problem, tile: Tile) -> int:
     if problem.device.has_tensor_memory and tile.c_in:
         accumulator /= 2
     operand = 2 * tile.pixels * tile.c_in * problem.itemsize / (4 * threads)
-    forming = problem.rings * ring + row + (accumulator if _loops(problem, tile) else 0)
+    forming = problem.rings * ring + row + (accumulator if loops(problem, tile) else 0)
     return round(max(forming, accumulator + operand + max(problem.rings - 2, 0) * ring) + 40)
 
 
-def _loops(problem: Problem, tile: Tile) -> bool:
+def loops(problem: Problem, tile: Tile) -> bool:
     """Whether an accumulator lives while ring sums form."""
     return problem.c_in > (tile.c_in or 1)
 
@@ -208,18 +219,18 @@ def _fits(problem: Problem, tile: Tile) -> bool:
         return False
     if shared_bytes(problem, tile) > problem.device.shared_bytes:
         return False
-    return not problem.device.has_tensor_memory or tensor_memory_columns(tile) <= 512
+    return not problem.device.has_tensor_memory or tensor_memory_columns(tile) <= TENSOR_MEMORY_COLUMNS
 
 
 def _register_budget(problem: Problem, tile: Tile) -> int:
     """Estimates above which compilers were seen to spill: they schedule loads early into what seems free."""
-    loops = _loops(problem, tile)
+    looping = loops(problem, tile)
     if problem.device.has_tensor_memory:
-        budget = 156 if loops else 140
+        budget = 156 if looping else 140
     elif tile.sums == "packed":
         budget = 188
     else:
-        budget = 150 if loops else 130
+        budget = 150 if looping else 130
     return budget * problem.device.registers // 255
 
 
@@ -233,7 +244,7 @@ def _signature(problem: Problem, tile: Tile, kind: str = "") -> str:
     """What a compiler's use of registers depends on."""
     taps = problem.taps
     geometry = (len(taps.planes), taps.num_columns, problem.rings, row_stride(taps, problem.stride[1]))
-    kind = kind or ("loop" if _loops(problem, tile) else "once")
+    kind = kind or ("loop" if loops(problem, tile) else "once")
     options = (tile.rows, tile.columns, tile.c_out, tile.c_in, tile.warps)
     return f"{problem.device.arch} {geometry} {problem.itemsize} {tile.sums} {kind} {options}"
 
@@ -280,9 +291,8 @@ def forward_tile(problem: Problem) -> Tile:
     return _cheapest(problem, candidates(problem))
 
 
-@lru_cache(maxsize=4096)
-def narrow_grad_tile(problem: Problem) -> Tile:
-    """The tile of the narrow weight gradient, which holds a float32 sum per ring instead of per row."""
+def narrow_grad_candidates(problem: Problem) -> list[Tile]:
+    """Tiles of the narrow weight gradient, which holds a float32 sum per ring instead of per row."""
     block = _blocks(problem.groups * problem.c_out, 64)[0]
     sums = default_sums(problem)
     found = []
@@ -292,17 +302,28 @@ def narrow_grad_tile(problem: Problem) -> Tile:
         fits = registers(problem, tile) + extra <= _register_budget(problem, tile)
         if rows <= 2 and fits and _signature(problem, tile, "grad") not in _known_spills():
             found.append(tile)
-    return _cheapest(problem, found)
+    return found
 
 
 @lru_cache(maxsize=4096)
-def writer_tile(problem: Problem) -> Tile:
-    """The tile of the ring writer: no product, and runs of channels long enough for whole cache lines."""
+def narrow_grad_tile(problem: Problem) -> Tile:
+    """The tile that the narrow weight gradient runs with."""
+    return _cheapest(problem, narrow_grad_candidates(problem))
+
+
+def writer_candidates(problem: Problem) -> list[Tile]:
+    """Tiles of the ring writer: no product, and runs of channels long enough for whole cache lines."""
     block = _blocks(problem.groups * problem.c_in, 64)[0]
     sums = default_sums(problem)
     areas = _areas(problem, _LEAST_BLOCK)
     tiles = [Tile(r, c, 0, block, w, sums) for (r, c), w in itertools.product(areas, (4, 8))]
-    return _cheapest(problem, [tile for tile in tiles if _fits(problem, tile)])
+    return [tile for tile in tiles if _fits(problem, tile)]
+
+
+@lru_cache(maxsize=4096)
+def writer_tile(problem: Problem) -> Tile:
+    """The tile that the ring writer runs with."""
+    return _cheapest(problem, writer_candidates(problem))
 
 
 def _cheapest(problem: Problem, tiles: list[Tile]) -> Tile:
@@ -367,34 +388,68 @@ def _cost(problem: Problem, tile: Tile) -> float:
 
 
 @dataclass(frozen=True)
-class GradientPlan:
-    """How ring sums pass through memory: the writer's tile, the pixels of one chunk, and the product's blocks."""
+class Blocks:
+    """Launch options of the weight gradient's product of ring sums with another factor.
 
-    tile: Tile
+    Args:
+        rings: columns of ring sums, (ring, channel) pairs, that a program owns.
+        channels: channels of the other factor that it owns.
+        pixels: pixels of one step.
+        warps, stages: warps of a program, and stages of its pipeline of loads.
+    """
+
+    rings: int
+    channels: int
     pixels: int
-    splits: int
-    bs: int
-    bu: int
-    bp: int
     warps: int = 4
     stages: int = 3
 
 
-@lru_cache(maxsize=4096)
-def gradient_plan(problem: Problem) -> GradientPlan:
-    """``c_in`` are the channels that are ring-summed, ``c_out`` those of the other factor."""
+def chunk_pixels(problem: Problem) -> int:
+    """Pixels whose ring sums are in memory at a time: half of the cache, the rest is for the tensors that meet
+    them. In this and what follows ``c_in`` are the channels that are ring-summed, ``c_out`` those of the other
+    factor."""
     total = problem.batch * problem.height * problem.width
     channels = problem.groups * problem.c_in
-    # Half of the cache for a chunk of ring sums leaves the rest to the tensors that meet them.
     pixels = problem.device.l2_bytes // (2 * problem.rings * channels * problem.itemsize) if problem.rings else total
-    pixels = max(1, min(pixels, total))
+    return max(1, min(pixels, total))
+
+
+@lru_cache(maxsize=4096)
+def product_blocks(problem: Problem) -> Blocks:
+    """The blocks that the product runs with."""
     wide = problem.itemsize == 2
-    bs = min(128 if wide else 64, triton.next_power_of_2(max(_LEAST_BLOCK, problem.rings * problem.c_in)))
-    bu = min(128 if wide else 64, triton.next_power_of_2(max(_LEAST_BLOCK, problem.c_out)))
-    bp = 64 if wide else 32
-    owners = triton.cdiv(problem.rings * problem.c_in, bs) * triton.cdiv(problem.c_out, bu) * problem.groups
-    splits = reduction_splits(triton.cdiv(pixels, bp), owners, problem.device)
-    return GradientPlan(writer_tile(problem), pixels, splits, bs, bu, bp, warps=8 if bs * bu > 64 * 128 else 4)
+    rings = min(128 if wide else 64, _block_over(problem.rings * problem.c_in))
+    channels = min(128 if wide else 64, _block_over(problem.c_out))
+    return Blocks(rings, channels, 64 if wide else 32, warps=8 if rings * channels > 64 * 128 else 4)
+
+
+def product_candidates(problem: Problem) -> list[Blocks]:
+    """Every choice of blocks worth trying."""
+    columns, channels = _block_over(problem.rings * problem.c_in), _block_over(problem.c_out)
+    sizes = itertools.product((16, 32, 64, 128, 256), (16, 32, 64, 128, 256), (32, 64, 128), (4, 8), (2, 3, 4))
+    return [
+        Blocks(r, c, p, warps, stages)
+        for r, c, p, warps, stages in sizes
+        if r <= columns
+        and c <= channels
+        # Enough of an accumulator for every thread, but no more than half of its registers.
+        and min(1024, columns * channels) <= r * c <= 128 * warps * problem.device.warp_size
+        # A compiler may keep the last stage in registers; what it makes of the rest is seen once compiled.
+        and (stages - 1) * p * (r + c) * problem.itemsize <= problem.device.shared_bytes
+    ]
+
+
+def product_splits(problem: Problem, blocks: Blocks) -> int:
+    """Splits of the pixels of a chunk, each with an owner of its own."""
+    owners = triton.cdiv(problem.rings * problem.c_in, blocks.rings) * triton.cdiv(problem.c_out, blocks.channels)
+    return reduction_splits(
+        triton.cdiv(chunk_pixels(problem), blocks.pixels), owners * problem.groups, problem.device
+    )  # fmt: skip
+
+
+def _block_over(size: int) -> int:
+    return triton.next_power_of_2(max(_LEAST_BLOCK, size))
 
 
 def reduction_splits(blocks: int, owners: int, device: DeviceLimits) -> int:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from bench import gpu, gpu_checks
-from sre_triton import dense
+from sre_triton import dense, gpu_tables
 from sre_triton.spec import conv_spec
 
 
@@ -70,6 +74,51 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main([]) == 2
     assert capsys.readouterr().out.count("\n") == 1
     assert gpu.main(["--list"]) == 0
+
+
+EXTRAS = (
+    "scipy",
+    "skimage",
+    "matplotlib",
+    "rich",
+    "hypothesis",
+    "expecttest",
+    "pytest_benchmark",
+    "psutil",
+    "SRE_Conv",
+)
+
+
+def test_it_needs_torch_triton_numpy_and_pytest_alone() -> None:
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({EXTRAS}))\n"  # importing any of them raises
+        "from bench import gpu\n"
+        "import sre_triton.triton\n"
+        "assert gpu.main(['--list']) == 0\n"
+        "import torch\n"
+        "sys.exit(0 if torch.cuda.is_available() else gpu.main([]) - 2)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_planner_reads_what_it_writes(tmp_path: Path) -> None:
+    """The rows that `measure` makes are a table of measured speeds."""
+    names = ("kernel_size", "channels", "size", "batch", "pass", "ms", "dense_ms", "speedup_vs_dense")
+    times = dict.fromkeys(gpu.PASSES, 1.0) | {"step": 3.0}
+    rows = [dict(zip(names, (9, 64, 56, 167, name, ms, 4 * ms, 4.0), strict=True)) for name, ms in times.items()]
+    (tmp_path / gpu_tables.file_name("A GPU")).write_text(json.dumps({"gpu": "A GPU", "rows": rows}))
+    table = gpu_tables.load("A GPU", tmp_path)
+    assert table is not None
+    assert {row.pass_name: row.speedup for row in table.rows} == dict.fromkeys(
+        ("forward", "grad_x", "grad_w", "backward"), 4.0
+    )
+
+
+def test_the_clock_runs_out() -> None:
+    assert gpu_checks.Clock(-1).left() < 0
+    assert 59 < gpu_checks.Clock(60).left() <= 60
 
 
 def test_summary_hides_the_speed_of_wrong_results() -> None:

@@ -126,16 +126,6 @@ def test_rounding_of_ring_sums(sums: str, device: torch.device) -> None:
     assert ratio < {"packed": 3.0, "mixed": 2.0, "float32": 1.6}[sums]
 
 
-@pytest.mark.parametrize(
-    "tile", [Tile(1, 16, 16, 16, 4), Tile(2, 8, 16, 32, 4), Tile(8, 4, 32, 16, 4), Tile(4, 32, 16, 16, 8)], ids=str
-)
-def test_every_tile_computes_the_same(tile: Tile, device: torch.device) -> None:
-    layer = Layer(kernel_size=5, c_in=20, c_out=18, size=(9, 13), batch=1, stride=2)
-    x, weight, bias, _ = layer.tensors(device)
-    y = fused_forward(x, weight, bias, layer.spec, tile=tile)
-    assert_accurate(y, *dense_forward(layer, x, weight, bias))
-
-
 def test_two_kernels(device: torch.device) -> None:
     layer = Layer(kernel_size=5, c_in=16, c_out=24, size=(9, 8), batch=3, dtype=F16)
     for channels_last in (True, False):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
+from typing import Any
 
 import pytest
 import torch
 
-from sre_triton import dense
+import sre_triton
+from sre_triton import dense, expansion
 from sre_triton.layout import layout_of
 from sre_triton.rings import ring_geometry
-from sre_triton.triton import collapse, expand, fused_forward, refusal
+from sre_triton.triton import collapse, expand, fused_forward, launch, refusal
 from tests.triton.cases import Layer
 
 
@@ -35,6 +38,71 @@ def test_expansion_converts_in_one_pass(source: torch.dtype, target: torch.dtype
     kernel = expand(weight, geometry, target)
     assert torch.equal(kernel, dense.expand(weight.float(), geometry).to(target))
     assert collapse(kernel, geometry, torch.float32).dtype == torch.float32
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the kernels that are launched from here on."""
+    names: list[str] = []
+    original = launch._launch
+
+    def watch(kernel: Any, *args: Any, **options: Any) -> Any:
+        names.append(kernel.fn.__name__)
+        return original(kernel, *args, **options)
+
+    monkeypatch.setattr(launch, "_launch", watch)
+    return names
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_kernels_expand_under_a_request(
+    dtype: torch.dtype | None, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = watched(monkeypatch)
+    weight = torch.randn(3, 4, 3, device=device, requires_grad=True)
+    grad = torch.randn(3, 4, 5, 5, device=device).to(dtype or torch.float32)
+    with sre_triton.backend("triton"):
+        kernel = sre_triton.expand_kernel(weight, (5, 5), antialias=True, dtype=dtype)
+        kernel.backward(grad)
+        sre_triton.project_kernel(kernel.detach(), antialias=True)  # in float64: not for these kernels
+    assert names == ["ring_expand_kernel", "ring_collapse_kernel"]
+    geometry = ring_geometry((5, 5), antialias=True)
+    expected = dense.expand(weight.detach().double(), geometry)
+    torch.testing.assert_close(kernel.detach().double(), expected.to(kernel.dtype).double(), rtol=1e-3, atol=1e-6)
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad.double(), dense.collapse(grad.double(), geometry), rtol=1e-5, atol=1e-5)
+
+
+def test_the_dense_path_expands_with_the_kernels_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kernels(device: str, dtype: torch.dtype) -> Any:
+        tensor: Any = types.SimpleNamespace(device=torch.device(device), dtype=dtype)
+        return expansion._kernels(tensor, torch.bfloat16)
+
+    monkeypatch.setattr(launch.triton.knobs.runtime, "interpret", False)
+    assert kernels("cuda", torch.float32) is launch
+    assert kernels("xpu", torch.float16) is launch
+    assert kernels("cuda", torch.float64) is None
+    assert kernels("cpu", torch.float32) is None
+    monkeypatch.setattr(expansion, "_launchers", lambda: None)  # Triton is not installed
+    assert kernels("cuda", torch.float32) is None
+
+
+def test_an_inference_graph_reaches_the_epilogue(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = watched(monkeypatch)
+    layer = Layer()
+    x, weight, bias, residual = layer.tensors(device)
+
+    def call() -> torch.Tensor:
+        return sre_triton.sre_conv_act(x, weight, bias, padding=1, kernel_size=3, residual=residual)
+
+    expected = call()
+    assert not names or device.type == "cuda"
+    names.clear()
+    with sre_triton.backend("triton"):
+        torch.testing.assert_close(call(), expected)
+        assert names == ["ring_conv_fwd_kernel"]
+        weight.requires_grad_()
+        torch.testing.assert_close(call(), expected)  # separate operations, which have gradients
+    assert len(names) == 2
 
 
 def test_expansion_of_nothing(device: torch.device) -> None:

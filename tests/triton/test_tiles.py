@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 import pytest
 import torch
 
 from sre_triton.spec import conv_spec
-from sre_triton.triton import tiles, tuning
+from sre_triton.triton import tiles
 from sre_triton.triton.taps import conv_taps
 from sre_triton.triton.tiles import Problem, Tile
 
@@ -117,10 +116,19 @@ def test_gradients_share_ring_sums_at_unit_stride() -> None:
 
 def test_chunks_of_ring_sums_fit_the_cache() -> None:
     for case in RANGE:
-        plan = tiles.gradient_plan(case)
-        bytes_per_pixel = case.rings * case.c_in * case.itemsize
-        assert plan.pixels == 1 or plan.pixels * bytes_per_pixel <= case.device.l2_bytes / 2
-        assert 1 <= plan.splits <= 256
+        pixels, bytes_per_pixel = tiles.chunk_pixels(case), case.rings * case.c_in * case.itemsize
+        assert pixels == 1 or pixels * bytes_per_pixel <= case.device.l2_bytes / 2
+        assert 1 <= tiles.product_splits(case, tiles.product_blocks(case)) <= 256
+
+
+def test_blocks_of_the_product_stay_within_every_limit() -> None:
+    for case in RANGE:
+        blocks = tiles.product_candidates(case)
+        assert tiles.product_blocks(case) in blocks
+        for block in blocks:
+            held = (block.stages - 1) * block.pixels * (block.rings + block.channels) * case.itemsize
+            assert held <= case.device.shared_bytes
+            assert block.rings * block.channels <= 128 * block.warps * case.device.warp_size
 
 
 def test_tensor_memory_overflow_is_refused() -> None:
@@ -134,33 +142,3 @@ def test_known_spills_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     signature = tiles._signature(case, chosen)
     monkeypatch.setattr(tiles, "_known_spills", lambda: frozenset({signature}))
     assert chosen not in tiles.candidates(case)
-
-
-def test_bucket_forgets_the_batch_size_within_a_power_of_two() -> None:
-    assert tuning.bucket(problem(batch=40)) == tuning.bucket(problem(batch=41))
-    assert tuning.bucket(problem(batch=8)) != tuning.bucket(problem(batch=64))
-    assert tuning.bucket(problem()) != tuning.bucket(problem(antialias=True))
-
-
-def test_search_happens_on_request_and_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    case = problem()
-    case = dataclasses.replace(case, device=dataclasses.replace(case.device, name="Some GPU"))
-    wanted = tiles.candidates(case)[3]
-    monkeypatch.setenv("SRE_TRITON_CACHE", str(tmp_path))
-    monkeypatch.setattr(tuning.triton.knobs.runtime, "interpret", False)
-    seen: list[Tile] = []
-
-    def bench(call, **_):  # type: ignore[no-untyped-def]
-        call()
-        return 1.0 if seen[-1] == wanted else 2.0
-
-    monkeypatch.setattr(tuning.triton.testing, "do_bench", bench)
-    tuning._table.cache_clear()
-    assert tuning.choose(case, seen.append) == tiles.forward_tile(case)
-    assert not seen
-    with tuning.searching():
-        assert tuning.choose(case, seen.append) == wanted
-    assert len(seen) == len(tiles.candidates(case))
-    tuning._table.cache_clear()
-    assert tuning.choose(case, seen.append) == wanted, "not found on disk"
-    tuning._table.cache_clear()
