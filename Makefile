@@ -18,11 +18,11 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' -c constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		--editable '.[demo,bench,test,lint]'
+		--editable '.[train,bench,test,lint]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt SRE-Conv GMR-Conv
 	@touch $@
 
-demo: $(READY) ## Rings against ordinary convolutions on a turning fundus photograph
+demo: $(READY) ## A ring U-Net and an ordinary one learn vessels and are shown them turned (2 minutes)
 	$(BIN)/sre-triton demo
 
 test: $(READY) ## The test suite

@@ -1,0 +1,98 @@
+"""The training commands of ``sre-triton``: their arguments, and what is run for each.
+
+Importing this reads no heavy library: those are imported when a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from sre_triton.training.options import (
+    CompareOptions,
+    EvaluateOptions,
+    ExplainOptions,
+    RunOptions,
+    SegmentOptions,
+    TrainOptions,
+    add_arguments,
+    from_namespace,
+)
+
+__all__ = ["add_commands"]
+
+
+def add_commands(commands: Any) -> None:
+    """Adds ``train``, ``segment``, ``evaluate``, ``compare``, ``explain`` and ``demo`` to the command line."""
+    about = {
+        "train": "train a classifier on a MedMNIST set or on the embedded patches",
+        "segment": "train a vessel segmentation on DRIVE or on the embedded vessels",
+    }
+    kinds: dict[str, type[RunOptions]] = {"train": TrainOptions, "segment": SegmentOptions}
+    for name, options in kinds.items():
+        parser = commands.add_parser(name, help=about[name], description=about[name], allow_abbrev=False)
+        add_arguments(parser, options)
+        parser.set_defaults(run=_run, options=options)
+
+    text = "rotation and flip test of checkpoints: table, CSV, JSON and a picture"
+    parser = commands.add_parser("evaluate", help=text, description=text, allow_abbrev=False)
+    parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CKPT", help="checkpoints or run folders")
+    add_arguments(parser, EvaluateOptions)
+    parser.set_defaults(run=_evaluate)
+
+    text = "train several networks over several seeds, and compare them"
+    parser = commands.add_parser("compare", help=text, description=text, allow_abbrev=False)
+    trained = parser.add_subparsers(required=True, metavar="train|segment")
+    for name, options in kinds.items():
+        sub = trained.add_parser(name, help=f"compare by `sre-triton {name}`", description=text, allow_abbrev=False)
+        add_arguments(sub, CompareOptions, dest_prefix="compare_")
+        add_arguments(sub, options)
+        sub.set_defaults(run=_compare, options=options)
+
+    text = "Grad-CAM and feature maps of a network over a turning image, and its kernels"
+    parser = commands.add_parser("explain", help=text, description=text, allow_abbrev=False)
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="picture to turn")
+    add_arguments(parser, ExplainOptions)
+    parser.set_defaults(run=_explain)
+
+    text = "a ring U-Net and an ordinary one learn vessels for two minutes, and are shown them turned"
+    parser = commands.add_parser("demo", help=text, description=text, allow_abbrev=False)
+    parser.add_argument("--output", type=Path, default=Path("logs/demo"), help="folder (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the training (default: %(default)s)")
+    parser.set_defaults(run=_demo)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from sre_triton.training.train import train
+
+    train(from_namespace(arguments.options, arguments))
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from sre_triton.training.evaluate import evaluate
+    from sre_triton.training.fitting import prepare_machine
+
+    prepare_machine(threads=arguments.threads)
+    evaluate(arguments.checkpoints, from_namespace(EvaluateOptions, arguments))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from sre_triton.training.compare import compare
+    from sre_triton.training.fitting import prepare_machine
+
+    options = from_namespace(arguments.options, arguments)
+    prepare_machine(threads=options.threads, deterministic=options.deterministic, cudnn=options.cudnn)
+    compare(options, from_namespace(CompareOptions, arguments, dest_prefix="compare_"))
+
+
+def _explain(arguments: argparse.Namespace) -> None:
+    from sre_triton.training.explain import explain_image
+
+    explain_image(arguments.image, from_namespace(ExplainOptions, arguments))
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from sre_triton.training.demo import run_demo
+
+    run_demo(arguments.output, arguments.seed)

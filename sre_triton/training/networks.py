@@ -1,0 +1,113 @@
+"""The network that the options of a training name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from sre_triton.training.options import RunOptions, SegmentOptions, TrainOptions
+
+__all__ = ["PLAIN_TWINS", "classifier", "segmenter"]
+
+PLAIN_TWINS = {
+    **{f"{ring}_resnet{depth}": f"resnet{depth}" for ring in ("sre", "gmr") for depth in (18, 34, 50, 101)},
+    **{f"{ring}_r3d_{depth}": f"r3d_{depth}" for ring in ("sre", "gmr") for depth in (18, 34)},
+    "sre_unet": "unet",
+    "gmr_unet": "unet",
+}
+"""Of each ring network, the ordinary one that it is fairly compared with."""
+
+_PLAIN_UNET_FEATURES = (32, 32, 64, 128, 256, 32)
+
+
+def classifier(options: TrainOptions, classes: int, channels: int, ndim: int) -> nn.Module:
+    """Builds a classification network.
+
+    The stem is 5x5 at stride 1 without pooling, for ring networks and their plain twins alike.
+
+    Raises:
+        ValueError: the network does not exist or is for another number of dimensions, or an option does not fit it.
+    """
+    from sre_triton import models
+
+    name = options.model_type
+    network = models.entry(name)
+    if network.ndim != ndim:
+        raise ValueError(f"--model-type {name} is for {network.ndim}-D images, the set's are {ndim}-D")
+    arguments: dict[str, Any] = {
+        "num_classes": classes,
+        "in_channels": channels,
+        "inplanes": options.res_inplanes,
+        "norm_layer": _norm(options, ndim),
+        "dropout_p": max(0.0, options.dropout_p),
+        "global_pool": "max" if options.maxpool else "avg",
+        "skip_first_maxpool": True,
+    }
+    if name in PLAIN_TWINS:
+        arguments["sre_conv_size"] = options.sre_conv_size_list or options.sre_conv_size
+        rings = options.sre_conv_k
+        arguments["num_rings"] = rings[0] if rings is not None and len(rings) == 1 else rings
+    if options.large_conv:
+        arguments["stem_size"] = 7
+    try:
+        return network.build(**arguments)
+    except TypeError as error:
+        raise ValueError(f"--model-type {name} is not a classifier: {error}") from error
+
+
+def segmenter(options: SegmentOptions) -> nn.Module:
+    """Builds a segmentation network from 3 channels to 2 classes.
+
+    Raises:
+        ValueError: the network does not exist, or its arguments do not fit it.
+    """
+    try:
+        given = json.loads(options.model_args or "{}")
+    except ValueError as error:
+        raise ValueError(f"--model-args must be a JSON object, got {options.model_args!r}: {error}") from error
+    if not isinstance(given, dict):
+        raise ValueError(f"--model-args must be a JSON object, got {options.model_args!r}")
+    name = options.model_type
+    build: Callable[..., nn.Module]
+    if name == "unet" or name.startswith("monai:"):
+        import monai.networks.nets as nets
+
+        wanted = "BasicUNet" if name == "unet" else name.removeprefix("monai:")
+        build = getattr(nets, wanted, None)  # type: ignore[assignment]
+        if build is None or not isinstance(build, type):
+            raise ValueError(f"--model-type {name}: monai.networks.nets has no network {wanted!r}")
+        arguments: dict[str, Any] = {"spatial_dims": 2, "in_channels": 3, "out_channels": 2} | given
+        if name == "unet":
+            arguments = {"features": _PLAIN_UNET_FEATURES, "norm": _monai_norm(options)} | arguments
+    elif name in PLAIN_TWINS and name.endswith("unet"):
+        from sre_triton import models
+
+        build = models.entry(name).build
+        arguments = {"in_channels": 3, "out_channels": 2, "norm_layer": _norm(options, 2)} | given
+    else:
+        raise ValueError(f"--model-type must be sre_unet, gmr_unet, unet or monai:NAME, got {name!r}")
+    try:
+        return build(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--model-type {name} with {arguments}: {error}") from error
+
+
+def _norm(options: RunOptions, ndim: int) -> Callable[[int], nn.Module] | None:
+    if options.norm_layer == "group":
+        return partial(nn.GroupNorm, 8)
+    if options.norm_layer == "instance":
+        return partial(nn.InstanceNorm2d if ndim == 2 else nn.InstanceNorm3d, affine=True)
+    return None
+
+
+def _monai_norm(options: RunOptions) -> tuple[str, dict[str, Any]]:
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        "batch": ("batch", {}),
+        "group": ("group", {"num_groups": 8}),
+        "instance": ("instance", {"affine": True}),
+    }
+    return kinds[options.norm_layer]

@@ -1,0 +1,60 @@
+"""Optimisers and learning-rate schedules by the names of the options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+from sre_triton.training.options import RunOptions
+
+__all__ = ["optimiser_and_schedule"]
+
+_MILESTONES = (50, 75)
+
+
+def optimiser_and_schedule(
+    parameters: Iterable[nn.Parameter], options: RunOptions
+) -> tuple[torch.optim.Optimizer, lr_scheduler.LRScheduler]:
+    """Builds the optimiser and its schedule, which is to be stepped once per epoch.
+
+    Raises:
+        ValueError: more than one optimiser or schedule is asked for.
+    """
+    name = _one(options, ("sgd", "adam", "adamW"), "optimiser") or options.fallback_optimiser
+    settings: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
+    optimiser: torch.optim.Optimizer
+    if name == "sgd":
+        optimiser = torch.optim.SGD(parameters, momentum=options.momentum, **settings)
+    elif name == "adam":
+        optimiser = torch.optim.Adam(parameters, **settings)
+    elif name == "adamW":
+        optimiser = torch.optim.AdamW(parameters, **settings)
+    else:
+        optimiser = torch.optim.Adadelta(parameters, lr=options.lr)
+    for group in optimiser.param_groups:
+        group["initial_lr"] = options.lr
+    return optimiser, _schedule(optimiser, options)
+
+
+def _schedule(optimiser: torch.optim.Optimizer, options: RunOptions) -> lr_scheduler.LRScheduler:
+    last = options.cur_ep - 1
+    name = _one(options, ("cos", "step", "multi_step"), "schedule")
+    if name == "cos":
+        return lr_scheduler.CosineAnnealingLR(optimiser, options.epochs, options.min_lr, last_epoch=last)
+    if name == "step":
+        return lr_scheduler.StepLR(optimiser, options.step_size, options.gamma, last_epoch=last)
+    if name == "multi_step":
+        return lr_scheduler.MultiStepLR(optimiser, list(_MILESTONES), last_epoch=last)
+    return lr_scheduler.LambdaLR(optimiser, lambda epoch: 1.0, last_epoch=last)
+
+
+def _one(options: RunOptions, names: tuple[str, ...], what: str) -> str | None:
+    chosen = [name for name in names if getattr(options, name)]
+    if len(chosen) > 1:
+        given = " and ".join("--" + name.replace("_", "-") for name in chosen)
+        raise ValueError(f"{given} ask for more than one {what}: choose one")
+    return chosen[0] if chosen else None

@@ -1,0 +1,428 @@
+"""Every option of the training commands, once: its name, default, group and meaning.
+
+A command's options are a dataclass. The command line is built from its fields, ``config.json`` is written from
+them, and a run is resumed only if the fields that change a result agree. Names and defaults are those of the
+reference training script where it has the option.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+__all__ = [
+    "CompareOptions",
+    "EvaluateOptions",
+    "ExplainOptions",
+    "RunOptions",
+    "SegmentOptions",
+    "TrainOptions",
+    "TurningOptions",
+    "add_arguments",
+    "from_dict",
+    "from_namespace",
+    "result_options",
+    "to_dict",
+]
+
+_DROPPED = {
+    "--sre-shape": "rings are always round; circular=False of the layer gives the paper's other count of rings",
+    "--dev": "the debugging mode of the reference script has no counterpart",
+}
+
+Options = TypeVar("Options")
+
+
+def _option(
+    default: Any,
+    help: str,
+    *,
+    group: str,
+    flags: Sequence[str] = (),
+    choices: Iterable[Any] | None = None,
+    metavar: str | None = None,
+    nargs: str | None = None,
+    const: Any = None,
+    result: bool = True,
+) -> Any:
+    """One option.
+
+    Args:
+        flags: further spellings; the field's own name with dashes always comes first.
+        result: whether it can change what is learned, so that a resumed run must have the same.
+    """
+    metadata = {
+        "help": help,
+        "group": group,
+        "flags": tuple(flags),
+        "choices": tuple(choices) if choices is not None else None,
+        "metavar": metavar,
+        "nargs": nargs,
+        "const": const,
+        "result": result,
+    }
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: default.copy(), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+_data = partial(_option, group="data")
+_model = partial(_option, group="network")
+_optimiser = partial(_option, group="optimiser and schedule")
+_augment = partial(_option, group="augmentation")
+_turn = partial(_option, group="rotation test")
+_machine = partial(_option, group="machine", result=False)
+_run = partial(_option, group="run folder and logs", result=False)
+
+
+@dataclass
+class TurningOptions:
+    """How images are turned, in the rotation test as in augmentation."""
+
+    interpolation: str = _turn(
+        "nearest", "interpolation of turned images", choices=("nearest", "bilinear", "bicubic"), result=True
+    )
+    padding: str = _turn("zeros", "what comes in from outside", choices=("zeros", "reflect"), result=True)
+    expand: bool = _turn(False, "enlarge the frame so that a turned image fits in it")
+    reference_protocol: bool = _turn(False, "count 0 and 360 degrees both, as the reference script does", result=False)
+    test_batch_size: int = _turn(1000, "images per evaluated batch", metavar="N", result=False)
+
+
+@dataclass
+class RunOptions(TurningOptions):
+    """What training a classifier and training a segmentation network have in common."""
+
+    fallback_optimiser: ClassVar[str] = "adadelta"
+
+    model_type: str = _model("", "network; `sre-triton models` lists them", metavar="NAME")
+    norm_layer: str = _model("batch", "normalisation", choices=("batch", "group", "instance"))
+
+    batch_size: int = _optimiser(64, "images per process and step", flags=("-b",), metavar="N")
+    epochs: int = _optimiser(100, "passes over the training set", metavar="N")
+    lr: float = _optimiser(2e-2, "learning rate")
+    min_lr: float = _optimiser(1e-6, "learning rate at the end of --cos")
+    weight_decay: float = _optimiser(1e-3, "weight decay; Adadelta has none", metavar="WD")
+    momentum: float = _optimiser(0.9, "momentum of --sgd")
+    sgd: bool = _optimiser(
+        False, "SGD with momentum; without --sgd, --adam or --adamW `train` takes Adadelta and `segment` Adam"
+    )
+    adam: bool = _optimiser(False, "Adam")
+    adamW: bool = _optimiser(False, "AdamW")  # noqa: N815 - the reference script's spelling
+    cos: bool = _optimiser(False, "cosine schedule from --lr to --min-lr")
+    step: bool = _optimiser(False, "multiply the rate by --gamma every --step-size epochs")
+    multi_step: bool = _optimiser(False, "divide the rate by 10 at epochs 50 and 75")
+    gamma: float = _optimiser(0.7, "factor of --step")
+    step_size: int = _optimiser(10, "epochs between two steps of --step", metavar="N")
+    cur_ep: int = _optimiser(0, "epochs that the weights of --load-model have already had", metavar="N")
+    load_model: Path | None = _optimiser(
+        None, "begin from these weights: a run folder, its checkpoint, or one of the reference script", metavar="PATH"
+    )
+
+    seed: int = _machine(1, "seed of weights, order, augmentation and dropout", metavar="S", result=True)
+    amp: bool = _machine(False, "mixed precision in float16 with a loss scaler (CUDA only)", result=True)
+    scaler: bool = _machine(False, "accepted for the reference script's sake: --amp always scales its loss")
+    bf16: bool = _machine(False, "mixed precision in bfloat16", result=True)
+    no_cuda: bool = _machine(False, "stay on the CPU")
+    cudnn: bool = _machine(False, "let cuDNN search for its fastest algorithm")
+    deterministic: bool = _machine(False, "the same result bit for bit on every run, or an error")
+    compile: bool = _machine(False, "torch.compile the network")
+    ddp: bool = _machine(False, "distributed data-parallel: --world-size processes, gloo on a CPU and NCCL on GPUs")
+    world_size: int = _machine(1, "processes of --ddp", metavar="N", result=True)
+    dist_url: str = _machine("", "tcp://HOST:PORT where the processes of --ddp meet", metavar="URL")
+    num_workers: int = _machine(0, "processes that load data (0: the main one)", metavar="N")
+    threads: int = _machine(0, "threads of PyTorch (0: its own choice)", metavar="N")
+
+    base_log_dir: Path = _run(Path("logs"), "folder of all runs", metavar="DIR")
+    exp: str = _run("task", "name of the experiment, a folder in --base-log-dir", metavar="NAME")
+    resume: Path | None = _run(
+        None,
+        "go on from the last checkpoint of this run folder (without RUN: the newest of this data, network and seed)",
+        metavar="RUN",
+        nargs="?",
+        const=Path(),
+    )
+    log: bool = _run(False, "also write TensorBoard events, if tensorboard is installed")
+    log_interval: int = _run(200, "steps between two lines of --log and --wandb", metavar="N")
+    log_img: bool = _run(False, "write a picture of the first training batch")
+    log_grad_norm: bool = _run(False, "record the norm of the gradient")
+    wandb: bool = _run(False, "also log to Weights & Biases")
+    save_model: bool = _run(False, "accepted for the reference script's sake: the last checkpoint is always kept")
+    save_best: bool = _run(False, "accepted for the reference script's sake: the best on validation is always kept")
+    save_rec: bool = _run(False, "keep a checkpoint every --save-interval epochs too")
+    save_interval: int = _run(5, "epochs between two checkpoints of --save-rec", metavar="N")
+    dry_run: bool = _run(False, "one training and one validation batch, then stop", result=True)
+    eval_only: bool = _run(False, "evaluate --load-model without training")
+    eval_rot: bool = _run(False, "rotation test of the best checkpoint when training ends")
+    eval_flip: bool = _run(False, "flip test of the best checkpoint when training ends")
+    eval_interval: int = _run(1000, "epochs between two rotation or flip tests on the validation set", metavar="N")
+
+
+@dataclass
+class TrainOptions(RunOptions):
+    """Options of ``sre-triton train``."""
+
+    med_mnist: str = _data(
+        "", "MedMNIST set, or the stem of another file of its format (default: patches)", metavar="NAME"
+    )
+    data_root: Path = _data(Path("~/.medmnist"), "folder of the .npz files", metavar="DIR", result=False)
+    medmnist_size: int = _data(28, "side of the images; 28 is resized to 32", choices=(28, 64, 128, 224))
+    multi_label: bool = _data(False, "insist on a multi-label set; without it the file decides")
+    download: bool = _data(False, "fetch a missing MedMNIST file", result=False)
+
+    model_type: str = _model(
+        "sre_resnet18", "network; `sre-triton models` lists them (default: %(default)s)", metavar="NAME"
+    )
+    sre_conv_size: int = _model(3, "kernel size of all stages", metavar="K")
+    sre_conv_size_list: list[int] | None = _model(
+        None, "kernel size of each of the four stages", flags=("--ri-conv-size-list",), metavar="K", nargs="+"
+    )
+    sre_conv_k: list[int] | None = _model(None, "rings of all stages, or of each", metavar="B", nargs="+")
+    res_inplanes: int = _model(64, "channels of the first stage", metavar="C")
+    res_keep_conv1: bool = _model(False, "the 5x5 stride-1 stem of the reference script; see the README")
+    large_conv: bool = _model(False, "a 5x5 stem")
+    maxpool: bool = _model(False, "global max pooling in place of the average")
+    dropout_p: float = _model(-1.0, "dropout before the classifier; below 0 there is none", metavar="P")
+
+    moco_aug: bool = _augment(False, "random resized crop (0.5 to 1) and colour in 2-D; scale, shift and blur in 3-D")
+    no_aug: bool = _augment(False, "no augmentation, whatever else is asked for")
+    translation: bool = _augment(False, "random translation in training")
+    translate_ratio: float = _augment(0.2, "its reach, as a share of the side", metavar="R")
+    test_translation: bool = _augment(False, "random translation of test images")
+    test_translate_ratio: float | None = _augment(None, "its reach (default: --translate-ratio)", metavar="R")
+    rotate: bool = _augment(False, "turn test images by a random angle")
+    degree: float = _augment(180.0, "largest angle of --rotate, or its angle with --fix-rotate", metavar="DEG")
+    train_rotate: bool = _augment(False, "turn training images by a random angle")
+    train_degree: float = _augment(30.0, "largest angle of --train-rotate", metavar="DEG")
+    fix_rotate: bool = _augment(False, "turn by exactly --degree (and --train-degree)")
+    aug_axis: str = _augment("x", "axis that 3-D volumes are turned about", choices=("x", "y", "z"))
+    vflip: bool = _augment(False, "flip test images upside down")
+    hflip: bool = _augment(False, "flip test images left to right")
+    dflip: bool = _augment(False, "flip test volumes front to back")
+    train_flip_p: float = _augment(
+        0.0,
+        "probability of a flip along each axis in training (the reference declares 0.5 and never flips)",
+        metavar="P",
+    )
+    affine_prob: float = _augment(
+        0.0,
+        "probability of a random affine map in training (the reference declares 0.2 and never applies one)",
+        metavar="P",
+    )
+    scale_ratio: float = _augment(0.1, "its largest change of scale", metavar="R")
+    shear_ratio: float = _augment(0.1, "its largest shear", metavar="R")
+    pad_size_h: int | None = _augment(None, "pad images to this height", metavar="N")
+    pad_size_w: int | None = _augment(None, "pad images to this width", metavar="N")
+
+
+@dataclass
+class SegmentOptions(RunOptions):
+    """Options of ``sre-triton segment``."""
+
+    fallback_optimiser: ClassVar[str] = "adam"
+
+    drive: Path | None = _data(
+        None, "folder of the DRIVE set, as distributed or as NIfTI (default: embedded vessels)", metavar="DIR"
+    )
+    vessels_size: int = _data(256, "side of the embedded vessel images", metavar="N")
+    vessels_count: list[int] = _data(
+        [20, 4, 20], "embedded images to train, validate and test on", metavar="N", nargs="+"
+    )
+    vessels_seed: int = _data(0, "seed of the embedded vessel images", metavar="S")
+    crop_size: int = _data(256, "side of the training crops", metavar="N")
+    crops_per_image: int = _data(4, "crops from each image in an epoch", metavar="N")
+    window_size: int = _data(
+        0, "side of the sliding window (0: --crop-size, or the whole image if it is smaller)", metavar="N", result=False
+    )
+    test_crop: int = _data(
+        512, "side of the middle of an image that is tested on (0: all of it)", metavar="N", result=False
+    )
+    overlap: float = _data(0.5, "share of its side by which a window overlaps the next", metavar="R", result=False)
+
+    model_type: str = _model(
+        "sre_unet", "sre_unet, gmr_unet, unet (MONAI's BasicUNet), or monai:NAME (default: %(default)s)", metavar="NAME"
+    )
+    model_args: str = _model("", "further arguments of the network, as JSON", metavar="JSON")
+    loss: str = _optimiser("ce", "cross-entropy, or the sum of Dice and cross-entropy", choices=("ce", "dice-ce"))
+
+    batch_size: int = _optimiser(4, "crops per process and step", flags=("-b",), metavar="N")
+    lr: float = _optimiser(5e-4, "learning rate")
+    weight_decay: float = _optimiser(0.0, "weight decay", metavar="WD")
+    test_batch_size: int = _turn(4, "windows per evaluated batch", metavar="N", result=False)
+
+
+@dataclass
+class EvaluateOptions(TurningOptions):
+    """Options of ``sre-triton evaluate``."""
+
+    split: str = _data("test", "what to evaluate on", choices=("train", "val", "test"))
+    data_root: Path | None = _data(None, "folder of the .npz files (default: as in training)", metavar="DIR")
+    drive: Path | None = _data(None, "folder of the DRIVE set (default: as in training)", metavar="DIR")
+    step_degrees: float | None = _turn(
+        None, "degrees between two angles (default: 10 in 2-D, 30 in 3-D)", metavar="DEG"
+    )
+    no_flips: bool = _turn(False, "leave out the flip test")
+    names: list[str] | None = _turn(
+        None, "names of the checkpoints in the table and the picture", metavar="NAME", nargs="+"
+    )
+    test_batch_size: int = _turn(0, "images per evaluated batch (0: as in training)", metavar="N", result=False)
+    no_cuda: bool = _machine(False, "stay on the CPU")
+    threads: int = _machine(0, "threads of PyTorch (0: its own choice)", metavar="N")
+    output: Path | None = _run(
+        None, "folder of the table, the figures and the picture (default: the first run folder)", metavar="DIR"
+    )
+
+
+@dataclass
+class CompareOptions:
+    """Options of ``sre-triton compare`` beside those of the training command that it repeats."""
+
+    models: list[str] | None = _option(
+        None,
+        "networks to compare (default: the ring network and its plain twin)",
+        group="comparison",
+        metavar="NAME",
+        nargs="+",
+    )
+    seeds: list[int] = _option([1, 2, 3], "seeds to train each with", group="comparison", metavar="S", nargs="+")
+    jobs: int = _option(
+        1,
+        "trainings at the same time, each in a process of its own (on a CPU: with --threads 1)",
+        group="comparison",
+        metavar="N",
+    )
+    output: Path = _option(
+        Path("comparison"),
+        "folder of the runs, tables and the picture; run again to go on",
+        group="comparison",
+        metavar="DIR",
+    )
+
+
+@dataclass
+class ExplainOptions:
+    """Options of ``sre-triton explain``."""
+
+    checkpoint: Path = _option(Path(), "checkpoint or run folder", group="explanation", metavar="CKPT")
+    output: Path = _option(Path("explanation"), "folder of the pictures", group="explanation", metavar="DIR")
+    layer: str = _option(
+        "", "layer to look at (default: the last with spatial extent)", group="explanation", metavar="NAME"
+    )
+    target_class: int | None = _option(
+        None, "class of the Grad-CAM (default: the predicted one)", group="explanation", metavar="C"
+    )
+    step_degrees: float = _option(15.0, "degrees between two frames", group="explanation", metavar="DEG")
+    channels: int = _option(4, "feature maps to show, those of largest variance", group="explanation", metavar="N")
+    size: int = _option(
+        0, "side that the image is resized to (default: as in training)", group="explanation", metavar="N"
+    )
+    interpolation: str = _option(
+        "bilinear", "interpolation of turned images", group="explanation", choices=("nearest", "bilinear", "bicubic")
+    )
+    no_cuda: bool = _option(False, "stay on the CPU", group="explanation")
+
+
+def add_arguments(parser: argparse.ArgumentParser, options: type[Any], *, dest_prefix: str = "") -> None:
+    """Adds every field of a dataclass of options to a parser, in groups that ``--help`` shows.
+
+    Args:
+        dest_prefix: of the namespace's attributes, where two dataclasses share a parser and a field's name.
+    """
+    hints = typing.get_type_hints(options)
+    groups: dict[str, Any] = {}
+    for entry in dataclasses.fields(options):
+        about = entry.metadata
+        group = groups.setdefault(about["group"], None) or parser.add_argument_group(about["group"])
+        groups[about["group"]] = group
+        make = entry.default_factory
+        default = entry.default if make is dataclasses.MISSING else make()
+        flags = [*about["flags"], "--" + entry.name.replace("_", "-")]
+        settings: dict[str, Any] = {
+            "dest": dest_prefix + entry.name,
+            "default": default,
+            "help": _help(about["help"], default),
+        }
+        kind, many = _kind(hints[entry.name])
+        if kind is bool:
+            group.add_argument(*flags, action=argparse.BooleanOptionalAction if default else "store_true", **settings)
+            continue
+        settings |= {"type": kind, "metavar": about["metavar"], "choices": about["choices"], "nargs": about["nargs"]}
+        if many and about["nargs"] is None:
+            settings["nargs"] = "+"
+        if about["const"] is not None:
+            settings["const"] = about["const"]
+        group.add_argument(*flags, **settings)
+    if options is TrainOptions:
+        for flag, reason in _DROPPED.items():
+            parser.add_argument(flag, action=_Dropped, reason=reason)
+
+
+def _help(text: str, default: Any) -> str:
+    shown = default not in (None, False, "") and "default" not in text
+    return text + (" (default: %(default)s)" if shown else "")
+
+
+def _kind(hint: Any) -> tuple[Any, bool]:
+    """The type of one value, and whether there are many."""
+    if isinstance(hint, types.UnionType):
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    if typing.get_origin(hint) is list:
+        return typing.get_args(hint)[0], True
+    return hint, False
+
+
+class _Dropped(argparse.Action):
+    """An option of the reference script that this one does not have, and why."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, reason: str) -> None:
+        super().__init__(
+            option_strings, argparse.SUPPRESS, nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
+        self.reason = reason
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.error(f"{self.option_strings[0]} was dropped: {self.reason}")
+
+
+def from_namespace(options: type[Options], namespace: argparse.Namespace, *, dest_prefix: str = "") -> Options:
+    """Takes the fields of a dataclass of options out of what a parser found."""
+    names = [entry.name for entry in dataclasses.fields(options)]  # type: ignore[arg-type]
+    return options(**{name: getattr(namespace, dest_prefix + name) for name in names})
+
+
+def to_dict(options: Any) -> dict[str, Any]:
+    """The options as JSON holds them; paths become text."""
+    return {
+        name: os.fspath(value) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(options).items()
+    }
+
+
+def from_dict(options: type[Options], values: dict[str, Any]) -> Options:
+    """The inverse of :func:`to_dict`. Options that are new since then take their defaults.
+
+    Raises:
+        ValueError: an option of ``values`` is unknown; names it.
+    """
+    hints = typing.get_type_hints(options)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ValueError(f"unknown options {', '.join(unknown)}: written by another version of sre_triton")
+    read = {
+        name: Path(value) if _kind(hints[name])[0] is Path and value is not None else value
+        for name, value in values.items()
+    }
+    return options(**read)
+
+
+def result_options(options: Any) -> dict[str, Any]:
+    """The options that can change what is learned."""
+    names = {entry.name for entry in dataclasses.fields(options) if entry.metadata["result"]}
+    return {name: value for name, value in to_dict(options).items() if name in names}

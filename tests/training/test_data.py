@@ -1,0 +1,203 @@
+"""Image sets, patches, vessels and DRIVE: what is read is what is there, and what is damaged is named."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sre_triton.training.drive import read_drive, read_photograph
+from sre_triton.training.medmnist import KNOWN_SETS, read_image_set
+from sre_triton.training.patches import PHOTOGRAPHS, cut_patches, ensure_patches
+from sre_triton.training.vessels import draw_vessels
+from tests.training.conftest import MakeSet
+
+
+def test_known_sets_are_those_of_the_release() -> None:
+    assert len(KNOWN_SETS) == 18
+    assert sum(name.endswith("3d") for name in KNOWN_SETS) == 6
+    assert [name for name, known in KNOWN_SETS.items() if known.multi_label] == ["chestmnist"]
+    for name, known in KNOWN_SETS.items():
+        assert set(known.md5) == ({28, 64} if name.endswith("3d") else {28, 64, 128, 224})
+        assert all(len(md5) == 32 for md5 in known.md5.values())
+
+
+def test_other_files_are_read_by_what_they_hold(make_set: MakeSet) -> None:
+    folder = make_set("grey", classes=5).parent
+    make_set("colour", channels=3)
+    make_set("several", labels=4)
+    make_set("deep3d", ndim=3, side=8)
+    grey, colour, several, deep = (read_image_set(folder, name) for name in ("grey", "colour", "several", "deep3d"))
+    assert (grey.classes, grey.channels, grey.ndim, grey.multi_label) == (5, 1, 2, False)
+    assert colour.splits["train"].images.shape == (12, 3, 28, 28)
+    assert (several.classes, several.multi_label) == (4, True)
+    assert several.splits["val"].labels.shape == (6, 4)
+    assert (deep.ndim, deep.splits["test"].images.shape) == (3, (6, 1, 8, 8, 8))
+
+
+def change(path: Path, **arrays: Any) -> None:
+    with np.load(path) as file:
+        held = dict(file)
+    held.update(arrays)
+    np.savez(path, **{name: array for name, array in held.items() if array is not None})
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"val_images": None}, "it has no array 'val_images'"),
+        ({"train_labels": np.full((12, 1), 9, np.uint8)}, "labels of octmnist must be 0 to 3, found 0 to 9"),
+        ({"train_labels": np.full((12, 1), -1, np.int8)}, "labels of octmnist must be 0 to 3, found -1 to 2"),
+        ({"train_labels": np.zeros((12, 2), np.uint8)}, "the splits differ in shape"),
+        ({"train_labels": np.zeros((11, 1), np.uint8)}, "train has 12 images and labels of shape (11, 1)"),
+        ({"train_labels": np.zeros((12, 1))}, "train_labels must be integers, got float64"),
+        ({"test_images": np.zeros((6, 28, 28))}, "test_images must be uint8, got float64"),
+        ({"test_images": np.zeros((6, 14, 14), np.uint8)}, "the splits differ in shape"),
+        ({"test_images": np.zeros((6, 28, 28, 2, 2), np.uint8)}, "test_images must be (N, H, W)"),
+    ],
+)
+def test_a_wrong_file_is_named(arrays: dict[str, Any], message: str, make_set: MakeSet) -> None:
+    path = make_set("octmnist")
+    change(path, **arrays)
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - matched below, as text
+        read_image_set(path.parent, "octmnist")
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("length", [0, 10, 2000])
+def test_a_truncated_file_is_named(length: int, make_set: MakeSet) -> None:
+    path = make_set("octmnist")
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ValueError, match="is not a whole file of MedMNIST's format"):
+        read_image_set(path.parent, "octmnist")
+
+
+def test_flipped_bytes_are_found(make_set: MakeSet) -> None:
+    path = make_set("octmnist")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is not a whole file of MedMNIST's format"):
+        read_image_set(path.parent, "octmnist")
+
+
+def test_a_set_of_other_channels_is_refused(make_set: MakeSet) -> None:
+    path = make_set("octmnist", channels=3)
+    with pytest.raises(ValueError, match="octmnist has 1 channels, this file 3"):
+        read_image_set(path.parent, "octmnist")
+
+
+def test_download_is_checked_and_leaves_nothing_damaged(
+    tmp_path: Path, make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "medmnist", None)  # as if it were not installed
+    source = make_set("source")
+
+    def fetch(url: str, path: str, progress: bool) -> None:
+        assert url == "https://zenodo.org/records/10519652/files/octmnist.npz?download=1"
+        Path(path).write_bytes(source.read_bytes())
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", fetch)
+    with pytest.raises(ValueError, match="arrived damaged"):
+        read_image_set(tmp_path / "new", "octmnist", download=True)
+    assert not list((tmp_path / "new").iterdir())
+    import hashlib
+
+    monkeypatch.setitem(KNOWN_SETS["octmnist"].md5, 28, hashlib.md5(source.read_bytes()).hexdigest())
+    assert read_image_set(tmp_path / "new", "octmnist", download=True).classes == 4
+
+
+def test_download_prefers_the_medmnist_package(
+    tmp_path: Path, make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_set("octmnist", classes=4).read_bytes()
+    package: Any = types.ModuleType("medmnist")
+    package.INFO = {"octmnist": {"python_class": "OCTMNIST"}}
+
+    def octmnist(split: str, download: bool, root: str, size: int) -> None:
+        assert (download, size) == (True, 28)
+        (Path(root) / "octmnist.npz").write_bytes(source)
+
+    package.OCTMNIST = octmnist
+    monkeypatch.setitem(sys.modules, "medmnist", package)
+    with pytest.raises(ValueError, match="arrived damaged"):
+        read_image_set(tmp_path / "new", "octmnist", download=True)
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_patches_are_cut_from_disjoint_bands_and_written_once(tmp_path: Path) -> None:
+    ensure_patches(tmp_path)
+    written = (tmp_path / "patches.npz").stat().st_mtime_ns
+    ensure_patches(tmp_path)
+    assert (tmp_path / "patches.npz").stat().st_mtime_ns == written
+    images = read_image_set(tmp_path, "patches")
+    assert (images.classes, images.channels) == (len(PHOTOGRAPHS), 1)
+    counts = {split: np.bincount(content.labels) for split, content in images.splits.items()}
+    assert all(280 <= sum(count[c] for count in counts.values()) <= 300 for c in range(8))
+    seen = [{image.tobytes() for image in content.images} for content in images.splits.values()]
+    assert len(seen[0] | seen[1] | seen[2]) == sum(len(content) for content in images.splits.values())
+    assert np.array_equal(cut_patches()["val"].images, images.splits["val"].images)
+
+
+def test_vessels_are_seeded_and_their_masks_exact() -> None:
+    one, same, other = draw_vessels(96, 0, 3), draw_vessels(96, 0, 3), draw_vessels(96, 0, 4)
+    assert np.array_equal(one.image, same.image)
+    assert not np.array_equal(one.vessels, other.vessels)
+    assert (one.image.shape, one.vessels.shape) == ((3, 96, 96), (1, 96, 96))
+    assert one.image.min() >= 0
+    assert one.image.max() <= 1
+    assert set(np.unique(one.vessels)) == {0, 1}
+    assert 0.05 < one.vessels.mean() < 0.5
+    inside = one.image.max(axis=0) > 0
+    green = one.image[1]
+    assert green[(one.vessels[0] == 1) & inside].mean() < 0.9 * green[(one.vessels[0] == 0) & inside].mean()
+    with pytest.raises(ValueError, match="at least 64"):
+        draw_vessels(32, 0, 0)
+
+
+def make_drive(root: Path, layout: str) -> None:
+    rng = np.random.default_rng(0)
+    for folder, first, count in (("training", 21, 6), ("test", 1, 2)):
+        images, manuals = root / folder / "images", root / folder / "1st_manual"
+        images.mkdir(parents=True)
+        manuals.mkdir()
+        for number in range(first, first + count):
+            pixels = rng.integers(0, 256, (40, 30, 3)).astype(np.uint8)
+            vessels = ((pixels[..., 0] > 200) * 255).astype(np.uint8)
+            if layout == "distributed":
+                Image.fromarray(pixels).save(images / f"{number:02d}_{folder}.tif")
+                Image.fromarray(vessels).save(manuals / f"{number:02d}_manual1.gif")
+            else:
+                import nibabel
+
+                for where, array in ((images, pixels.astype(np.float32)), (manuals, vessels)):
+                    volume = nibabel.Nifti1Image(np.swapaxes(array, 0, 1), np.eye(4))
+                    nibabel.save(volume, where / f"{number:02d}.nii.gz")
+
+
+@pytest.mark.parametrize("layout", ["distributed", "nifti"])
+def test_drive_in_both_layouts(layout: str, tmp_path: Path) -> None:
+    make_drive(tmp_path, layout)
+    photographs = read_drive(tmp_path)
+    assert {split: len(found) for split, found in photographs.items()} == {"train": 2, "val": 4, "test": 2}
+    one = photographs["train"][0]
+    assert (one.image.shape, one.vessels.shape) == ((3, 40, 30), (1, 40, 30))
+    assert np.array_equal(one.vessels[0], (np.round(255 * one.image[0]) > 200).astype(np.uint8))
+
+
+def test_drive_names_what_is_missing_or_damaged(tmp_path: Path) -> None:
+    make_drive(tmp_path, "distributed")
+    (tmp_path / "training" / "images" / "22_training.tif").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"22_training.tif is not a whole picture"):
+        read_drive(tmp_path)
+    (tmp_path / "training" / "1st_manual" / "21_manual1.gif").unlink()
+    with pytest.raises(ValueError, match=r"21_training.tif has no vessels"):
+        read_drive(tmp_path)
+    with pytest.raises(FileNotFoundError, match="is missing"):
+        read_photograph(tmp_path / "nothing.png")
