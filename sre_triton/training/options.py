@@ -187,7 +187,7 @@ class TrainOptions(RunOptions):
     sre_conv_k: list[int] | None = _model(None, "rings of all stages, or of each", metavar="B", nargs="+")
     res_inplanes: int = _model(64, "channels of the first stage", metavar="C")
     res_keep_conv1: bool = _model(False, "the 5x5 stride-1 stem of the reference script; see the README")
-    large_conv: bool = _model(False, "a 5x5 stem")
+    large_conv: bool = _model(False, "a 7x7 stem")
     maxpool: bool = _model(False, "global max pooling in place of the average")
     dropout_p: float = _model(-1.0, "dropout before the classifier; below 0 there is none", metavar="P")
 
