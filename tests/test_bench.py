@@ -54,7 +54,10 @@ def test_the_means_are_over_ordinary_layers() -> None:
 # The command ----------------------------------------------------------------------------------------
 
 
-def test_a_quick_run_makes_table_json_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quick_run_makes_table_json_and_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark would do nothing beside other tests
     figures, picture = tmp_path / "figures.json", tmp_path / "figures.png"
     options = ["--quick", "--filter", "tiny", "--k", "3", "--threads", "1"]
     assert main([*options, "--json", str(figures), "--png", str(picture)]) == 0

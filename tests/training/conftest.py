@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sre_triton.cli import main
 
@@ -16,6 +17,13 @@ collect_ignore_glob = [] if all(map(importlib.util.find_spec, _NEEDED)) else ["t
 
 MakeSet = Callable[..., Path]
 Command = Callable[..., int]
+
+
+@pytest.fixture(autouse=True)
+def backend_flags() -> Iterator[None]:
+    """Lets a trainer set its flags: PyTorch's own test utilities, which other tests import, forbid it to all."""
+    with torch.backends.__allow_nonbracketed_mutation():
+        yield
 
 
 @pytest.fixture
