@@ -11,13 +11,13 @@ from pathlib import Path
 import sre_triton
 
 
-def run(script: str, timeout: float = 300) -> str:
+def run(script: str, timeout: float = 300, **environment: str) -> str:
     """Standard output of a script in a new process."""
     package_parent = str(Path(sre_triton.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")]))
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, **environment},
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -190,3 +190,25 @@ def test_forked_workers_run_and_share_weights() -> None:
         assert worker.exitcode == 0
         assert torch.equal(layer.weight, torch.zeros_like(layer.weight))
     """)
+
+
+def test_no_memory_is_read_before_it_is_written() -> None:
+    """Under glibc's MALLOC_PERTURB_ fresh memory holds numbers too large to be missed."""
+    run(
+        """
+        import torch
+        import sre_triton
+        for size in ((2, 2, 2), (3, 9, 9), (9, 4, 9), (1, 1, 1), (9, 9, 3)):
+            for kernel_size, stride in ((3, 1), (5, 1), (5, 2)):
+                layer = sre_triton.SREConv3d(16, 16, kernel_size, stride, kernel_size // 2, bias=False)
+                x = torch.randn(2, 16, *size)
+                for backend in ("dense", "ringwise"):
+                    with sre_triton.backend(backend):
+                        expected = torch.autograd.grad(layer(x).sum(), layer.weight)[0]
+                        with torch.autocast("cpu", torch.bfloat16):
+                            y = layer(x)
+                        actual = torch.autograd.grad(y.sum(), layer.weight)[0]
+                    torch.testing.assert_close(actual, expected, rtol=0, atol=0.02 * expected.abs().max().item())
+        """,
+        MALLOC_PERTURB_="128",
+    )
