@@ -51,9 +51,9 @@ def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple
 def _convolution_backward(
     grad_y: Tensor, x: Tensor, kernel: Tensor, spec: ConvSpec, mask: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
-    dtype = x.dtype
-    if mask[1] and _reads_garbage(x, spec):
-        grad_y, x, kernel = grad_y.float(), x.float(), kernel.float()
+    if x.dtype is torch.bfloat16 and mask[1] and _reads_garbage(x, spec):
+        grads = _convolution_backward(grad_y.float(), x.float(), kernel.float(), spec, mask)
+        return grads[0].to(x.dtype) if mask[0] else grads[0], grads[1].to(x.dtype)
     grads = torch.ops.aten.convolution_backward.default(
         grad_y,
         x,
@@ -67,18 +67,17 @@ def _convolution_backward(
         spec.groups,
         [*mask, False],
     )
-    return (grads[0].to(dtype) if mask[0] else grads[0]), grads[1].to(dtype)
+    return grads[0], grads[1]
 
 
 def _reads_garbage(x: Tensor, spec: ConvSpec) -> bool:
-    """Where the weight gradient of PyTorch's own convolution is wrong.
+    """Where PyTorch's own weight gradient is wrong in bfloat16.
 
-    oneDNN's bfloat16 3-D weight gradient (PyTorch 2.13) takes uninitialised memory for the planes beyond an
-    image that is smaller than the kernel.
+    In 3-D oneDNN (as of PyTorch 2.13) takes uninitialised memory for the planes beyond an image that is smaller
+    than the kernel.
     """
     return (
         x.device.type == "cpu"
         and x.dim() == 5
-        and x.dtype is torch.bfloat16
         and any(n < k for n, k in zip(x.shape[2:], spec.geometry.kernel_size, strict=True))
     )

@@ -293,14 +293,16 @@ def test_compiles_without_graph_breaks(name: str) -> None:
 @pytest.mark.parametrize("name", RING_NETWORKS)
 def test_every_network_compiles_for_training(name: str, dynamic: bool) -> None:
     torch._dynamo.reset()
-    network, x = small(name).train(), image(name, *tiny(name), batch=2)
+    # In float64: normalisation over a batch of two makes float32 gradients of some networks wrong by a tenth.
+    network = small(name, dtype=torch.float64).train()
+    x = image(name, *tiny(name), batch=2, dtype=torch.float64)
     other = copy.deepcopy(network)
     compiled = torch.compile(other, fullgraph=True, dynamic=dynamic)
     for n, y in ((network, network(x)), (other, compiled(x))):
         y.square().mean().backward()
         assert all(p.grad is not None for p in n.parameters())
     for (key, a), b in zip(network.named_parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(b.grad, a.grad, rtol=1e-3, atol=1e-3 * a.grad.abs().max().item(), msg=key)
+        torch.testing.assert_close(b.grad, a.grad, rtol=0, atol=1e-8 * a.grad.abs().max().item(), msg=key)
 
 
 # Folding of normalisations ----------------------------------------------------------------------------
