@@ -260,12 +260,12 @@ def is_narrow(groups: int, c_in: int, c_out: int) -> bool:
 def default_sums(problem: Problem) -> str:
     """Where ring sums round by default.
 
-    float16 is chosen for its precision, and a ring of large values overflows it: its sums cross rows in
-    float32. bfloat16 sums are packed where the device packs them. Fractional weights go one step up.
+    float16 is chosen for its precision, and a ring of large values overflows it: its sums stay in float32.
+    bfloat16 sums are packed where the device packs them. Fractional weights go one step up.
     """
     if problem.dtype == torch.bfloat16 and problem.device.packs_bfloat16:
         return "packed" if problem.taps.is_hard else "mixed"
-    return "mixed" if problem.dtype == torch.float16 and problem.taps.is_hard else "float32"
+    return "float32"
 
 
 def candidates(problem: Problem) -> list[Tile]:

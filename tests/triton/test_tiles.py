@@ -72,13 +72,11 @@ def test_tiles_fit_the_image() -> None:
 
 
 def test_sums_by_dtype_and_rings() -> None:
-    packed = tiles.forward_tile(problem())
-    mixed = tiles.forward_tile(problem(dtype=torch.float16))
-    assert (packed.sums, mixed.sums) == ("packed", "mixed")
+    assert tiles.forward_tile(problem()).sums == "packed"
+    assert tiles.forward_tile(problem(dtype=torch.float16)).sums == "float32"
     assert tiles.forward_tile(problem(dtype=torch.float32)).sums == "float32"
     assert tiles.forward_tile(problem(arch="gfx942")).sums == "float32"  # it adds no bfloat16 pairs
     assert tiles.forward_tile(problem(antialias=True)).sums == "mixed"
-    assert tiles.forward_tile(problem(antialias=True, dtype=torch.float16)).sums == "float32"
 
 
 def test_narrow_groups_do_without_a_product() -> None:
