@@ -14,8 +14,9 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from sre_triton.blocks import Block, PaddedBlock, Window, block_shape, blocks, box
+from sre_triton.blocks import Block, PaddedBlock, block_shape, blocks, box
 from sre_triton.schedule import Operand
+from sre_triton.windows import Window
 
 __all__ = ["ring_sums_by_addition", "sum_dtype"]
 

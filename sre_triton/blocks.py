@@ -10,53 +10,12 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from torch import Tensor
 
-from sre_triton.rings import RingGeometry
-from sre_triton.schedule import Offset, Schedule, ring_schedule
+from sre_triton.windows import Window
 
-__all__ = ["Block", "PaddedBlock", "Window", "block_shape", "blocks", "box"]
-
-
-@dataclass(frozen=True, eq=False)
-class Window:
-    """Where the taps of an output position lie in the input.
-
-    Tap ``t`` of output position ``p`` reads position ``stride * p + dilation * (half + t) + origin`` of
-    the input, after ``upsampling - 1`` zeros have been put between its neighbours. What lies outside is 0.
-    Taps more than ``half`` from the centre read nothing but such zeros, and so are left out.
-    """
-
-    geometry: RingGeometry
-    half: Offset
-    origin: Offset
-    stride: Offset
-    dilation: Offset
-    upsampling: Offset
-    output_size: Offset
-
-    @cached_property
-    def _scheduled(self) -> tuple[tuple[int, ...], Schedule]:
-        return ring_schedule(self.geometry, self.half)
-
-    @property
-    def rings(self) -> tuple[int, ...]:
-        """The rings that have a tap here."""
-        return self._scheduled[0]
-
-    @property
-    def schedule(self) -> Schedule:
-        """The additions that lead to their sums."""
-        return self._scheduled[1]
-
-    def padded_size(self, output_size: Sequence[int]) -> tuple[int, ...]:
-        """Size of the part of the padded input that a block of outputs reads."""
-        return tuple(
-            (n - 1) * s + 2 * d * h + 1
-            for n, s, d, h in zip(output_size, self.stride, self.dilation, self.half, strict=True)
-        )
+__all__ = ["Block", "PaddedBlock", "block_shape", "blocks", "box"]
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sre_triton.blocks import Block, PaddedBlock, Window, block_shape, blocks, box
+from sre_triton.blocks import Block, PaddedBlock, block_shape, blocks, box
 from sre_triton.rings import RingGeometry
+from sre_triton.windows import Window
 
 __all__ = ["RingMask", "has_depthwise", "ring_masks", "ring_sums_by_depthwise", "suits_depthwise"]
 

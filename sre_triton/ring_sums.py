@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from sre_triton.additions import ring_sums_by_addition, sum_dtype
-from sre_triton.blocks import Block, Window
+from sre_triton.blocks import Block
 from sre_triton.depthwise import has_depthwise, ring_sums_by_depthwise
+from sre_triton.windows import Window
 
 __all__ = ["Part", "ring_sums"]
 

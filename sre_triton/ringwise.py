@@ -18,22 +18,22 @@ The four functions are those of :mod:`sre_triton.dense`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from sre_triton.additions import sum_dtype
-from sre_triton.blocks import Block, Window
+from sre_triton.blocks import Block
 from sre_triton.layout import new_activation
 from sre_triton.ring_sums import Part, ring_sums
 from sre_triton.spec import ConvSpec
+from sre_triton.windows import Window, adjoint_window, forward_window
 
 __all__ = ["backward", "forward", "transpose", "weight_grad"]
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:
-    window = _window(spec, tuple(x.shape[2:]))
+    window = forward_window(spec, tuple(x.shape[2:]))
     y = new_activation(x, weight.shape[0], window.output_size)
     mixer = _Mixer(_ring_major(weight, window, spec.groups), bias, y)
     for block, rings, sums in _sums(x, window, spec.groups):
@@ -42,7 +42,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> T
 
 
 def transpose(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, output_padding: Sequence[int]) -> Tensor:
-    window = _adjoint_window(spec, tuple(x.shape[2:]), spec.transposed_size(x.shape[2:], output_padding))
+    window = adjoint_window(spec, tuple(x.shape[2:]), spec.transposed_size(x.shape[2:], output_padding))
     y = new_activation(x, weight.shape[1] * spec.groups, window.output_size)
     mixer = _Mixer(_ring_major(_swap(weight, spec.groups), window, spec.groups), bias, y)
     for block, rings, sums in _sums(x, window, spec.groups):
@@ -51,7 +51,7 @@ def transpose(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, ou
 
 
 def weight_grad(x: Tensor, grad_y: Tensor, spec: ConvSpec) -> Tensor:
-    window = _window(spec, tuple(x.shape[2:]))
+    window = forward_window(spec, tuple(x.shape[2:]))
     grad = _WeightGrad(grad_y, x.shape[1], window, spec)
     for block, rings, sums in _sums(x, window, spec.groups):
         grad.add(block, rings, sums)
@@ -63,7 +63,7 @@ def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple
     if not spec.is_unit_stride:
         output_padding = spec.output_padding(input_size, grad_y.shape[2:])
         return transpose(grad_y, weight, None, spec, output_padding), weight_grad(x, grad_y, spec)
-    window = _adjoint_window(spec, tuple(grad_y.shape[2:]), input_size)
+    window = adjoint_window(spec, tuple(grad_y.shape[2:]), input_size)
     grad_x = new_activation(x, x.shape[1], input_size)
     mixer = _Mixer(_ring_major(_swap(weight, spec.groups), window, spec.groups), None, grad_x)
     grad = _WeightGrad(x, grad_y.shape[1], window, spec)
@@ -207,39 +207,3 @@ def _swap(weight: Tensor, groups: int) -> Tensor:
 def _grouped(weight: Tensor, groups: int) -> Tensor:
     out, *others = weight.shape
     return weight.reshape(groups, out // groups, *others)
-
-
-@lru_cache(maxsize=1024)
-def _window(spec: ConvSpec, input_size: tuple[int, ...]) -> Window:
-    """Where the convolution of an input of this size reads it."""
-    ones = (1,) * spec.ndim
-    return _reachable(spec, input_size, spec.output_size(input_size), spec.padding, spec.stride, ones)
-
-
-@lru_cache(maxsize=1024)
-def _adjoint_window(spec: ConvSpec, input_size: tuple[int, ...], output_size: tuple[int, ...]) -> Window:
-    """Where the transposed convolution from ``input_size`` to ``output_size`` reads its input."""
-    padding = tuple(r - p for r, p in zip(spec.reach, spec.padding, strict=True))
-    return _reachable(spec, input_size, output_size, padding, (1,) * spec.ndim, spec.stride)
-
-
-def _reachable(
-    spec: ConvSpec,
-    input_size: tuple[int, ...],
-    output_size: tuple[int, ...],
-    padding: tuple[int, ...],
-    stride: tuple[int, ...],
-    upsampling: tuple[int, ...],
-) -> Window:
-    """The window without the taps that lie in the padding for every output position. On maps smaller
-    than the kernel these are most taps, and sometimes whole rings."""
-    half, origin = [], []
-    for k, n, m, p, s, u, d in zip(
-        spec.geometry.kernel_size, input_size, output_size, padding, stride, upsampling, spec.dilation, strict=True
-    ):
-        h = k // 2
-        forward_reach = ((n - 1) * u + p) // d - h  # of the first output, up to the last input
-        backward_reach = ((m - 1) * s - p) // d + h  # of the last output, down to the first input
-        half.append(min(h, max(forward_reach, backward_reach, 0)))
-        origin.append(d * (h - half[-1]) - p)
-    return Window(spec.geometry, tuple(half), tuple(origin), stride, spec.dilation, upsampling, output_size)

@@ -28,11 +28,12 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+from sre_triton.cache import cache_directory
 from sre_triton.gpu_tables import file_name
 from sre_triton.triton import tiles
 from sre_triton.triton.tiles import Blocks, Problem, Tile
 
-__all__ = ["Search", "Timer", "Tuned", "bucket", "cache_directory", "choose", "searching"]
+__all__ = ["Search", "Timer", "Tuned", "bucket", "choose", "searching"]
 
 Options = Any  # Tile or Blocks, as the kind of kernel demands
 Run = Callable[[Any, bool], Any]  # launches with these options, or only compiles; returns what was compiled
@@ -206,16 +207,6 @@ def _time_on_gpu(call: Callable[[], object]) -> float:
 
 
 # Results on disk --------------------------------------------------------------------------------------
-
-
-def cache_directory() -> Path:
-    """``SRE_TRITON_CACHE_DIR``, or ``sre_triton`` in the user's cache folder."""
-    return _directory(os.environ.get("SRE_TRITON_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME"))
-
-
-@lru_cache(maxsize=16)
-def _directory(chosen: str | None, cache: str | None) -> Path:
-    return Path(chosen) if chosen else Path(cache or Path.home() / ".cache") / "sre_triton"
 
 
 @lru_cache(maxsize=16)
