@@ -83,11 +83,10 @@ def _run(
     ``weight`` is ``(groups, rings, in, out)``, of all rings.
     """
     numbers, factors = _as_numbers(window)
-    dtype = sum_dtype(source.dtype)
-    if weight is not None:
-        weight = (weight if len(window.rings) == weight.shape[1] else weight[:, window.rings]).to(dtype)
+    if weight is not None and len(window.rings) < weight.shape[1]:
+        weight = weight[:, window.rings]
     if bias is not None:
-        bias = bias.to(dtype).contiguous()
+        bias = bias.contiguous()
     torch.ops.sre_triton_native.ring_conv.default(
         source, numbers, factors, groups, weight, bias, y, thin, total
     )  # fmt: skip

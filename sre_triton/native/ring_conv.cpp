@@ -11,7 +11,9 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #if defined(__AVX512BF16__)
@@ -201,60 +203,125 @@ Tiling cut(const Window& w, Index images, Index channels) {
   return t;
 }
 
-// Memory of one thread, kept from call to call: fresh pages would cost more than the additions.
+// Memory of one thread, kept from call to call unless it is large: fresh pages would cost more than the additions.
 class Scratch {
  public:
-  template <class T>
-  T* take(Index elements) {
-    const size_t bytes = round_up(elements * sizeof(T) + 2 * kVectorBytes, 64);
-    used_ += bytes;
-    TORCH_INTERNAL_ASSERT(used_ <= memory_.size());
-    return reinterpret_cast<T*>(base() + used_ - bytes);
-  }
   template <class T>
   static size_t size(Index elements) {
     return round_up(elements * sizeof(T) + 2 * kVectorBytes, 64);
   }
+  template <class T>
+  T* take(Index elements) {
+    const size_t begin = used_;
+    used_ += size<T>(elements);
+    TORCH_INTERNAL_ASSERT(used_ <= size_);
+    return reinterpret_cast<T*>(round_up(reinterpret_cast<Index>(memory_.get()), 64) + begin);
+  }
   void reset(size_t bytes) {
-    if (memory_.size() < bytes + 64) memory_.assign(bytes + 64, 0);
+    if (size_ < bytes) {
+      memory_.reset(new char[bytes + 64]);
+      size_ = bytes;
+    }
     used_ = 0;
+  }
+  void shrink() {
+    if (size_ > kKeptBytes) {
+      memory_.reset();
+      size_ = 0;
+    }
   }
 
  private:
-  char* base() { return reinterpret_cast<char*>(round_up(reinterpret_cast<Index>(memory_.data()), 64)); }
-  std::vector<char> memory_;
-  size_t used_ = 0;
+  static constexpr size_t kKeptBytes = 16 << 20;
+  std::unique_ptr<char[]> memory_;
+  size_t size_ = 0, used_ = 0;
 };
 
+thread_local Scratch weights_memory;
 thread_local Scratch scratch;
 
-// Loading -----------------------------------------------------------------------------------------
+// Copying -----------------------------------------------------------------------------------------
+
+// Conversions are written so that the compiler can make vector loops of them.
+template <class T, class S>
+inline T cast_to(S value) {
+  if constexpr (std::is_same_v<T, at::BFloat16> && !std::is_same_v<S, at::BFloat16>) {
+    const float narrow = static_cast<float>(value);
+    uint32_t bits;
+    std::memcpy(&bits, &narrow, sizeof bits);
+    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const bool nan = (bits & 0x7fffffff) > 0x7f800000;
+    return at::BFloat16(static_cast<uint16_t>(nan ? 0x7fc0 : rounded), at::BFloat16::from_bits());
+  } else if constexpr (std::is_same_v<S, at::BFloat16> && !std::is_same_v<T, at::BFloat16>) {
+    const uint32_t bits = static_cast<uint32_t>(value.x) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof wide);
+    return static_cast<T>(wide);
+  } else {
+    return static_cast<T>(value);
+  }
+}
 
 template <class T, class S>
 inline void copy_run(T* to, const S* from, Index n) {
   if constexpr (std::is_same_v<T, S>) {
     std::memcpy(to, from, n * sizeof(T));
   } else {
-    for (Index i = 0; i < n; ++i) to[i] = static_cast<T>(from[i]);
+    for (Index i = 0; i < n; ++i) to[i] = cast_to<T>(from[i]);
   }
 }
 
-// `count` positions of all channels, `step` elements apart, to rows of `pitch`.
+// Exchanges every second block of kStep rows of a square of vectors with the columns that it is to become.
+template <int kStep, class V, size_t... kLane>
+inline void exchange(V* rows, std::index_sequence<kLane...>) {
+  constexpr size_t kCount = sizeof...(kLane);
+  for (size_t i = 0; i < kCount; ++i) {
+    if (i & kStep) continue;
+    const V a = rows[i], b = rows[i + kStep];
+    rows[i] = __builtin_shufflevector(a, b, (kLane & kStep ? kCount + kLane - kStep : kLane)...);
+    rows[i + kStep] = __builtin_shufflevector(a, b, (kLane & kStep ? kCount + kLane : kLane + kStep)...);
+  }
+  if constexpr (2 * kStep < kCount) exchange<2 * kStep>(rows, std::make_index_sequence<kCount>());
+}
+
+// row_of(c)[r] = from[r * from_pitch + c] for all rows r and columns c; T is the type in between.
+template <class T, class RowOf, class From>
+void transpose(RowOf row_of, const From* from, Index from_pitch, Index rows, Index columns) {
+  constexpr Index kSide = kLanes<T>;
+  for (Index r = 0; r < rows; r += kSide)
+    for (Index c = 0; c < columns; c += kSide) {
+      const From* source = from + r * from_pitch + c;
+      if (r + kSide > rows || c + kSide > columns) {
+        for (Index i = 0; i < std::min(kSide, rows - r); ++i)
+          for (Index j = 0; j < std::min(kSide, columns - c); ++j)
+            copy_run(row_of(c + j) + r + i, source + i * from_pitch + j, 1);
+        continue;
+      }
+      Vector<T> square[kSide];
+      alignas(kVectorBytes) T one[kSide];
+      for (Index i = 0; i < kSide; ++i) {
+        copy_run(one, source + i * from_pitch, kSide);
+        square[i] = load(one);
+      }
+      exchange<1>(square, std::make_index_sequence<kSide>());
+      for (Index j = 0; j < kSide; ++j) {
+        store(one, square[j]);
+        copy_run(row_of(c + j) + r, one, kSide);
+      }
+    }
+}
+
+// `count` positions of all channels, `step` elements apart, to rows `pitch` apart.
 template <class T, class S>
 void copy_positions(T* to, Index pitch, const S* from, Index step, Index count, Index channels, Index channel_stride) {
   if (channel_stride == 1) {
     if (step == channels && pitch == channels) return copy_run(to, from, count * channels);
     for (Index i = 0; i < count; ++i) copy_run(to + i * pitch, from + i * step, channels);
-    return;
-  }
-  constexpr Index kBlock = 16;
-  for (Index i = 0; i < count; i += kBlock) {
-    const Index n = std::min(kBlock, count - i);
-    for (Index c = 0; c < channels; ++c) {
-      const S* column = from + c * channel_stride + i * step;
-      T* row = to + i * pitch + c;
-      for (Index j = 0; j < n; ++j) row[j * pitch] = static_cast<T>(column[j * step]);
-    }
+  } else if (step == 1) {
+    transpose<T>([=](Index i) { return to + i * pitch; }, from, channel_stride, channels, count);
+  } else {
+    for (Index i = 0; i < count; ++i)
+      for (Index c = 0; c < channels; ++c) to[i * pitch + c] = cast_to<T>(from[i * step + c * channel_stride]);
   }
 }
 
@@ -326,15 +393,15 @@ void add_run(Out* out, const T* const* terms, const T* factors, Index count, Ind
     if constexpr (std::is_same_v<T, Out>) {
       for (int u = 0; u < kUnroll; ++u) store(out + i + u * kLanesT, sum[u]);
     } else {
-      alignas(64) T block[kUnroll * kLanesT];
+      alignas(kVectorBytes) T block[kUnroll * kLanesT];
       for (int u = 0; u < kUnroll; ++u) store(block + u * kLanesT, sum[u]);
-      for (int j = 0; j < kUnroll * kLanesT; ++j) out[i + j] = static_cast<Out>(block[j]);
+      copy_run(out + i, block, kUnroll * kLanesT);
     }
   }
   for (; i < n; ++i) {
     T sum = kWeighed ? terms[0][i] * factors[0] : terms[0][i];
     for (Index t = 1; t < count; ++t) sum += kWeighed ? terms[t][i] * factors[t] : terms[t][i];
-    out[i] = static_cast<Out>(sum);
+    out[i] = cast_to<Out>(sum);
   }
 }
 
@@ -512,49 +579,78 @@ struct Panels {
   Index padded() const { return round_up(columns, kLanes<T>); }
 };
 
-// Ring weights (groups, rings, inputs, outputs), any strides, as panels: all rows of the first columns, then those of
-// the next. Rows of pairs hold two inputs each.
-template <class T, class F>
-std::vector<T> pack(const Tensor& weight, Panels<T> panels) {
-  constexpr Index kPair = sizeof(F) == 2 * sizeof(at::BFloat16) && !std::is_same_v<T, F> ? 2 : 1;
-  const Index groups = weight.size(0), rings = weight.size(1), depth = weight.size(2) / kPair;
-  const Index per_group = rings * depth * panels.padded();
-  std::vector<T> packed(groups * per_group + kPanelVectors * kLanes<T>);
-  const T* source = weight.const_data_ptr<T>();
+// One panel of ring weights (rings, inputs, columns), any strides: to[b, c, o] = from[b * sb + c * sc + o * so], rows
+// `width` apart.
+template <class T, class S>
+void pack_panel(T* to, Index width, const S* from, Index rings, Index inputs, Index columns, Index sb, Index sc, Index so) {
+  auto row_of = [=](Index b, Index c) { return to + (b * inputs + c) * width; };
+  if (sb == 1 && sc == rings)  // the memory of one output holds all rows
+    return transpose<T>([=](Index i) { return row_of(i % rings, i / rings); }, from, so, columns, rings * inputs);
+  for (Index c = 0; c < inputs; ++c)
+    for (Index b = 0; b < rings; ++b) {
+      T* row = row_of(b, c);
+      for (Index o = 0; o < columns; ++o) row[o] = cast_to<T>(from[b * sb + c * sc + o * so]);
+    }
+}
+
+// Rows of bfloat16 numbers, held as float, to half as many rows of pairs.
+template <class T>
+void pair_rows(T* to, const T* from, Index pairs, Index width) {
+  for (Index p = 0; p < pairs; ++p, to += width, from += 2 * width)
+    for (Index o = 0; o < width; ++o) {
+      uint32_t first, second;
+      std::memcpy(&first, from + o, sizeof first);
+      std::memcpy(&second, from + width + o, sizeof second);
+      const uint32_t both = (first >> 16) | (second & 0xffff0000u);
+      std::memcpy(to + o, &both, sizeof both);
+    }
+}
+
+// Ring weights (groups, rings, inputs, outputs) as panels: all rows of the first columns, then those of the next. What
+// lies in the columns that fill the last vector does not matter: it only meets itself.
+template <class T, class F, class S>
+T* pack(const Tensor& weight, Panels<T> panels) {
+  constexpr bool kPairs = std::is_same_v<F, BFloat16Pair>;
+  const Index groups = weight.size(0), rings = weight.size(1), inputs = weight.size(2);
+  const Index rows = rings * inputs / (kPairs ? 2 : 1);
   const Index sg = weight.stride(0), sb = weight.stride(1), sc = weight.stride(2), so = weight.stride(3);
+  const S* source = static_cast<const S*>(weight.const_data_ptr());
+  weights_memory.reset(Scratch::size<T>(groups * rows * panels.padded()));
+  T* const packed = weights_memory.take<T>(groups * rows * panels.padded());
   at::parallel_for(0, groups * panels.count(), 1, [&](Index begin, Index end) {
     for (Index task = begin; task < end; ++task) {
       const Index group = task / panels.count(), panel = task % panels.count();
       const Index width = panels.vectors(panel) * kLanes<T>, first = panels.start(panel);
       const Index columns = std::min(width, panels.columns - first);
-      T* to = packed.data() + group * per_group + first * rings * depth;
-      const T* from = source + group * sg + first * so;
-      for (Index o = 0; o < columns; ++o)
-        for (Index c = 0; c < depth; ++c)
-          for (Index b = 0; b < rings; ++b) {
-            const T* one = from + o * so + b * sb + c * kPair * sc;
-            T& slot = to[(b * depth + c) * width + o];
-            if constexpr (kPair == 1) {
-              slot = *one;
-            } else {
-              const BFloat16Pair pair{{at::BFloat16(one[0]), at::BFloat16(one[sc])}};
-              std::memcpy(&slot, &pair, sizeof slot);
-            }
-          }
+      T* to = packed + (group * panels.padded() + first) * rows;
+      const S* from = source + group * sg + first * so;
+      if constexpr (kPairs) {
+        scratch.reset(Scratch::size<T>(2 * rows * width));
+        T* singles = scratch.take<T>(2 * rows * width);
+        pack_panel(singles, width, from, rings, inputs, columns, sb, sc, so);
+        pair_rows(to, singles, rows, width);
+      } else {
+        pack_panel(to, width, from, rings, inputs, columns, sb, sc, so);
+      }
     }
   });
   return packed;
 }
 
+// Rows of outputs, one per position of the tile from `first` on, to their places in y.
 template <class T, class S>
-void store_block(const T* block, Index width, const Activation<S>& y, const Index* offsets, Index rows, Index channel,
-                 Index columns) {
+void store_rows(const T* rows, Index pitch, const Activation<S>& y, const Index* offsets, Index count, Index channel,
+                Index columns) {
   S* base = y.data + channel * y.channel_stride;
   if (y.channel_stride == 1) {
-    for (Index r = 0; r < rows; ++r) copy_run(base + offsets[r], block + r * width, columns);
-  } else {
-    for (Index o = 0; o < columns; ++o)
-      for (Index r = 0; r < rows; ++r) base[offsets[r] + o * y.channel_stride] = static_cast<S>(block[r * width + o]);
+    for (Index r = 0; r < count; ++r) copy_run(base + offsets[r], rows + r * pitch, columns);
+    return;
+  }
+  for (Index begin = 0, end; begin < count; begin = end) {
+    end = begin + 1;
+    while (end < count && offsets[end] == offsets[end - 1] + 1) ++end;
+    S* run = base + offsets[begin];
+    transpose<T>([&](Index c) { return run + c * y.channel_stride; }, rows + begin * pitch, pitch, end - begin, columns);
   }
 }
 
@@ -585,15 +681,17 @@ void run(const Tensor& source, const Window& w, Index groups, const std::optiona
 
   std::optional<Activation<S>> to, left;
   Panels<T> outputs{0}, lefts{0};
-  std::vector<T> packed, starts;
+  std::vector<T> starts;
+  T* packed = nullptr;
   if (y) {
     to.emplace(*y);
     outputs.columns = to->channels / groups;
-    packed = pack<T, F>(*weight, outputs);
+    packed = pack<T, F, S>(*weight, outputs);
     starts.assign(groups * outputs.padded() + kPanelVectors * kLanes<T>, T(0));
     if (bias)
       for (Index o = 0; o < to->channels; ++o)
-        starts[o / outputs.columns * outputs.padded() + o % outputs.columns] = bias->const_data_ptr<T>()[o];
+        starts[o / outputs.columns * outputs.padded() + o % outputs.columns] =
+            cast_to<T>(static_cast<const S*>(bias->const_data_ptr())[o]);
   }
   if (thin) {
     left.emplace(*thin);
@@ -607,14 +705,14 @@ void run(const Tensor& source, const Window& w, Index groups, const std::optiona
     buffer_sizes.push_back(e[0] * e[1] * e[2] * x.channels);
   }
   size_t bytes = Scratch::size<P>(w.rings * most * x.channels) + Scratch::size<Index>(most) +
-                 Scratch::size<T>(kRows * kPanelVectors * kLanes<T>) + Scratch::size<T>(most * thin_pitch);
+                 Scratch::size<T>(most * kPanelVectors * kLanes<T>) + Scratch::size<T>(most * thin_pitch);
   for (Index size : buffer_sizes) bytes += Scratch::size<T>(size);
 
   at::parallel_for(0, tiling.count(), 1, [&](Index begin, Index end) {
     scratch.reset(bytes);
     P* sums = scratch.take<P>(w.rings * most * x.channels);
     Index* offsets = scratch.take<Index>(most);
-    T* block = scratch.take<T>(kRows * kPanelVectors * kLanes<T>);
+    T* products = scratch.take<T>(most * kPanelVectors * kLanes<T>);
     T* rows = scratch.take<T>(most * thin_pitch);
     std::vector<T*> buffers;
     for (Index size : buffer_sizes) buffers.push_back(scratch.take<T>(size));
@@ -634,17 +732,18 @@ void run(const Tensor& source, const Window& w, Index groups, const std::optiona
         for (Index g = 0; g < groups; ++g)
           for (Index panel = 0; panel < outputs.count(); ++panel) {
             const Index first = outputs.start(panel), vectors = outputs.vectors(panel);
-            const T* weights = packed.data() + (g * outputs.padded() + first) * w.rings * (depth / kPair);
+            const T* weights = packed + (g * outputs.padded() + first) * w.rings * (depth / kPair);
             const T* start = starts.data() + g * outputs.padded() + first;
+            const Index width = vectors * kLanes<T>;
             for (Index b = 0, p = 0; b < blocks; ++b) {
               const Index height = balanced(positions, p, blocks - b);
               const auto mix = vectors == 1 ? mix_block_of<T, F, 1>(height, Heights()) : mix_block_of<T, F, 2>(height, Heights());
               mix(reinterpret_cast<const F*>(sums + p * x.channels + g * depth), x.channels / kPair, ring_stride / kPair,
-                  w.rings, depth / kPair, weights, start, block);
-              store_block(block, vectors * kLanes<T>, *to, offsets + p, height, g * outputs.columns + first,
-                          std::min(vectors * kLanes<T>, outputs.columns - first));
+                  w.rings, depth / kPair, weights, start, products + p * width);
               p += height;
             }
+            store_rows(products, width, *to, offsets, positions, g * outputs.columns + first,
+                       std::min(width, outputs.columns - first));
           }
       }
       if constexpr (std::is_same_v<T, F>) {
@@ -668,7 +767,9 @@ void run(const Tensor& source, const Window& w, Index groups, const std::optiona
             }
       }
     }
+    scratch.shrink();
   });
+  weights_memory.shrink();
 }
 
 // y, if given, becomes the product of source's ring sums with weight, plus bias. grad, if given, is added the product
