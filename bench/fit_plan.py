@@ -1,6 +1,6 @@
 """``python -m bench.fit_plan``: fits the planner's rates to this machine and says how well they plan.
 
-Random convolutions are timed on both paths with one thread. The rates are fitted on one half of them
+Random convolutions are timed on every path with one thread. The rates are fitted on one half of them
 and judged on the other: how often the faster path is predicted, and the worst loss where it is not.
 """
 
@@ -13,12 +13,12 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import geometric_mean
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,8 @@ from scipy.optimize import nnls
 from bench import timing
 from bench.cases import Case, cases
 from bench.layers import MEMORY_FORMATS
-from sre_triton import cost, dense, ringwise
+from sre_triton import cost, dense, native, ringwise
+from sre_triton.native import launch as native_launch
 from sre_triton.plan import Call, plan_call
 from sre_triton.rings import default_num_rings
 from sre_triton.spec import conv_spec
@@ -37,11 +38,17 @@ from sre_triton.spec import conv_spec
 __all__ = ["Sample", "Verdict", "check_registry", "fit", "fit_rates", "main", "make_call", "random_cases", "verdict"]
 
 PATHS: dict[str, ModuleType] = {"dense": dense, "ringwise": ringwise}
+if native.missing() is None:
+    PATHS["native"] = native_launch
+WORK: dict[str, Callable[[Call], cost.Work]] = {
+    "dense": cost.dense_work,
+    "ringwise": cost.ringwise_work,
+    "native": cost.native_work,
+}
 DTYPES = (torch.float32, torch.bfloat16)
 KINDS = ("forward", "backward")
 CHANNELS = (3, 8, 16, 24, 32, 64, 96, 128, 256)
 ROUNDS = 5
-Work = TypeVar("Work", cost.DenseWork, cost.RingwiseWork)
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def make_call(kind: str, case: Case, k: int, dtype: torch.dtype) -> Call:
 
 
 def measure(call: Call, *, channels_last: bool) -> Sample:
-    """Times both paths in turns, on the processor's clock."""
+    """Times all paths in turns, on the processor's clock."""
     spec = call.spec
     formats = MEMORY_FORMATS[spec.ndim]
     memory_format = formats["nhwc" if channels_last else "nchw"]
@@ -107,7 +114,7 @@ def measure(call: Call, *, channels_last: bool) -> Sample:
     return Sample(call, {name: taken.best for name, taken in times.items()})
 
 
-def fit(works: Sequence[Work], seconds: Sequence[float]) -> Work:
+def fit(works: Sequence[cost.Work], seconds: Sequence[float]) -> cost.Work:
     """Rates, none of them negative, that predict these times with the least relative error."""
     amounts = np.array(works, dtype=np.float64) * 1e-9 / np.array(seconds)[:, None]
     scale = np.maximum(amounts.max(axis=0), np.finfo(np.float64).tiny)
@@ -115,18 +122,19 @@ def fit(works: Sequence[Work], seconds: Sequence[float]) -> Work:
     return type(works[0])(*(found / scale).tolist())
 
 
-def fit_rates(samples: Sequence[Sample]) -> cost.Rates:
-    """The rates of both paths."""
-    return (
-        fit([cost.dense_work(s.call) for s in samples], [s.seconds["dense"] for s in samples]),
-        fit([cost.ringwise_work(s.call) for s in samples], [s.seconds["ringwise"] for s in samples]),
-    )
+def fit_rates(samples: Sequence[Sample]) -> dict[str, cost.Work]:
+    """The rates of every path that was timed."""
+    return {
+        path: fit([WORK[path](sample.call) for sample in samples], [sample.seconds[path] for sample in samples])
+        for path in samples[0].seconds
+    }
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How well rates plan. A loss is the time of the chosen path over another's."""
+    """How well rates choose between the dense path and another. A loss is the time of the chosen one over one's."""
 
+    path: str
     samples: int
     hit_rate: float  # the faster path is chosen
     mean_loss: float  # geometric, to the faster path
@@ -134,12 +142,16 @@ class Verdict:
     worst_loss_to_dense: float
 
 
-def verdict(samples: Sequence[Sample], rates: cost.Rates) -> Verdict:
-    """Judges the plans that ``rates`` lead to by the times that were measured."""
-    chosen = [sample.seconds[cost.estimate(sample.call, rates).path] for sample in samples]
-    losses = [seconds / min(sample.seconds.values()) for sample, seconds in zip(samples, chosen, strict=True)]
+def verdict(samples: Sequence[Sample], rates: Mapping[str, cost.Work], path: str) -> Verdict:
+    """Judges the plans that ``rates`` lead to, between dense and ``path``, by the times that were measured."""
+    chosen, losses = [], []
+    for sample in samples:
+        predicted = cost.estimate(sample.call, {name: rates[name] for name in ("dense", path)})
+        chosen.append(sample.seconds[cost.choose(predicted)])
+        losses.append(chosen[-1] / min(sample.seconds["dense"], sample.seconds[path]))
     to_dense = [seconds / sample.seconds["dense"] for sample, seconds in zip(samples, chosen, strict=True)]
-    return Verdict(len(samples), losses.count(1.0) / len(losses), geometric_mean(losses), max(losses), max(to_dense))
+    hits = losses.count(1.0) / len(losses)
+    return Verdict(path, len(samples), hits, geometric_mean(losses), max(losses), max(to_dense))
 
 
 def _raced(call: Call, path: str) -> float:
@@ -194,9 +206,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rates = fit_rates([sample for sample in typed if sample.call.spec in learned])
         held_out = [sample for sample in typed if sample.call.spec not in learned]
         results[str(dtype)] = {
-            "held_out": asdict(verdict(held_out, rates)),
-            "held_out_at_present_rates": asdict(verdict(held_out, cost.rates("cpu", dtype))),
-            "rates": {type(rate).__name__: rate._asdict() for rate in fit_rates(typed)},
+            "held_out": [asdict(verdict(held_out, rates, path)) for path in PATHS if path != "dense"],
+            "held_out_at_present_rates": [
+                asdict(verdict(held_out, cost.rates("cpu", dtype), path)) for path in PATHS if path != "dense"
+            ],
+            "rates": {path: rate._asdict() for path, rate in fit_rates(typed).items()},
         }
     print(json.dumps(results, indent=1))
     return 0

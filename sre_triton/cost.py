@@ -1,4 +1,4 @@
-"""What a call costs on the dense and on the ring-wise path: a linear model of shapes and dtype.
+"""What a call costs on each of a CPU's paths: a linear model of shapes and dtype.
 
 A path's *work* is a few amounts that its time grows with: operations started, additions, products,
 elements moved. The predicted time is their sum, each times its *rate* in nanoseconds. The rates of CPUs
@@ -8,6 +8,7 @@ are fitted by ``python -m bench.fit_plan``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -18,7 +19,18 @@ from sre_triton.schedule import ring_schedule
 if TYPE_CHECKING:
     from sre_triton.plan import Call
 
-__all__ = ["DenseWork", "Estimate", "Rates", "RingwiseWork", "dense_work", "estimate", "rates", "ringwise_work"]
+__all__ = [
+    "DenseWork",
+    "NativeWork",
+    "RingwiseWork",
+    "Work",
+    "choose",
+    "dense_work",
+    "estimate",
+    "native_work",
+    "rates",
+    "ringwise_work",
+]
 
 
 class DenseWork(NamedTuple):
@@ -45,33 +57,40 @@ class RingwiseWork(NamedTuple):
     outputs: float  # elements of products, written or added up
 
 
-Rates = tuple[DenseWork, RingwiseWork]
+class NativeWork(NamedTuple):
+    """Work of the native path, or nanoseconds per unit of it."""
+
+    start: float  # once per pass
+    loads: float  # elements copied into a tile
+    additions: float  # of elements in ring sums
+    products: float
+    gradient_products: float  # of passes that make a weight gradient: bfloat16 is multiplied as float32 there
+    calls: float  # of the kernels that multiply a few positions by a few channels
+    kernel: float  # elements of the ring weight, packed or added up
+    outputs: float  # elements of products
 
 
-class Estimate(NamedTuple):
-    """Predicted seconds of a call on each path."""
+Work = DenseWork | RingwiseWork | NativeWork
 
-    dense: float
-    ringwise: float
 
-    @property
-    def path(self) -> str:
-        """The path to take. Where the two are close, it is the one with the smaller surprises."""
-        return "ringwise" if _MARGIN * self.ringwise + _HEAD_START < self.dense else "dense"
+def estimate(call: Call, rates: Mapping[str, Work]) -> dict[str, float]:
+    """Predicted seconds of ``call`` on each path that ``rates`` names."""
+    return {
+        path: 1e-9 * sum(amount * price for amount, price in zip(_WORK[path](call), rate, strict=True))
+        for path, rate in rates.items()
+    }
 
 
 # What predictions are off now and then: a tenth, and some of what it costs to start operations.
 _MARGIN = 1.1
-_HEAD_START = 4e-5
+_HEAD_START = {"ringwise": 4e-5, "native": 0.0}
 
 
-def estimate(call: Call, rates: Rates) -> Estimate:
-    """What ``call`` costs at these rates."""
-
-    def seconds(work: DenseWork | RingwiseWork, rate: DenseWork | RingwiseWork) -> float:
-        return 1e-9 * sum(amount * price for amount, price in zip(work, rate, strict=True))
-
-    return Estimate(seconds(dense_work(call), rates[0]), seconds(ringwise_work(call), rates[1]))
+def choose(seconds: Mapping[str, float]) -> str:
+    """The path to take, of the dense one and one other. Where the two are close, it is the dense one, which has the
+    smaller surprises."""
+    (other,) = set(seconds) - {"dense"}
+    return other if _MARGIN * seconds[other] + _HEAD_START[other] < seconds["dense"] else "dense"
 
 
 def dense_work(call: Call) -> DenseWork:
@@ -119,12 +138,24 @@ _BLOCK = 3 << 18
 _DEPTHWISE_BLOCK = 1 << 18
 
 
-def ringwise_work(call: Call) -> RingwiseWork:
-    """What the ring-wise path does for this call, if its input is channels_last."""
+class _RingSums(NamedTuple):
+    """The ring sums that a pass is made of, and what they are multiplied with."""
+
+    positions: int  # that have ring sums
+    summed: int  # channels that are summed over rings
+    mixed: int  # channels of the products
+    products: int  # that the ring sums are a factor of: gradients share theirs
+    rings: int
+    density: list[int]  # elements of a buffer of each level, per position and channel
+    additions: int  # per position and channel
+    upsampling: tuple[int, ...]
+    half: tuple[int, ...]
+    steps: int
+    buffers: int
+
+
+def _ring_sums(call: Call) -> _RingSums:
     spec, input_size = call.spec, call.input_size
-    if call.kind == "backward" and not spec.is_unit_stride:
-        parts = [ringwise_work(call._replace(kind=kind)) for kind in ("transpose", "weight_grad")]
-        return RingwiseWork(*map(sum, zip(*parts, strict=True)))
     upsampling = spec.stride if call.kind == "transpose" else (1,) * spec.ndim
     if call.kind in ("forward", "weight_grad"):
         positions, summed, mixed, stride = call.pixels, call.in_channels, call.out_channels, spec.stride
@@ -133,7 +164,22 @@ def ringwise_work(call: Call) -> RingwiseWork:
         stride = (1,) * spec.ndim
     half = tuple(min(k // 2, n - 1) for k, n in zip(spec.geometry.kernel_size, input_size, strict=True))
     rings, schedule = ring_schedule(spec.geometry, half)
-    products, elements = 2 if call.kind == "backward" else 1, positions * summed
+    # A sum over the first dimensions alone still has every position of the padded input in the others.
+    density = [math.prod(stride[level:]) for level in range(spec.ndim + 1)]
+    additions = sum(density[schedule.levels[step.out]] for step in schedule.steps)
+    products = 2 if call.kind == "backward" else 1
+    return _RingSums(
+        positions, summed, mixed, products, len(rings), density, additions, upsampling, half,
+        len(schedule.steps), len(schedule.levels),
+    )  # fmt: skip
+
+
+def ringwise_work(call: Call) -> RingwiseWork:
+    """What the ring-wise path does for this call, if its input is channels_last."""
+    if call.kind == "backward" and not call.spec.is_unit_stride:
+        return RingwiseWork(*_in_two_passes(ringwise_work, call))
+    spec, r = call.spec, _ring_sums(call)
+    elements = r.positions * r.summed
     shared = RingwiseWork(
         start=1.0,
         calls=0.0,
@@ -142,39 +188,71 @@ def ringwise_work(call: Call) -> RingwiseWork:
         copies=0.0,
         taps=0.0,
         sums=0.0,
-        products=products * elements * len(rings) * _in_lanes(mixed // spec.groups),
-        outputs=products * positions * mixed,
+        products=r.products * elements * r.rings * _in_lanes(r.mixed // spec.groups),
+        outputs=r.products * r.positions * r.mixed,
     )
-    if call.device.type == "cpu" and suits_depthwise(upsampling, elements, len(rings), call.dtype):
+    if call.device.type == "cpu" and suits_depthwise(r.upsampling, elements, r.rings, call.dtype):
         blocks = max(1.0, elements / _DEPTHWISE_BLOCK)
+        masks = ring_masks(spec.geometry, r.half)
         return shared._replace(
-            calls=blocks * len(rings) * (1 + products * spec.groups),
-            taps=positions * _in_lanes(summed) * sum(mask.shares.size for mask in ring_masks(spec.geometry, half)),
-            sums=elements * len(rings) * (2 if math.prod(stride) > 1 else 1),
+            calls=blocks * r.rings * (1 + r.products * spec.groups),
+            taps=r.positions * _in_lanes(r.summed) * sum(mask.shares.size for mask in masks),
+            sums=elements * r.rings * (2 if r.density[0] > 1 else 1),
         )
-    blocks = max(1.0, elements * (len(schedule.levels) + len(rings)) / _BLOCK)
-    # A sum over the first dimensions alone still has every position of the padded input in the others.
-    density = [math.prod(stride[level:]) for level in range(spec.ndim + 1)]
-    additions = elements * sum(density[schedule.levels[step.out]] for step in schedule.steps)
+    blocks = max(1.0, elements * (r.buffers + r.rings) / _BLOCK)
     return shared._replace(
-        calls=blocks * (len(schedule.steps) + len(rings) + 2 * products * spec.groups),
-        additions=additions,
-        strided=additions if density[0] > 1 else 0.0,
-        copies=elements * (density[0] + len(rings)),
+        calls=blocks * (r.steps + r.rings + 2 * r.products * spec.groups),
+        additions=elements * r.additions,
+        strided=elements * r.additions if r.density[0] > 1 else 0.0,
+        copies=elements * (r.density[0] + r.rings),
     )
 
 
-def rates(device_type: str, dtype: torch.dtype) -> Rates:
-    """Nanoseconds per unit of dense and of ring-wise work."""
+# Positions and vectors of channels that one call of the native kernels multiplies.
+_NATIVE_ROWS = 14
+_NATIVE_COLUMNS = 32
+
+
+def native_work(call: Call) -> NativeWork:
+    """What the native path does for this call, if its input is channels_last."""
+    if call.kind == "backward" and not call.spec.is_unit_stride:
+        return NativeWork(*_in_two_passes(native_work, call))
+    groups, r = call.spec.groups, _ring_sums(call)
+    elements, mixed = r.positions * r.summed, r.mixed // groups
+    products = r.products * elements * r.rings * _in_lanes(mixed)
+    weight_grad = call.kind in ("weight_grad", "backward")
+    return NativeWork(
+        start=1.0,
+        loads=elements * r.density[0],
+        additions=elements * r.additions,
+        products=0.0 if weight_grad else products,
+        gradient_products=products if weight_grad else 0.0,
+        calls=r.products * groups * math.ceil(r.positions / _NATIVE_ROWS) * math.ceil(mixed / _NATIVE_COLUMNS),
+        kernel=r.products * r.rings * r.summed * _in_lanes(mixed),
+        outputs=r.products * r.positions * r.mixed,
+    )
+
+
+_WORK: dict[str, Callable[[Call], Work]] = {"dense": dense_work, "ringwise": ringwise_work, "native": native_work}
+
+
+def _in_two_passes(work: Callable[[Call], Work], call: Call) -> list[float]:
+    """A strided backward pass does its gradients one after the other."""
+    parts = [work(call._replace(kind=kind)) for kind in ("transpose", "weight_grad")]
+    return [sum(amounts) for amounts in zip(*parts, strict=True)]
+
+
+def rates(device_type: str, dtype: torch.dtype) -> dict[str, Work]:
+    """Nanoseconds per unit of each path's work."""
     if device_type != "cpu":
         return _OTHER
     return _CPU_HALF if dtype in (torch.bfloat16, torch.float16) else _CPU
 
 
 # One thread of a server processor with AVX-512. More threads make both paths faster alike.
-_CPU = (
-    DenseWork(start=7.7e4, products=0.0176, gradient_products=0.0195, kernel=2.6, activations=0.67),
-    RingwiseWork(
+_CPU: dict[str, Work] = {
+    "dense": DenseWork(start=7.7e4, products=0.0176, gradient_products=0.0195, kernel=2.6, activations=0.67),
+    "ringwise": RingwiseWork(
         start=1.2e5,
         calls=8.1e3,
         additions=0.32,
@@ -185,10 +263,20 @@ _CPU = (
         products=0.034,
         outputs=1.07,
     ),
-)
-_CPU_HALF = (
-    DenseWork(start=1.1e5, products=0.0091, gradient_products=0.0118, kernel=1.25, activations=0.39),
-    RingwiseWork(
+    "native": NativeWork(
+        start=1.6e4,
+        loads=0.28,
+        additions=0.11,
+        products=0.0154,
+        gradient_products=0.0192,
+        calls=89.0,
+        kernel=0.52,
+        outputs=0.37,
+    ),
+}
+_CPU_HALF: dict[str, Work] = {
+    "dense": DenseWork(start=1.1e5, products=0.0091, gradient_products=0.0118, kernel=1.25, activations=0.39),
+    "ringwise": RingwiseWork(
         start=1.7e5,
         calls=1.0e4,
         additions=0.38,
@@ -199,12 +287,22 @@ _CPU_HALF = (
         products=0.0143,
         outputs=0.52,
     ),
-)
+    "native": NativeWork(
+        start=1.8e4,
+        loads=0.19,
+        additions=0.105,
+        products=0.0061,
+        gradient_products=0.0198,
+        calls=80.0,
+        kernel=0.44,
+        outputs=0.30,
+    ),
+}
 # Not measured: a ratio of arithmetic to memory traffic as GPUs have it, 200 products to a byte, with every
 # addition going through memory. It errs to the side of the dense path.
-_OTHER = (
-    DenseWork(start=1e4, products=1e-5, gradient_products=1e-5, kernel=4e-3, activations=4e-3),
-    RingwiseWork(
+_OTHER: dict[str, Work] = {
+    "dense": DenseWork(start=1e4, products=1e-5, gradient_products=1e-5, kernel=4e-3, activations=4e-3),
+    "ringwise": RingwiseWork(
         start=2e4,
         calls=6e3,
         additions=8e-3,
@@ -215,4 +313,4 @@ _OTHER = (
         products=1e-5,
         outputs=4e-3,
     ),
-)
+}

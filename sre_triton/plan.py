@@ -1,14 +1,15 @@
 """Which execution path a call takes, and why.
 
-There are three paths, all of the same function: ``dense`` (expand, then ``F.convNd``), ``ringwise``
-(ring sums, then one small product per ring) and ``triton`` (the GPU kernels). The plan looks at shapes,
-dtype and device alone, so that it is the same in every process and under ``torch.compile``.
+There are four paths, all of the same function: ``dense`` (expand, then ``F.convNd``), ``ringwise``
+(ring sums, then one small product per ring), ``native`` (the same in one C++ kernel, where that was built) and
+``triton`` (the GPU kernels). The plan looks at shapes, dtype and device alone, so that it is the same in every
+process of a machine and under ``torch.compile``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,12 +19,13 @@ from typing import NamedTuple
 
 import torch
 
-from sre_triton import cost, dense, expansion, gpu_cost, gpu_tables, ringwise
+from sre_triton import cost, dense, expansion, gpu_cost, gpu_tables, native, ringwise
+from sre_triton.native import launch as native_launch
 from sre_triton.spec import ConvSpec
 
 __all__ = ["BACKENDS", "Call", "Plan", "backend", "current_backend", "expansion_path", "plan_call", "recording", "run"]
 
-BACKENDS = ("auto", "dense", "ringwise", "triton")
+BACKENDS = ("auto", "dense", "ringwise", "native", "triton")
 
 # A one-element list and not a ContextVar: torch.compile traces through it and guards on its content.
 _requested: list[str] = ["auto"]
@@ -35,14 +37,14 @@ class backend:
 
     Args:
         name: ``"auto"`` (the planner decides, the default outside of any context), ``"dense"``,
-            ``"ringwise"`` or ``"triton"``.
+            ``"ringwise"``, ``"native"`` or ``"triton"``.
 
     The request holds for the whole process, as ``torch.backends`` flags do, and a backward pass takes
     the path that was requested when its forward ran. A request that cannot be met raises
     :class:`RuntimeError` at the call; nothing falls back silently.
 
     Raises:
-        ValueError: ``name`` is none of the four.
+        ValueError: ``name`` is none of the five.
     """
 
     def __init__(self, name: str) -> None:
@@ -92,19 +94,25 @@ class Plan:
     reason: str
 
 
-@lru_cache(maxsize=8192)
 def plan_call(call: Call, request: str) -> Plan:
     """The plan for this call under this request.
 
     Raises:
         RuntimeError: the requested path cannot run this call; the message says why.
     """
-    if request != "auto":
-        refusal = _triton_refusal(call) if request == "triton" else None
-        if refusal is not None:
-            raise RuntimeError(f"backend 'triton' was requested but cannot run this call: {refusal}")
-        return Plan(request, "requested")
-    return _automatic(call)
+    # The native kernel may be built while the process runs.
+    return _plan(call, request, has_native=call.device.type == "cpu" and native.missing() is None)
+
+
+@lru_cache(maxsize=8192)
+def _plan(call: Call, request: str, has_native: bool) -> Plan:
+    if request == "auto":
+        return _automatic_on_gpu(call) if call.device.type == "cuda" else _automatic(call, has_native)
+    refuse = _REFUSALS.get(request)
+    refusal = refuse(call) if refuse else None
+    if refusal is not None:
+        raise RuntimeError(f"backend {request!r} was requested but cannot run this call: {refusal}")
+    return Plan(request, "requested")
 
 
 def run(call: Call, request: str) -> ModuleType:
@@ -136,7 +144,7 @@ def recording() -> Iterator[list[tuple[Call, Plan]]]:
         _records = None
 
 
-_PATHS: dict[str, ModuleType] = {"dense": dense, "ringwise": ringwise}
+_PATHS: dict[str, ModuleType] = {"dense": dense, "ringwise": ringwise, "native": native_launch}
 
 
 def _triton() -> ModuleType:
@@ -153,11 +161,18 @@ def _triton_refusal(call: Call) -> str | None:
     return refusal
 
 
-def _automatic(call: Call) -> Plan:
-    if call.device.type == "cuda":
-        return _automatic_on_gpu(call)
-    seconds = cost.estimate(call, cost.rates(call.device.type, call.dtype))
-    return _comparison(seconds.path, {"dense": seconds.dense, "ringwise": seconds.ringwise})
+def _native_refusal(call: Call) -> str | None:
+    return native_launch.refusal(call.device.type, call.dtype)
+
+
+_REFUSALS: dict[str, Callable[[Call], str | None]] = {"native": _native_refusal, "triton": _triton_refusal}
+
+
+def _automatic(call: Call, has_native: bool) -> Plan:
+    rates = cost.rates(call.device.type, call.dtype)
+    paths = ("dense", "native" if has_native else "ringwise")
+    seconds = cost.estimate(call, {path: rates[path] for path in paths})
+    return _comparison(cost.choose(seconds), seconds)
 
 
 # A measured speed may be off by this much on another day.
@@ -182,7 +197,7 @@ def _automatic_on_gpu(call: Call) -> Plan:
     return _comparison(seconds.path, {"dense": seconds.dense, "triton": seconds.triton})
 
 
-_WORDS = {"dense": "dense", "ringwise": "ring-wise", "triton": "with Triton"}
+_WORDS = {"dense": "dense", "ringwise": "ring-wise", "native": "native", "triton": "with Triton"}
 
 
 def _comparison(chosen: str, seconds: dict[str, float]) -> Plan:

@@ -1,10 +1,11 @@
-"""The ring-wise path against the dense path in float64, and the schedules against the geometry."""
+"""The ring-wise and native paths against the dense path in float64, and the schedules against the geometry."""
 
 from __future__ import annotations
 
 import random
 import weakref
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sre_triton import additions, dense, depthwise, ring_sums, ringwise
+from sre_triton import additions, dense, depthwise, native, ring_sums, ringwise
+from sre_triton.native import launch
 from sre_triton.rings import RingGeometry, default_num_rings, ring_geometry
 from sre_triton.schedule import Operand, Schedule, ring_schedule
 from sre_triton.spec import ConvSpec, conv_spec
@@ -64,21 +66,31 @@ def run_all(path: Any, spec: ConvSpec, x: Tensor, weight: Tensor, bias: Tensor, 
     return results
 
 
-@pytest.fixture(params=["additions", "depthwise"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+needs_native = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+PATHS = [pytest.param(ringwise, id="ringwise"), pytest.param(launch, id="native", marks=needs_native)]
+
+
+@pytest.fixture(params=["additions", "depthwise", pytest.param("native", marks=needs_native)])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """How ring sums are made, wherever there is a choice: also in float64, which has no fast depthwise kernel."""
+    if request.param == "native":  # several threads cut small images, too, into tiles
+        threads = torch.get_num_threads()
+        torch.set_num_threads(3)
+        yield request.param
+        torch.set_num_threads(threads)
+        return
     by_depthwise = request.param == "depthwise"
     monkeypatch.setattr(
         ring_sums, "has_depthwise", lambda _, w: by_depthwise and len(w.half) == 2 and set(w.upsampling) == {1}
     )
     if by_depthwise:
         monkeypatch.setattr(ring_sums, "_NARROW", 2)
-    return request.param
+    yield request.param
 
 
-def assert_same(spec: ConvSpec, *tensors: Tensor) -> None:
+def assert_same(way: str, spec: ConvSpec, *tensors: Tensor) -> None:
     expected = run_all(dense, spec, *tensors)
-    for name, result in run_all(ringwise, spec, *tensors).items():
+    for name, result in run_all(launch if way == "native" else ringwise, spec, *tensors).items():
         torch.testing.assert_close(result, expected[name], rtol=1e-11, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
 
 
@@ -147,7 +159,7 @@ def test_random_shapes_match_dense(seed: int, way: str, monkeypatch: pytest.Monk
     torch.manual_seed(seed)
     monkeypatch.setattr(additions, "_CPU_SCRATCH", draw.choice([64, 1500, 20000, 1 << 20]))  # many blocks to one
     monkeypatch.setattr(depthwise, "_BLOCK_BYTES", draw.choice([64, 1500, 8000, 1 << 20]))
-    ndim = draw.choice([1, 2, 2, 3]) if way == "additions" else 2
+    ndim = 2 if way == "depthwise" else draw.choice([1, 2, 2, 3])
     while True:
         k = draw.choice([1, 3, 5] if ndim == 3 else [1, 3, 5, 7, 9])
         circular = ndim == 1 or draw.random() < 0.7  # non-circular rings of a line can be empty
@@ -167,26 +179,26 @@ def test_random_shapes_match_dense(seed: int, way: str, monkeypatch: pytest.Monk
             break
     channels = (groups * draw.randint(1, 4), groups * draw.randint(1, 4))
     tensors = make_tensors(spec, size, batch=draw.randint(1, 3), channels=channels, channels_last=draw.random() < 0.5)
-    assert_same(spec, *tensors)
+    assert_same(way, spec, *tensors)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (2, 2), (3, 200), (17, 16)])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_maps_smaller_than_the_kernel(size: tuple[int, int], channels_last: bool, way: str) -> None:
     spec = make_spec(2, 9, padding=6)
-    assert_same(spec, *make_tensors(spec, size, channels=(1, 3), channels_last=channels_last))
+    assert_same(way, spec, *make_tensors(spec, size, channels=(1, 3), channels_last=channels_last))
 
 
 def test_padding_that_no_tap_leaves(way: str) -> None:
     spec = make_spec(2, 3, padding=7, stride=5)
-    assert_same(spec, *make_tensors(spec, (1, 2)))
+    assert_same(way, spec, *make_tensors(spec, (1, 2)))
 
 
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_depthwise(antialias: bool, stride: int, way: str) -> None:
     spec = make_spec(2, 5, antialias=antialias, stride=stride, groups=6)
-    assert_same(spec, *make_tensors(spec, (12, 20), channels=(6, 12)))
+    assert_same(way, spec, *make_tensors(spec, (12, 20), channels=(6, 12)))
 
 
 def test_inputs_of_any_strides(way: str) -> None:
@@ -196,24 +208,25 @@ def test_inputs_of_any_strides(way: str) -> None:
     turned = x.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2)
     expanded = x[:1, :, :1].expand_as(x)
     for view in (sliced, turned, expanded):
-        assert_same(spec, view, weight, bias, grad_y)
-    assert_same(spec, x, weight.transpose(0, 1).contiguous().transpose(0, 1), bias, grad_y.flip(3))
+        assert_same(way, spec, view, weight, bias, grad_y)
+    assert_same(way, spec, x, weight.transpose(0, 1).contiguous().transpose(0, 1), bias, grad_y.flip(3))
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3])
-def test_empty_batch(ndim: int) -> None:
+def test_empty_batch(ndim: int, way: str) -> None:
     spec = make_spec(ndim, 3)
-    assert_same(spec, *make_tensors(spec, (5,) * ndim, batch=0))
+    assert_same(way, spec, *make_tensors(spec, (5,) * ndim, batch=0))
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_output_keeps_the_memory_format(ndim: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("path", PATHS)
+def test_output_keeps_the_memory_format(path: Any, ndim: int, dtype: torch.dtype) -> None:
     spec = make_spec(ndim, 3)
     for channels_last in (False, True):
         tensors = make_tensors(spec, (6,) * ndim, dtype=dtype, channels_last=channels_last)
         memory_format = CHANNELS_LAST[ndim] if channels_last else torch.contiguous_format
-        results = run_all(ringwise, spec, *tensors)
+        results = run_all(path, spec, *tensors)
         for name in ("forward", "grad_x", "transpose"):
             assert results[name].is_contiguous(memory_format=memory_format), name
             assert results[name].dtype == dtype
@@ -225,15 +238,16 @@ def test_output_keeps_the_memory_format(ndim: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("ndim", "k", "size"), [(1, 9, 300), (2, 3, 20), (2, 9, 20), (3, 3, 8), (3, 5, 8)])
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("path", PATHS)
 def test_error_is_at_most_twice_that_of_dense(
-    dtype: torch.dtype, ndim: int, k: int, size: int, antialias: bool, channels_last: bool
+    path: Any, dtype: torch.dtype, ndim: int, k: int, size: int, antialias: bool, channels_last: bool
 ) -> None:
     torch.manual_seed(k)
     spec = make_spec(ndim, k, antialias=antialias)
     tensors = make_tensors(spec, (size,) * ndim, channels=(32, 48), dtype=dtype, channels_last=channels_last)
     truth = run_all(dense, spec, *(t.double() for t in tensors))
     peer = run_all(dense, spec, *tensors)
-    for name, result in run_all(ringwise, spec, *tensors).items():
+    for name, result in run_all(path, spec, *tensors).items():
         error, allowed = ((r.double() - truth[name]).square().mean().sqrt() for r in (result, peer[name]))
         assert error <= 2 * allowed, f"{name}: {error:.3g} against {allowed:.3g}"
 
@@ -258,9 +272,10 @@ def test_float32_images_take_depthwise_convolutions(monkeypatch: pytest.MonkeyPa
 def test_results_turn_with_the_input(way: str) -> None:
     spec = make_spec(2, 9)
     x, weight, bias, _ = make_tensors(spec, (20, 20))
-    y = ringwise.forward(x, weight, bias, spec)
+    path = launch if way == "native" else ringwise
+    y = path.forward(x, weight, bias, spec)
     for turn in (lambda t: t.rot90(1, (2, 3)), lambda t: t.flip(2), lambda t: t.transpose(2, 3)):
-        torch.testing.assert_close(ringwise.forward(turn(x), weight, bias, spec), turn(y), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(path.forward(turn(x), weight, bias, spec), turn(y), rtol=1e-12, atol=1e-12)
 
 
 class PeakBytes(TorchDispatchMode):

@@ -58,13 +58,13 @@ def build(*, verbose: bool = False) -> Path:
 
 def missing() -> str | None:
     """Why there is no native kernel in this process, or None if there is."""
-    if os.environ.get(_SWITCH, "1") == "0":
-        return f"{_SWITCH}=0"
     return _load()
 
 
 @lru_cache(maxsize=1)
 def _load() -> str | None:
+    if os.environ.get(_SWITCH, "1") == "0":
+        return f"the variable {_SWITCH} is 0"
     library = _library()
     if not library.exists():
         return "it is not built; `python -m sre_triton.native` builds it"

@@ -5,7 +5,7 @@ The four functions are those of :mod:`sre_triton.dense`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import torch
@@ -51,7 +51,7 @@ def weight_grad(x: Tensor, grad_y: Tensor, spec: ConvSpec) -> Tensor:
     window = forward_window(spec, tuple(x.shape[2:]))
     total = _new_total(x, grad_y, window, spec.groups)
     _run(x, window, spec.groups, thin=grad_y, total=total)
-    return _ring_weight(total, x, grad_y, window, spec).permute(1, 3, 2, 0).flatten(0, 1)
+    return _ring_weight(total, x, grad_y, window, spec).permute(1, 3, 2, 0).flatten(0, 1).contiguous()
 
 
 def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple[Tensor, Tensor]:
@@ -64,7 +64,7 @@ def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple
     total = _new_total(grad_y, x, window, spec.groups)
     kernels = _grouped(weight, spec.groups).permute(0, 3, 1, 2)
     _run(grad_y, window, spec.groups, y=grad_x, weight=kernels, thin=x, total=total)
-    return grad_x, _ring_weight(total, grad_y, x, window, spec).permute(1, 2, 3, 0).flatten(0, 1)
+    return grad_x, _ring_weight(total, grad_y, x, window, spec).permute(1, 2, 3, 0).flatten(0, 1).contiguous()
 
 
 def _run(
@@ -87,9 +87,15 @@ def _run(
         weight = weight[:, window.rings]
     if bias is not None:
         bias = bias.contiguous()
-    torch.ops.sre_triton_native.ring_conv.default(
-        source, numbers, factors, groups, weight, bias, y, thin, total
-    )  # fmt: skip
+    _operator()(source, numbers, factors, groups, weight, bias, y, thin, total)
+
+
+@lru_cache(maxsize=1)
+def _operator() -> Callable[..., None]:
+    reason = missing()
+    if reason is not None:
+        raise RuntimeError(f"there is no native kernel: {reason}")
+    return torch.ops.sre_triton_native.ring_conv.default
 
 
 def _grouped(weight: Tensor, groups: int) -> Tensor:

@@ -161,8 +161,12 @@ struct Tiling {
   }
 };
 
+// Positions of the padded input that so many outputs read along dimension d. In the last dimension these are rounded
+// up to whole strides: a row holds every stride-th position first, then those one further, and so on, so that what
+// the outputs of a row read with one tap lies side by side.
 Index reads(const Window& w, Index d, Index outputs) {
-  return (outputs - 1) * w.stride[d] + 2 * w.half[d] * w.dilation[d] + 1;
+  const Index n = (outputs - 1) * w.stride[d] + 2 * w.half[d] * w.dilation[d] + 1;
+  return d == 2 ? round_up(n, w.stride[d]) : n;
 }
 
 // Elements that fit the second-level cache next to the weights.
@@ -337,7 +341,7 @@ void load_input(T* to, const Activation<S>& x, const Window& w, const Tile& tile
     last[d] = end < 0 ? -1 : std::min(end / w.upsampling[d], w.in[d] - 1);
   }
   const Index pitch = extent[2] * x.channels;
-  const Index gap = w.upsampling[2];
+  const Index gap = w.upsampling[2], step = w.stride[2];  // one of them is 1
   for (Index i = 0; i < extent[0]; ++i) {
     for (Index j = 0; j < extent[1]; ++j, to += pitch) {
       const Index u0 = begin[0] + i, u1 = begin[1] + j;
@@ -350,12 +354,21 @@ void load_input(T* to, const Activation<S>& x, const Window& w, const Tile& tile
       const S* row = x.data + image * x.image_stride + u0 / w.upsampling[0] * x.stride[0] +
                      u1 / w.upsampling[1] * x.stride[1];
       const Index lead = first[2] * gap - begin[2], count = last[2] - first[2] + 1;
-      if (gap > 1) std::fill_n(to, pitch, T(0));
-      const Index stop = lead + (count - 1) * gap + 1;
-      std::fill_n(to, lead * x.channels, T(0));
-      copy_positions(to + lead * x.channels, gap * x.channels, row + first[2] * x.stride[2], x.stride[2], count,
-                     x.channels, x.channel_stride);
-      std::fill_n(to + stop * x.channels, (extent[2] - stop) * x.channels, T(0));
+      row += first[2] * x.stride[2];
+      if (step == 1 && gap == 1) {
+        std::fill_n(to, lead * x.channels, T(0));
+        copy_positions(to + lead * x.channels, x.channels, row, x.stride[2], count, x.channels, x.channel_stride);
+        std::fill_n(to + (lead + count) * x.channels, (extent[2] - lead - count) * x.channels, T(0));
+        continue;
+      }
+      std::fill_n(to, pitch, T(0));
+      for (Index phase = 0; phase < step; ++phase) {
+        const Index skipped = ((phase - lead) % step + step) % step;
+        if (skipped >= count) continue;
+        T* place = to + (phase * (extent[2] / step) + (lead + skipped) / step) * x.channels;
+        copy_positions(place, gap * x.channels, row + skipped * x.stride[2], step * x.stride[2],
+                       divide_up(count - skipped, step), x.channels, x.channel_stride);
+      }
     }
   }
 }
@@ -436,33 +449,33 @@ class Adder {
     const Triple size = extent(w_, tile_.size, level);
     const Index count = node.terms.size();
     for (Index t = 0; t < count; ++t) factors_[t] = static_cast<T>(node.terms[t].factor);
-    const bool strided = level > 2 && w_.stride[2] > 1;
     for (Index i = 0; i < size[0]; ++i)
       for (Index j = 0; j < size[1]; ++j) {
-        const Index run_length = strided ? channels_ : size[2] * channels_;
-        for (Index k = 0; k < (strided ? size[2] : 1); ++k) {
-          for (Index t = 0; t < count; ++t) pointers_[t] = source(node.terms[t], level, {i, j, k}, q);
-          if (node.ring >= 0) {
-            const Index a = w_.split == 0 ? q : i, b = w_.split == 1 ? q : j;
-            const Index position = ((image * tile_.size[0] + a) * tile_.size[1] + b) * tile_.size[2] + k;
-            add_run<kWeighed>(sums_ + node.ring * ring_stride_ + position * channels_, pointers_.data(),
-                              factors_.data(), count, run_length);
-          } else {
-            T* out = buffers_[node.out] + ((i * size[1] + j) * size[2] + k) * channels_;
-            add_run<kWeighed>(out, pointers_.data(), factors_.data(), count, run_length);
-          }
+        for (Index t = 0; t < count; ++t) pointers_[t] = source(node.terms[t], level, {i, j, 0}, q);
+        const Index length = size[2] * channels_;
+        if (node.ring >= 0) {
+          const Index a = w_.split == 0 ? q : i, b = w_.split == 1 ? q : j;
+          const Index position = ((image * tile_.size[0] + a) * tile_.size[1] + b) * tile_.size[2];
+          P* out = sums_ + node.ring * ring_stride_ + position * channels_;
+          add_run<kWeighed>(out, pointers_.data(), factors_.data(), count, length);
+        } else {
+          T* out = buffers_[node.out] + (i * size[1] + j) * size[2] * channels_;
+          add_run<kWeighed>(out, pointers_.data(), factors_.data(), count, length);
         }
       }
   }
 
+  // Where the first output of a row reads.
   const T* source(const Term& term, Index out_level, const Triple& at, Index q) const {
     const Index level = w_.levels[term.buffer];
     const Triple size = extent(w_, tile_.size, level);
     Index position = 0;
     for (Index d = 0; d < 3; ++d) {
       Index i = at[d];
-      if (level <= d && out_level > d)
-        i = (d == w_.split ? q : i) * w_.stride[d] + (term.tap[d] + w_.half[d]) * w_.dilation[d];
+      if (level <= d && out_level > d) {
+        const Index shift = (term.tap[d] + w_.half[d]) * w_.dilation[d], step = w_.stride[d];
+        i = d < 2 ? (d == w_.split ? q : i) * step + shift : shift % step * (size[d] / step) + shift / step;
+      }
       position = position * size[d] + i;
     }
     return buffers_[term.buffer] + position * channels_;
@@ -525,6 +538,9 @@ __attribute__((noinline)) void mix_block(const F* sums, Index position_stride, I
   for (int r = 0; r < kHeight; ++r)
     for (int v = 0; v < kWidth; ++v) store(out + (r * kWidth + v) * kLanes<T>, sum[r][v]);
 }
+
+// Terms of a weight gradient that are added up before they join the rest: rounding errors grow with such runs.
+constexpr Index kAddedInTurn = 64;
 
 // grad (kHeight channels, kWidth vectors) += sums (P, kHeight channels)^T thin (P, kWidth vectors)
 template <class T, int kHeight, int kWidth>
@@ -760,8 +776,11 @@ void run(const Tensor& source, const Window& w, Index groups, const std::optiona
                 const Index first = lefts.start(panel);
                 const auto add = lefts.vectors(panel) == 1 ? grad_block_of<T, 1>(height, Heights())
                                                            : grad_block_of<T, 2>(height, Heights());
-                add(sums + ring * ring_stride + g * depth + c, x.channels, rows + g * lefts.columns + first, thin_pitch,
-                    positions, totals + (ring * x.channels + g * depth + c) * pitch + first, pitch);
+                for (Index p = 0; p < positions; p += kAddedInTurn)
+                  add(sums + ring * ring_stride + p * x.channels + g * depth + c, x.channels,
+                      rows + p * thin_pitch + g * lefts.columns + first, thin_pitch,
+                      std::min(kAddedInTurn, positions - p),
+                      totals + (ring * x.channels + g * depth + c) * pitch + first, pitch);
               }
               c += height;
             }
