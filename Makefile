@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow test-swap kernels lint format wheel bench clean
+.PHONY: help env demo native test test-slow test-swap kernels lint format wheel bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' -c constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		--editable '.[train,bench,test,lint]'
+		--editable '.[native,train,bench,test,lint]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt SRE-Conv GMR-Conv
 	@touch $@
 
@@ -27,7 +27,8 @@ demo: $(READY) ## A ring U-Net and an ordinary one learn vessels and are shown t
 
 # Memory that is read before it is written holds huge numbers (glibc), so such a fault shows in every run.
 test: export MALLOC_PERTURB_ = 128
-test: $(READY) ## The test suite
+test: $(READY) ## The test suite, with the native kernel where it can be built
+	-$(BIN)/python -m sre_triton.native
 	$(BIN)/python -m pytest -n auto
 
 test-slow: $(READY) ## What the test suite leaves out: timings and exhaustive sweeps
@@ -47,17 +48,22 @@ $(SWAP_READY): constraints-swap.txt
 test-swap: $(SWAP_READY) ## Convert, fold and export the networks of MONAI, torchvision, timm and others
 	PYTHONPATH=. $(SWAP)/bin/python -m pytest -m swap -n auto tests/swap
 
+native: $(READY) ## Compile the optional CPU kernel for this machine
+	$(BIN)/python -m sre_triton.native
+
 kernels: $(READY) ## Compile the default kernels for four GPU architectures; needs no GPU
 	$(BIN)/python -m bench.compile_report --check
 
-lint: $(READY) ## ruff and mypy
+lint: $(READY) ## ruff, mypy and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror sre_triton/native/csrc/*
 
 format: $(READY) ## Rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i sre_triton/native/csrc/*
 
 wheel: $(READY) ## Build the wheel and import it in an environment of its own
 	rm -rf dist build/wheel-env

@@ -219,7 +219,10 @@ def native_work(call: Call) -> NativeWork:
         return NativeWork(*_in_two_passes(native_work, call))
     groups, r = call.spec.groups, _ring_sums(call)
     elements, mixed = r.positions * r.summed, r.mixed // groups
-    products = r.products * elements * r.rings * _in_lanes(mixed)
+    depthwise = r.summed == r.mixed == groups
+    lanes = 1 if depthwise else _in_lanes(mixed)
+    products = r.products * elements * r.rings * lanes
+    calls = r.products * groups * math.ceil(r.positions / _NATIVE_ROWS) * math.ceil(mixed / _NATIVE_COLUMNS)
     weight_grad = call.kind in ("weight_grad", "backward")
     return NativeWork(
         start=1.0,
@@ -227,8 +230,8 @@ def native_work(call: Call) -> NativeWork:
         additions=elements * r.additions,
         products=0.0 if weight_grad else products,
         gradient_products=products if weight_grad else 0.0,
-        calls=r.products * groups * math.ceil(r.positions / _NATIVE_ROWS) * math.ceil(mixed / _NATIVE_COLUMNS),
-        kernel=r.products * r.rings * r.summed * _in_lanes(mixed),
+        calls=0.0 if depthwise else calls,
+        kernel=r.products * r.rings * r.summed * lanes,
         outputs=r.products * r.positions * r.mixed,
     )
 

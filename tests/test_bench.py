@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from bench import fit_plan, networks, report, timing
 from bench import scaling as bench_scaling
 from bench.__main__ import main
 from bench.cases import CASES, QUICK_CASES, Case, cases
-from sre_triton import cost
+from sre_triton import cost, native
 from sre_triton.plan import plan_call
 
 FLOAT, HALF = torch.float32, torch.bfloat16
@@ -110,8 +111,14 @@ HARD = {
 }
 
 
+@pytest.fixture
+def without_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "missing", lambda: "not in this test")
+
+
 @pytest.mark.parametrize("dtype", [FLOAT, HALF])
 @pytest.mark.parametrize(("case", "k"), HARD.values(), ids=HARD)
+@pytest.mark.usefixtures("without_native")
 def test_layers_with_nothing_to_save_are_planned_dense(case: Case, k: int, dtype: torch.dtype) -> None:
     assert plan_call(fit_plan.make_call("forward", case, k, dtype), "auto").path == "dense"
 
@@ -119,11 +126,15 @@ def test_layers_with_nothing_to_save_are_planned_dense(case: Case, k: int, dtype
 @pytest.mark.parametrize("kind", [*fit_plan.KINDS, "transpose", "weight_grad"])
 @pytest.mark.parametrize("dtype", [FLOAT, HALF])
 @pytest.mark.parametrize("k", [5, 9])
-def test_ordinary_layers_are_planned_ring_wise(k: int, dtype: torch.dtype, kind: str) -> None:
+@pytest.mark.parametrize(("path", "words"), [("ringwise", "ring-wise"), ("native", "native")])
+def test_ordinary_layers_are_not_planned_dense(
+    path: str, words: str, k: int, dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "missing", lambda: None if path == "native" else "not in this test")
     plan = plan_call(fit_plan.make_call(kind, square(64, 32), k, dtype), "auto")
-    assert plan.path == "ringwise"
+    assert plan.path == path
     assert plan.reason.startswith("predicted ")
-    assert "ms ring-wise against" in plan.reason
+    assert f"ms {words} against" in plan.reason
     assert plan.reason.endswith("ms dense")
 
 
@@ -137,11 +148,11 @@ def test_dense_products_leave_out_taps_in_the_padding() -> None:
 
 
 @pytest.mark.parametrize("case", [square(64, 32), square(64, 32, groups=2)], ids=["plain", "grouped"])
-def test_a_strided_backward_is_the_sum_of_its_parts(case: Case) -> None:
+@pytest.mark.parametrize("work", [cost.ringwise_work, cost.native_work])
+def test_a_strided_backward_is_the_sum_of_its_parts(case: Case, work: Any) -> None:
     strided = Case("test", 2, 8, 64, 64, 32, stride=2, groups=case.groups)
     whole, *parts = (
-        cost.ringwise_work(fit_plan.make_call(kind, strided, 5, FLOAT))
-        for kind in ("backward", "transpose", "weight_grad")
+        work(fit_plan.make_call(kind, strided, 5, FLOAT)) for kind in ("backward", "transpose", "weight_grad")
     )
     assert whole == pytest.approx([a + b for a, b in zip(*parts, strict=True)])
 
@@ -149,6 +160,7 @@ def test_a_strided_backward_is_the_sum_of_its_parts(case: Case) -> None:
 def test_no_pixels_cost_no_products() -> None:
     call = fit_plan.make_call("backward", square(64, 8, batch=0), 3, FLOAT)
     assert cost.dense_work(call).gradient_products == cost.ringwise_work(call).products == 0
+    assert cost.native_work(call).gradient_products == 0
     assert plan_call(call, "auto").path in fit_plan.PATHS
 
 
@@ -158,21 +170,22 @@ def test_a_fit_recovers_the_rates_that_made_the_times() -> None:
     calls = [
         fit_plan.make_call(generator.choice(fit_plan.KINDS), *shape, FLOAT) for shape in fit_plan.random_cases(80, 1)
     ]
-    samples = [fit_plan.Sample(call, cost.estimate(call, true)._asdict()) for call in calls]
+    samples = [fit_plan.Sample(call, cost.estimate(call, true)) for call in calls]
     found = fit_plan.fit_rates(samples)
-    for rates, true_rates in zip(found, true, strict=True):
-        assert rates == pytest.approx(true_rates, rel=1e-3, abs=1e-6)
-    verdict = fit_plan.verdict(samples, found)
-    assert verdict.worst_loss < 2
-    assert verdict.worst_loss_to_dense <= 1
+    for path, true_rates in true.items():
+        assert found[path] == pytest.approx(true_rates, rel=1e-3, abs=1e-6)
+    for path in ("ringwise", "native"):
+        verdict = fit_plan.verdict(samples, found, path)
+        assert verdict.worst_loss < 2
+        assert verdict.worst_loss_to_dense <= 1
 
 
 def test_the_fitting_command_prints_rates_to_paste(capsys: pytest.CaptureFixture[str]) -> None:
     assert fit_plan.main(["--shapes", "6"]) == 0
     for found in json.loads(capsys.readouterr().out).values():
-        assert set(found["rates"]) == {"DenseWork", "RingwiseWork"}
-        assert cost.DenseWork(**found["rates"]["DenseWork"])
-        assert 0 <= found["held_out"]["hit_rate"] <= 1
+        assert set(found["rates"]) == set(fit_plan.PATHS)
+        assert cost.DenseWork(**found["rates"]["dense"])
+        assert all(0 <= verdict["hit_rate"] <= 1 for verdict in found["held_out"])
 
 
 @pytest.mark.slow

@@ -149,16 +149,16 @@ def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     def ship(*rows: dict[str, Any], **fields: Any) -> None:
         (tmp_path / gpu_tables.file_name(H100.name)).write_text(json.dumps({"rows": rows} | fields))
         gpu_tables.load.cache_clear()
-        plan_call.cache_clear()
+        plan._plan.cache_clear()
 
     load = gpu_tables.load
     monkeypatch.setattr(gpu_cost, "describe", lambda device: H100)
     monkeypatch.setattr(gpu_tables, "load", lambda name: load(name, tmp_path))
     monkeypatch.setattr(plan, "_triton_refusal", lambda call: None)
     monkeypatch.setattr(gpu_tables.load, "cache_clear", load.cache_clear, raising=False)
-    plan_call.cache_clear()
+    plan._plan.cache_clear()
     yield ship
-    plan_call.cache_clear()
+    plan._plan.cache_clear()
     load.cache_clear()
 
 
@@ -229,11 +229,11 @@ def test_a_broken_table_is_named_and_ignored(content: str, tmp_path: Path) -> No
 
 
 def test_what_triton_refuses_goes_dense_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan_call.cache_clear()
+    plan._plan.cache_clear()
     chosen = plan_call(call(dtype=torch.float64), "auto")
     assert chosen.path == "dense"
     assert "not with Triton" in chosen.reason
-    plan_call.cache_clear()
+    plan._plan.cache_clear()
 
 
 def test_without_triton_everything_goes_dense(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +241,7 @@ def test_without_triton_everything_goes_dense(monkeypatch: pytest.MonkeyPatch) -
         raise ImportError("No module named 'triton'")
 
     monkeypatch.setattr(plan, "_triton", missing)
-    plan_call.cache_clear()
+    plan._plan.cache_clear()
     assert plan_call(call(), "auto").path == "dense"
     assert "No module named 'triton'" in plan_call(call(), "auto").reason
-    plan_call.cache_clear()
+    plan._plan.cache_clear()

@@ -5,6 +5,6 @@ compiler and :mod:`torch.utils.cpp_extension`, and every later process finds it.
 same work more slowly.
 """
 
-from sre_triton.native.build import build, missing
+from sre_triton.native.library import build, missing
 
 __all__ = ["build", "missing"]

@@ -2,7 +2,7 @@
 
 import sys
 
-from sre_triton.native.build import build
+from sre_triton.native.library import build
 
 try:
     print(build(verbose="-v" in sys.argv[1:]))

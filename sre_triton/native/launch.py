@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sre_triton.additions import sum_dtype
 from sre_triton.layout import new_activation
-from sre_triton.native.build import missing
+from sre_triton.native.library import missing
 from sre_triton.schedule import Schedule, Step
 from sre_triton.spec import ConvSpec
 from sre_triton.windows import Window, adjoint_window, forward_window

@@ -10,6 +10,8 @@ import hashlib
 import os
 import platform
 import shutil
+import subprocess
+import sysconfig
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -20,13 +22,13 @@ from sre_triton.cache import cache_directory
 
 __all__ = ["build", "missing"]
 
-_SOURCE = Path(__file__).with_name("ring_conv.cpp")
+_SOURCES = Path(__file__).with_name("csrc")
 _OPTIONS = ("-O3", "-march=native", "-fopenmp", "-std=c++20")
-_SWITCH = "SRE_TRITON_NATIVE"
+_SWITCHED_OFF = "the variable SRE_TRITON_NATIVE is 0"
 
 
 def build(*, verbose: bool = False) -> Path:
-    """Compiles the native kernel for this machine, unless that was done before.
+    """Compiles the native kernel for this machine, unless that was done before and still works.
 
     Takes about half a minute and needs a C++ compiler, ``ninja`` and ``setuptools`` (``pip install
     'sre-triton[native]'`` brings the last two). Processes that start later find it by themselves; this one uses it
@@ -41,18 +43,21 @@ def build(*, verbose: bool = False) -> Path:
     Raises:
         RuntimeError: it cannot be built; the message holds the reason.
     """
+    if _is_switched_off():
+        raise RuntimeError(f"the native kernel is not wanted: {_SWITCHED_OFF}")
     library = _library()
-    if not library.exists():
+    _load.cache_clear()
+    if missing() is not None:
         try:
             library.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=library.parent) as folder:
                 os.replace(_compile(Path(folder), verbose), library)
-        except (ImportError, OSError, RuntimeError) as error:
+        except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
             raise RuntimeError(f"the native kernel cannot be built: {error}") from error
-    _load.cache_clear()
-    reason = missing()
-    if reason is not None:
-        raise RuntimeError(f"the native kernel was built but cannot be used: {reason}")
+        _load.cache_clear()
+        reason = missing()
+        if reason is not None:
+            raise RuntimeError(f"the native kernel was built but cannot be used: {reason}")
     return library
 
 
@@ -63,8 +68,8 @@ def missing() -> str | None:
 
 @lru_cache(maxsize=1)
 def _load() -> str | None:
-    if os.environ.get(_SWITCH, "1") == "0":
-        return f"the variable {_SWITCH} is 0"
+    if _is_switched_off():
+        return _SWITCHED_OFF
     library = _library()
     if not library.exists():
         return "it is not built; `python -m sre_triton.native` builds it"
@@ -75,28 +80,38 @@ def _load() -> str | None:
     return None
 
 
+def _is_switched_off() -> bool:
+    return os.environ.get("SRE_TRITON_NATIVE") == "0"
+
+
 def _compile(folder: Path, verbose: bool) -> Path:
-    if not (compiler := shutil.which(os.environ.get("CXX", "c++"))):
-        raise RuntimeError("no C++ compiler: neither `c++` nor what the variable CXX names is on the path")
-    os.environ.setdefault("CXX", compiler)
+    compiler = os.environ.get("CXX", "c++")
+    if not shutil.which(compiler):
+        raise RuntimeError(f"there is no C++ compiler {compiler!r} on the path; the variable CXX names another")
     from torch.utils import cpp_extension  # imports setuptools, so only here
 
-    cpp_extension.load(
-        "sre_triton_native",
-        [str(_SOURCE)],
-        extra_cflags=list(_OPTIONS),
-        extra_ldflags=["-fopenmp"],
-        build_directory=str(folder),
-        is_python_module=False,
-        is_standalone=False,
-        verbose=verbose,
-    )
+    path = os.environ.get("PATH", "")
+    # Ninja's package puts it next to the interpreter, which is on the path of an activated environment alone.
+    os.environ["PATH"] = os.pathsep.join([path, sysconfig.get_path("scripts")])
+    try:
+        cpp_extension.load(
+            "sre_triton_native",
+            [str(_SOURCES / "ring_conv.cpp")],
+            extra_cflags=list(_OPTIONS),
+            extra_ldflags=["-fopenmp"],
+            build_directory=str(folder),
+            is_python_module=False,
+            verbose=verbose,
+        )
+    finally:
+        os.environ["PATH"] = path
     return folder / "sre_triton_native.so"
 
 
 @lru_cache(maxsize=1)
 def _name() -> str:
-    key = (_SOURCE.read_text(), torch.__version__, torch.compiled_with_cxx11_abi(), _OPTIONS, _processor())
+    sources = [path.read_text() for path in sorted(_SOURCES.iterdir())]
+    key = (sources, torch.__version__, torch.compiled_with_cxx11_abi(), _OPTIONS, _processor())
     return f"native-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
 
 

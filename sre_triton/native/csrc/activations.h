@@ -1,0 +1,201 @@
+// Activations of any strides and types: what a tile reads and writes of them.
+
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "vectors.h"
+#include "window.h"
+
+namespace sre_triton {
+
+// An activation (N, C, *space) in memory.
+template <class S>
+struct Activation {
+  S* data;
+  Index images, channels, image_stride, channel_stride;
+  Triple stride;
+
+  explicit Activation(const Tensor& t) : data(static_cast<S*>(t.data_ptr())) {
+    const Index lacking = 5 - t.dim();
+    images = t.size(0);
+    channels = t.size(1);
+    image_stride = t.stride(0);
+    channel_stride = t.stride(1);
+    for (Index d = 0; d < 3; ++d) stride[d] = d < lacking ? 0 : t.stride(2 + d - lacking);
+  }
+};
+
+// Conversions are written so that the compiler can make vector loops of them.
+template <class T, class S>
+inline T cast_to(S value) {
+  if constexpr (std::is_same_v<T, at::BFloat16> && !std::is_same_v<S, at::BFloat16>) {
+    const float narrow = static_cast<float>(value);
+    uint32_t bits;
+    std::memcpy(&bits, &narrow, sizeof bits);
+    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const bool nan = (bits & 0x7fffffff) > 0x7f800000;
+    return at::BFloat16(static_cast<uint16_t>(nan ? 0x7fc0 : rounded), at::BFloat16::from_bits());
+  } else if constexpr (std::is_same_v<S, at::BFloat16> && !std::is_same_v<T, at::BFloat16>) {
+    const uint32_t bits = static_cast<uint32_t>(value.x) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof wide);
+    return static_cast<T>(wide);
+  } else {
+    return static_cast<T>(value);
+  }
+}
+
+template <class T, class S>
+inline void copy_run(T* to, const S* from, Index n) {
+  if constexpr (std::is_same_v<T, S>) {
+    std::memcpy(to, from, n * sizeof(T));
+  } else {
+    for (Index i = 0; i < n; ++i) to[i] = cast_to<T>(from[i]);
+  }
+}
+
+// Exchanges every second block of kStep rows of a square of vectors with the columns that it is to become.
+template <int kStep, class V, size_t... kLane>
+inline void exchange(V* rows, std::index_sequence<kLane...>) {
+  constexpr size_t kCount = sizeof...(kLane);
+  for (size_t i = 0; i < kCount; ++i) {
+    if (i & kStep) continue;
+    const V a = rows[i], b = rows[i + kStep];
+    rows[i] = __builtin_shufflevector(a, b, (kLane & kStep ? kCount + kLane - kStep : kLane)...);
+    rows[i + kStep] = __builtin_shufflevector(a, b, (kLane & kStep ? kCount + kLane : kLane + kStep)...);
+  }
+  if constexpr (2 * kStep < kCount) exchange<2 * kStep>(rows, std::make_index_sequence<kCount>());
+}
+
+// row_of(c)[r] = from[r * from_pitch + c] for all rows r and columns c; T is the type in between.
+template <class T, class RowOf, class From>
+void transpose(RowOf row_of, const From* from, Index from_pitch, Index rows, Index columns) {
+  constexpr Index kSide = kLanes<T>;
+  for (Index r = 0; r < rows; r += kSide)
+    for (Index c = 0; c < columns; c += kSide) {
+      const From* source = from + r * from_pitch + c;
+      if (r + kSide > rows || c + kSide > columns) {
+        for (Index i = 0; i < std::min(kSide, rows - r); ++i)
+          for (Index j = 0; j < std::min(kSide, columns - c); ++j)
+            copy_run(row_of(c + j) + r + i, source + i * from_pitch + j, 1);
+        continue;
+      }
+      Vector<T> square[kSide];
+      alignas(kVectorBytes) T one[kSide];
+      for (Index i = 0; i < kSide; ++i) {
+        copy_run(one, source + i * from_pitch, kSide);
+        square[i] = load(one);
+      }
+      exchange<1>(square, std::make_index_sequence<kSide>());
+      for (Index j = 0; j < kSide; ++j) {
+        store(one, square[j]);
+        copy_run(row_of(c + j) + r, one, kSide);
+      }
+    }
+}
+
+// `count` positions of all channels, `step` elements apart, to rows `pitch` apart.
+template <class T, class S>
+void copy_positions(T* to, Index pitch, const S* from, Index step, Index count, Index channels, Index channel_stride) {
+  if (channel_stride == 1) {
+    if (step == channels && pitch == channels) return copy_run(to, from, count * channels);
+    for (Index i = 0; i < count; ++i) copy_run(to + i * pitch, from + i * step, channels);
+  } else if (step == 1) {
+    transpose<T>([=](Index i) { return to + i * pitch; }, from, channel_stride, channels, count);
+  } else {
+    for (Index i = 0; i < count; ++i)
+      for (Index c = 0; c < channels; ++c) to[i * pitch + c] = cast_to<T>(from[i * step + c * channel_stride]);
+  }
+}
+
+// What one image of a tile reads, zeros where the input has nothing.
+template <class T, class S>
+void load_input(T* to, const Activation<S>& x, const Window& w, const Tile& tile, Index image) {
+  Triple extent, begin, first, last;
+  for (Index d = 0; d < 3; ++d) {
+    extent[d] = reads(w, d, tile.size[d]);
+    begin[d] = tile.start[d] * w.stride[d] + w.origin[d];
+    first[d] = std::max<Index>(0, begin[d] <= 0 ? 0 : divide_up(begin[d], w.upsampling[d]));
+    const Index end = begin[d] + extent[d] - 1;
+    last[d] = end < 0 ? -1 : std::min(end / w.upsampling[d], w.in[d] - 1);
+  }
+  const Index pitch = extent[2] * x.channels;
+  const Index gap = w.upsampling[2], step = w.stride[2];  // one of them is 1
+  for (Index i = 0; i < extent[0]; ++i) {
+    for (Index j = 0; j < extent[1]; ++j, to += pitch) {
+      const Index u0 = begin[0] + i, u1 = begin[1] + j;
+      const bool inside = u0 >= 0 && u1 >= 0 && u0 % w.upsampling[0] == 0 && u1 % w.upsampling[1] == 0 &&
+                          u0 / w.upsampling[0] < w.in[0] && u1 / w.upsampling[1] < w.in[1] && first[2] <= last[2];
+      if (!inside) {
+        std::fill_n(to, pitch, T(0));
+        continue;
+      }
+      const S* row =
+          x.data + image * x.image_stride + u0 / w.upsampling[0] * x.stride[0] + u1 / w.upsampling[1] * x.stride[1];
+      const Index lead = first[2] * gap - begin[2], count = last[2] - first[2] + 1;
+      row += first[2] * x.stride[2];
+      if (step == 1 && gap == 1) {
+        std::fill_n(to, lead * x.channels, T(0));
+        copy_positions(to + lead * x.channels, x.channels, row, x.stride[2], count, x.channels, x.channel_stride);
+        std::fill_n(to + (lead + count) * x.channels, (extent[2] - lead - count) * x.channels, T(0));
+        continue;
+      }
+      std::fill_n(to, pitch, T(0));
+      for (Index phase = 0; phase < step; ++phase) {
+        const Index skipped = ((phase - lead) % step + step) % step;
+        if (skipped >= count) continue;
+        T* place = to + (phase * (extent[2] / step) + (lead + skipped) / step) * x.channels;
+        copy_positions(place, gap * x.channels, row + skipped * x.stride[2], step * x.stride[2],
+                       divide_up(count - skipped, step), x.channels, x.channel_stride);
+      }
+    }
+  }
+}
+
+// The tile's positions of an activation, one row of `pitch` elements each.
+template <class T, class S>
+void load_positions(T* to, Index pitch, const Activation<S>& a, const Tile& tile) {
+  for (Index n = tile.image; n < tile.image + tile.images; ++n)
+    for (Index i = tile.start[0]; i < tile.start[0] + tile.size[0]; ++i)
+      for (Index j = tile.start[1]; j < tile.start[1] + tile.size[1]; ++j) {
+        const S* row = a.data + n * a.image_stride + i * a.stride[0] + j * a.stride[1] + tile.start[2] * a.stride[2];
+        copy_positions(to, pitch, row, a.stride[2], tile.size[2], a.channels, a.channel_stride);
+        to += tile.size[2] * pitch;
+      }
+}
+
+// Rows of outputs, one per position of the tile from `first` on, to their places in y.
+template <class T, class S>
+void store_rows(const T* rows, Index pitch, const Activation<S>& y, const Index* offsets, Index count, Index channel,
+                Index columns) {
+  S* base = y.data + channel * y.channel_stride;
+  if (y.channel_stride == 1) {
+    for (Index r = 0; r < count; ++r) copy_run(base + offsets[r], rows + r * pitch, columns);
+    return;
+  }
+  for (Index begin = 0, end; begin < count; begin = end) {
+    end = begin + 1;
+    while (end < count && offsets[end] == offsets[end - 1] + 1) ++end;
+    S* run = base + offsets[begin];
+    transpose<T>([&](Index c) { return run + c * y.channel_stride; }, rows + begin * pitch, pitch, end - begin,
+                 columns);
+  }
+}
+
+// Elements from y.data to each of the tile's positions.
+template <class S>
+void locate(Index* offsets, const Activation<S>& y, const Tile& tile) {
+  for (Index n = tile.image; n < tile.image + tile.images; ++n)
+    for (Index i = tile.start[0]; i < tile.start[0] + tile.size[0]; ++i)
+      for (Index j = tile.start[1]; j < tile.start[1] + tile.size[1]; ++j)
+        for (Index k = tile.start[2]; k < tile.start[2] + tile.size[2]; ++k)
+          *offsets++ = n * y.image_stride + i * y.stride[0] + j * y.stride[1] + k * y.stride[2];
+}
+
+}  // namespace sre_triton

@@ -1,0 +1,142 @@
+// What ring sums are multiplied with: weights, which makes outputs, and activations, which makes weight gradients.
+
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <optional>
+#include <type_traits>
+#include <vector>
+
+#include "activations.h"
+#include "products.h"
+#include "window.h"
+
+namespace sre_triton {
+
+// How a layer's channels lie in groups. Depthwise layers have no matrix to multiply with.
+struct Groups {
+  Index count, inputs, outputs;  // per group
+  bool depthwise() const { return inputs == 1 && outputs == 1 && count > 1; }
+};
+
+// S: type in memory. T: type of products. P: type of ring sums. F: type of factors, P or pairs of it.
+template <class S, class T, class P, class F>
+class Mixer {
+ public:
+  Mixer(const Tensor& y, const Tensor& weight, const std::optional<Tensor>& bias, Groups groups)
+      : y_(y), groups_(groups), rings_(weight.size(1)), panels_{groups.depthwise() ? y_.channels : groups.outputs} {
+    const Index sets = groups.depthwise() ? 1 : groups.count;
+    packed_ = groups.depthwise() ? pack_depthwise<T, S>(weight, panels_.padded()) : pack<T, F, S>(weight, panels_);
+    starts_.assign(sets * panels_.padded() + kPanelVectors * kLanes<T>, T(0));
+    if (!bias) return;
+    const S* source = static_cast<const S*>(bias->const_data_ptr());
+    for (Index o = 0; o < y_.channels; ++o)
+      starts_[o / panels_.columns * panels_.padded() + o % panels_.columns] = cast_to<T>(source[o]);
+  }
+
+  // Elements of scratch memory for this many positions.
+  static Index products(Index positions) { return positions * kPanelVectors * kLanes<T>; }
+
+  // The outputs of a tile from its ring sums (rings, positions, channels).
+  void write(const Tile& tile, const P* sums, Index channels, T* products, Index* offsets) const {
+    locate(offsets, y_, tile);
+    const Index positions = tile.positions();
+    const Index sets = groups_.depthwise() ? 1 : groups_.count;
+    for (Index g = 0; g < sets; ++g)
+      for (Index panel = 0; panel < panels_.count(); ++panel) {
+        const Index first = panels_.start(panel), width = panels_.vectors(panel) * kLanes<T>;
+        const T* start = starts_.data() + g * panels_.padded() + first;
+        if (groups_.depthwise()) {
+          if constexpr (std::is_same_v<T, P>)
+            mix_depthwise(sums + first, channels, positions, rings_, packed_ + first, panels_.padded(), start, width,
+                          products);
+        } else {
+          const P* group = sums + g * groups_.inputs;
+          mix(group, channels, positions, g, panel, start, products);
+        }
+        store_rows(products, width, y_, offsets, positions, g * panels_.columns + first,
+                   std::min(width, panels_.columns - first));
+      }
+  }
+
+ private:
+  void mix(const P* sums, Index channels, Index positions, Index g, Index panel, const T* start, T* products) const {
+    constexpr Index kPair = sizeof(F) / sizeof(P);
+    const Index depth = groups_.inputs / kPair, vectors = panels_.vectors(panel);
+    const T* weights = packed_ + (g * panels_.padded() + panels_.start(panel)) * rings_ * depth;
+    const Index blocks = divide_up(positions, kRows);
+    for (Index b = 0, p = 0; b < blocks; ++b) {
+      const Index height = balanced(positions, p, blocks - b);
+      const auto block =
+          vectors == 1 ? mix_block_of<T, F, 1>(height, Heights()) : mix_block_of<T, F, 2>(height, Heights());
+      block(reinterpret_cast<const F*>(sums + p * channels), channels / kPair, positions * channels / kPair, rings_,
+            depth, weights, start, products + p * vectors * kLanes<T>);
+      p += height;
+    }
+  }
+
+  Activation<S> y_;
+  Groups groups_;
+  Index rings_;
+  Panels<T> panels_;
+  T* packed_;
+  std::vector<T> starts_;
+};
+
+template <class S, class T>
+class Gradient {
+ public:
+  // `total` is (threads, rings, summed channels, thin channels per group in whole vectors).
+  Gradient(const Tensor& thin, const Tensor& total, Groups groups)
+      : thin_(thin),
+        groups_(groups),
+        rings_(total.size(1)),
+        channels_(total.size(2)),
+        pitch_(total.size(3)),
+        total_(static_cast<T*>(total.data_ptr())) {}
+
+  Index thin_pitch() const { return round_up(thin_.channels, kLanes<T>); }
+
+  // Adds what a tile contributes, from its ring sums (rings, positions, channels).
+  void add(const Tile& tile, const T* sums, T* rows) const {
+    load_positions(rows, thin_pitch(), thin_, tile);
+    const Index positions = tile.positions();
+    T* total = total_ + at::get_thread_num() * rings_ * channels_ * pitch_;
+    for (Index ring = 0; ring < rings_; ++ring, sums += positions * channels_, total += channels_ * pitch_) {
+      if (groups_.depthwise()) {
+        add_depthwise(sums, channels_, rows, thin_pitch(), positions, total, pitch_);
+        continue;
+      }
+      for (Index g = 0; g < groups_.count; ++g) {
+        const Index c = g * groups_.inputs;
+        add_group(sums + c, rows + g * groups_.outputs, positions, total + c * pitch_);
+      }
+    }
+  }
+
+ private:
+  void add_group(const T* sums, const T* rows, Index positions, T* total) const {
+    const Panels<T> panels{groups_.outputs};
+    const Index blocks = divide_up(groups_.inputs, kRows);
+    for (Index b = 0, c = 0; b < blocks; ++b) {
+      const Index height = balanced(groups_.inputs, c, blocks - b);
+      for (Index panel = 0; panel < panels.count(); ++panel) {
+        const Index first = panels.start(panel);
+        const auto block = panels.vectors(panel) == 1 ? grad_block_of<T, 1>(height, Heights())
+                                                      : grad_block_of<T, 2>(height, Heights());
+        for (Index p = 0; p < positions; p += kAddedInTurn)
+          block(sums + p * channels_ + c, channels_, rows + p * thin_pitch() + first, thin_pitch(),
+                std::min(kAddedInTurn, positions - p), total + c * pitch_ + first, pitch_);
+      }
+      c += height;
+    }
+  }
+
+  Activation<S> thin_;
+  Groups groups_;
+  Index rings_, channels_, pitch_;
+  T* total_;
+};
+
+}  // namespace sre_triton

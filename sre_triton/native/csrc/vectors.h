@@ -1,0 +1,44 @@
+// Vectors as wide as the machine's, by the compiler's own extension.
+
+#pragma once
+
+#include <cstdint>
+
+namespace sre_triton {
+
+using Index = int64_t;
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kRows = 14;  // 14 x 2 accumulators, 2 vectors of weights and a factor in 32 registers
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+constexpr int kRows = 6;  // of 16 registers
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kRows = 6;
+#endif
+
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
+};
+template <class T>
+using Vector = typename VectorOf<T>::type;
+template <class T>
+constexpr int kLanes = kVectorBytes / sizeof(T);
+constexpr int kPanelVectors = 2;
+
+template <class T>
+inline Vector<T> load(const T* p) {
+  return *reinterpret_cast<const Vector<T>*>(p);
+}
+template <class T>
+inline void store(T* p, Vector<T> v) {
+  *reinterpret_cast<Vector<T>*>(p) = v;
+}
+
+inline Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
+inline Index round_up(Index a, Index b) { return divide_up(a, b) * b; }
+
+}  // namespace sre_triton
