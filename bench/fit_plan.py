@@ -147,7 +147,7 @@ def verdict(samples: Sequence[Sample], rates: Mapping[str, cost.Work], path: str
     chosen, losses = [], []
     for sample in samples:
         predicted = cost.estimate(sample.call, {name: rates[name] for name in ("dense", path)})
-        chosen.append(sample.seconds[cost.choose(predicted)])
+        chosen.append(sample.seconds[cost.choose(sample.call, predicted)])
         losses.append(chosen[-1] / min(sample.seconds["dense"], sample.seconds[path]))
     to_dense = [seconds / sample.seconds["dense"] for sample, seconds in zip(samples, chosen, strict=True)]
     hits = losses.count(1.0) / len(losses)

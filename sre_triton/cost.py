@@ -62,6 +62,7 @@ class NativeWork(NamedTuple):
 
     start: float  # once per pass
     loads: float  # elements copied into a tile
+    rows: float  # additions of rows of elements
     additions: float  # of elements in ring sums
     products: float
     gradient_products: float  # of passes that make a weight gradient: bfloat16 is multiplied as float32 there
@@ -81,16 +82,20 @@ def estimate(call: Call, rates: Mapping[str, Work]) -> dict[str, float]:
     }
 
 
-# What predictions are off now and then: a tenth, and some of what it costs to start operations.
-_MARGIN = 1.1
+# What predictions are off now and then: a tenth, or more where a few channels leave memory to decide, and some of
+# what it costs to start operations.
+_MARGIN, _THIN_MARGIN = 1.1, 1.6
+_THIN = 8
 _HEAD_START = {"ringwise": 4e-5, "native": 0.0}
 
 
-def choose(seconds: Mapping[str, float]) -> str:
+def choose(call: Call, seconds: Mapping[str, float]) -> str:
     """The path to take, of the dense one and one other. Where the two are close, it is the dense one, which has the
     smaller surprises."""
     (other,) = set(seconds) - {"dense"}
-    return other if _MARGIN * seconds[other] + _HEAD_START[other] < seconds["dense"] else "dense"
+    thin = min(call.in_channels, call.out_channels) // call.spec.groups < _THIN
+    expected = (_THIN_MARGIN if thin else _MARGIN) * seconds[other] + _HEAD_START[other]
+    return other if expected < seconds["dense"] else "dense"
 
 
 def dense_work(call: Call) -> DenseWork:
@@ -103,8 +108,10 @@ def dense_work(call: Call) -> DenseWork:
     ):
         taps *= _taps_inside(k, n, m, p, s, d) / max(m, 1)
     group_in, group_out = call.in_channels // spec.groups, call.out_channels // spec.groups
-    # A depthwise layer has a kernel of its own.
-    lanes = 1 if group_out == group_in == 1 else _in_lanes(group_out)
+    # Depthwise layers have a kernel of their own, and one for their gradients that does not fill vectors.
+    lanes = _in_lanes(group_out)
+    if group_out == group_in == 1:
+        lanes = 1 if call.kind == "forward" else 8
     products = call.pixels * taps * group_in * lanes * spec.groups
     passes = 2 if call.kind == "backward" else 1
     forward = call.kind == "forward"
@@ -142,6 +149,7 @@ class _RingSums(NamedTuple):
     """The ring sums that a pass is made of, and what they are multiplied with."""
 
     positions: int  # that have ring sums
+    width: int  # of them in a row
     summed: int  # channels that are summed over rings
     mixed: int  # channels of the products
     products: int  # that the ring sums are a factor of: gradients share theirs
@@ -159,8 +167,10 @@ def _ring_sums(call: Call) -> _RingSums:
     upsampling = spec.stride if call.kind == "transpose" else (1,) * spec.ndim
     if call.kind in ("forward", "weight_grad"):
         positions, summed, mixed, stride = call.pixels, call.in_channels, call.out_channels, spec.stride
+        width = spec.output_size(input_size)[-1]
     else:
         positions, summed, mixed = call.batch * math.prod(input_size), call.out_channels, call.in_channels
+        width = input_size[-1]
         stride = (1,) * spec.ndim
     half = tuple(min(k // 2, n - 1) for k, n in zip(spec.geometry.kernel_size, input_size, strict=True))
     rings, schedule = ring_schedule(spec.geometry, half)
@@ -169,7 +179,7 @@ def _ring_sums(call: Call) -> _RingSums:
     additions = sum(density[schedule.levels[step.out]] for step in schedule.steps)
     products = 2 if call.kind == "backward" else 1
     return _RingSums(
-        positions, summed, mixed, products, len(rings), density, additions, upsampling, half,
+        positions, width, summed, mixed, products, len(rings), density, additions, upsampling, half,
         len(schedule.steps), len(schedule.levels),
     )  # fmt: skip
 
@@ -227,6 +237,7 @@ def native_work(call: Call) -> NativeWork:
     return NativeWork(
         start=1.0,
         loads=elements * r.density[0],
+        rows=r.positions / max(r.width, 1) * r.additions,
         additions=elements * r.additions,
         products=0.0 if weight_grad else products,
         gradient_products=products if weight_grad else 0.0,
@@ -267,14 +278,15 @@ _CPU: dict[str, Work] = {
         outputs=1.07,
     ),
     "native": NativeWork(
-        start=1.6e4,
-        loads=0.28,
-        additions=0.11,
-        products=0.0154,
-        gradient_products=0.0192,
-        calls=89.0,
-        kernel=0.52,
-        outputs=0.37,
+        start=1.1e4,
+        loads=0.26,
+        rows=31.0,
+        additions=0.093,
+        products=0.0161,
+        gradient_products=0.0236,
+        calls=54.0,
+        kernel=0.44,
+        outputs=0.22,
     ),
 }
 _CPU_HALF: dict[str, Work] = {
@@ -291,14 +303,15 @@ _CPU_HALF: dict[str, Work] = {
         outputs=0.52,
     ),
     "native": NativeWork(
-        start=1.8e4,
-        loads=0.19,
-        additions=0.105,
-        products=0.0061,
-        gradient_products=0.0198,
-        calls=80.0,
-        kernel=0.44,
-        outputs=0.30,
+        start=1.1e4,
+        loads=0.20,
+        rows=34.0,
+        additions=0.087,
+        products=0.0066,
+        gradient_products=0.0227,
+        calls=60.0,
+        kernel=0.43,
+        outputs=0.25,
     ),
 }
 # Not measured: a ratio of arithmetic to memory traffic as GPUs have it, 200 products to a byte, with every

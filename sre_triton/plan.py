@@ -168,11 +168,20 @@ def _native_refusal(call: Call) -> str | None:
 _REFUSALS: dict[str, Callable[[Call], str | None]] = {"native": _native_refusal, "triton": _triton_refusal}
 
 
+# Taps of depthwise layers that the dense path has kernels of its own for.
+_FEW_TAPS = 9
+
+
 def _automatic(call: Call, has_native: bool) -> Plan:
+    taps, depthwise = call.spec.geometry.num_taps, call.spec.groups == call.in_channels == call.out_channels
+    if taps == 1 or (depthwise and taps <= _FEW_TAPS):
+        return Plan(
+            "dense", f"nothing to save with {taps} tap{'s' * (taps > 1)}{' and no channels to mix' * depthwise}"
+        )
     rates = cost.rates(call.device.type, call.dtype)
     paths = ("dense", "native" if has_native else "ringwise")
     seconds = cost.estimate(call, {path: rates[path] for path in paths})
-    return _comparison(cost.choose(seconds), seconds)
+    return _comparison(cost.choose(call, seconds), seconds)
 
 
 # A measured speed may be off by this much on another day.

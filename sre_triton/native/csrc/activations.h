@@ -105,7 +105,12 @@ template <class T, class S>
 void copy_positions(T* to, Index pitch, const S* from, Index step, Index count, Index channels, Index channel_stride) {
   if (channel_stride == 1) {
     if (step == channels && pitch == channels) return copy_run(to, from, count * channels);
-    for (Index i = 0; i < count; ++i) copy_run(to + i * pitch, from + i * step, channels);
+    for (Index i = 0; i < count; ++i) {
+      if (channels < 16)  // too few for a call of memcpy
+        for (Index c = 0; c < channels; ++c) to[i * pitch + c] = cast_to<T>(from[i * step + c]);
+      else
+        copy_run(to + i * pitch, from + i * step, channels);
+    }
   } else if (step == 1) {
     transpose<T>([=](Index i) { return to + i * pitch; }, from, channel_stride, channels, count);
   } else {
@@ -170,6 +175,13 @@ void load_positions(T* to, Index pitch, const Activation<S>& a, const Tile& tile
       }
 }
 
+// Where the run of positions that lie `step` apart and starts with `begin` ends.
+inline Index run_end(const Index* offsets, Index begin, Index count, Index step) {
+  Index end = begin + 1;
+  while (end < count && offsets[end] == offsets[end - 1] + step) ++end;
+  return end;
+}
+
 // Rows of outputs, one per position of the tile from `first` on, to their places in y.
 template <class T, class S>
 void store_rows(const T* rows, Index pitch, const Activation<S>& y, const Index* offsets, Index count, Index channel,
@@ -180,8 +192,7 @@ void store_rows(const T* rows, Index pitch, const Activation<S>& y, const Index*
     return;
   }
   for (Index begin = 0, end; begin < count; begin = end) {
-    end = begin + 1;
-    while (end < count && offsets[end] == offsets[end - 1] + 1) ++end;
+    end = run_end(offsets, begin, count, 1);
     S* run = base + offsets[begin];
     transpose<T>([&](Index c) { return run + c * y.channel_stride; }, rows + begin * pitch, pitch, end - begin,
                  columns);

@@ -41,37 +41,52 @@ class Mixer {
   // The outputs of a tile from its ring sums (rings, positions, channels).
   void write(const Tile& tile, const P* sums, Index channels, T* products, Index* offsets) const {
     locate(offsets, y_, tile);
-    const Index positions = tile.positions();
+    const Index positions = tile.positions(), ring_stride = positions * channels;
     const Index sets = groups_.depthwise() ? 1 : groups_.count;
-    for (Index g = 0; g < sets; ++g)
+    for (Index g = 0; g < sets; ++g) {
+      const P* group = sums + g * groups_.inputs;
       for (Index panel = 0; panel < panels_.count(); ++panel) {
         const Index first = panels_.start(panel), width = panels_.vectors(panel) * kLanes<T>;
-        const T* start = starts_.data() + g * panels_.padded() + first;
-        if (groups_.depthwise()) {
-          if constexpr (std::is_same_v<T, P>)
-            mix_depthwise(sums + first, channels, positions, rings_, packed_ + first, panels_.padded(), start, width,
-                          products);
-        } else {
-          const P* group = sums + g * groups_.inputs;
-          mix(group, channels, positions, g, panel, start, products);
+        const Index channel = g * panels_.columns + first, columns = std::min(width, panels_.columns - first);
+        if constexpr (std::is_same_v<S, T>) {
+          // Whole vectors go where they belong, unless that cuts the products into small pieces.
+          if (y_.channel_stride == 1 && columns == width && tile.size[2] >= kRows) {
+            for (Index begin = 0, end; begin < positions; begin = end) {
+              end = run_end(offsets, begin, positions, y_.stride[2]);
+              mix(group + begin * channels, channels, ring_stride, end - begin, g, panel,
+                  y_.data + offsets[begin] + channel, y_.stride[2]);
+            }
+            continue;
+          }
         }
-        store_rows(products, width, y_, offsets, positions, g * panels_.columns + first,
-                   std::min(width, panels_.columns - first));
+        mix(group, channels, ring_stride, positions, g, panel, products, width);
+        store_rows(products, width, y_, offsets, positions, channel, columns);
       }
+    }
   }
 
  private:
-  void mix(const P* sums, Index channels, Index positions, Index g, Index panel, const T* start, T* products) const {
+  // One panel of one group, for some positions.
+  void mix(const P* sums, Index channels, Index ring_stride, Index positions, Index g, Index panel, T* out,
+           Index out_pitch) const {
+    const Index first = panels_.start(panel), vectors = panels_.vectors(panel);
+    const T* start = starts_.data() + g * panels_.padded() + first;
+    if (groups_.depthwise()) {
+      if constexpr (std::is_same_v<T, P>)
+        mix_depthwise(sums + first, channels, ring_stride, rings_, positions, packed_ + first, panels_.padded(), start,
+                      vectors * kLanes<T>, out, out_pitch);
+      return;
+    }
     constexpr Index kPair = sizeof(F) / sizeof(P);
-    const Index depth = groups_.inputs / kPair, vectors = panels_.vectors(panel);
-    const T* weights = packed_ + (g * panels_.padded() + panels_.start(panel)) * rings_ * depth;
+    const Index depth = groups_.inputs / kPair;
+    const T* weights = packed_ + (g * panels_.padded() + first) * rings_ * depth;
     const Index blocks = divide_up(positions, kRows);
     for (Index b = 0, p = 0; b < blocks; ++b) {
       const Index height = balanced(positions, p, blocks - b);
       const auto block =
           vectors == 1 ? mix_block_of<T, F, 1>(height, Heights()) : mix_block_of<T, F, 2>(height, Heights());
-      block(reinterpret_cast<const F*>(sums + p * channels), channels / kPair, positions * channels / kPair, rings_,
-            depth, weights, start, products + p * vectors * kLanes<T>);
+      block(reinterpret_cast<const F*>(sums + p * channels), channels / kPair, ring_stride / kPair, rings_, depth,
+            weights, start, out + p * out_pitch, out_pitch);
       p += height;
     }
   }

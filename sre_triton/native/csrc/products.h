@@ -36,11 +36,11 @@ inline void multiply_add(Vector<float>& sum, const BFloat16Pair* factor, Vector<
 }
 #endif
 
-// out (kHeight, kWidth vectors) = start + sums (kHeight positions, rings x depth) weights (rings x depth, kWidth
-// vectors)
+// out (kHeight rows out_pitch apart, kWidth vectors) = start + sums (kHeight positions, rings x depth) weights (rings x
+// depth, kWidth vectors)
 template <class T, class F, int kHeight, int kWidth>
 __attribute__((noinline)) void mix_block(const F* sums, Index position_stride, Index ring_stride, Index rings,
-                                         Index depth, const T* weights, const T* start, T* out) {
+                                         Index depth, const T* weights, const T* start, T* out, Index out_pitch) {
   constexpr int kGroups = (kHeight + 2) / 3;
   Vector<T> sum[kHeight][kWidth];
   for (int r = 0; r < kHeight; ++r)
@@ -60,7 +60,7 @@ __attribute__((noinline)) void mix_block(const F* sums, Index position_stride, I
     }
   }
   for (int r = 0; r < kHeight; ++r)
-    for (int v = 0; v < kWidth; ++v) store(out + (r * kWidth + v) * kLanes<T>, sum[r][v]);
+    for (int v = 0; v < kWidth; ++v) store(out + r * out_pitch + v * kLanes<T>, sum[r][v]);
 }
 
 // Terms of a weight gradient that are added up before they join the rest: rounding errors grow with such runs.
@@ -86,16 +86,17 @@ __attribute__((noinline)) void grad_block(const T* sums, Index sums_pitch, const
     }
 }
 
-// Depthwise layers: out (positions, width) = start + sum over rings of sums (rings, positions, channels) weights
+// Depthwise layers: out (positions out_pitch apart, width) = start + sum over rings of sums (rings, positions,
+// channels) weights
 template <class T>
-void mix_depthwise(const T* sums, Index channels, Index positions, Index rings, const T* weights, Index weights_pitch,
-                   const T* start, Index width, T* out) {
+void mix_depthwise(const T* sums, Index channels, Index ring_stride, Index rings, Index positions, const T* weights,
+                   Index weights_pitch, const T* start, Index width, T* out, Index out_pitch) {
   for (Index v = 0; v < width; v += kLanes<T>)
     for (Index p = 0; p < positions; ++p) {
       Vector<T> sum = load(start + v);
       for (Index b = 0; b < rings; ++b)
-        sum += load(sums + (b * positions + p) * channels + v) * load(weights + b * weights_pitch + v);
-      store(out + p * width + v, sum);
+        sum += load(sums + b * ring_stride + p * channels + v) * load(weights + b * weights_pitch + v);
+      store(out + p * out_pitch + v, sum);
     }
 }
 
@@ -116,7 +117,7 @@ void add_depthwise(const T* sums, Index channels, const T* thin, Index thin_pitc
 }
 
 template <class T, class F>
-using MixBlock = void (*)(const F*, Index, Index, Index, Index, const T*, const T*, T*);
+using MixBlock = void (*)(const F*, Index, Index, Index, Index, const T*, const T*, T*, Index);
 template <class T>
 using GradBlock = void (*)(const T*, Index, const T*, Index, Index, T*, Index);
 
