@@ -27,7 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--filter", default="", help="only cases whose name contains this")
     parser.add_argument("--k", default="3,5,9", help="only these kernel sizes")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of the CPU")
-    parser.add_argument("--json", type=Path, help="where to write the figures (default: results/cpu.json if complete)")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        help="where to write the figures (default, if complete: results/cpu.json, or cpu-pure.json without native)",
+    )
     parser.add_argument("--png", type=Path, default=RESULTS / "cpu.png", help="where to draw them")
     parser.add_argument(
         "--planner-check", action="store_true", help="race the planned path against the dense one instead"
@@ -48,12 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = report.rows(benchmarks)
     environment = report.environment(options.threads)
     caption = (
-        f"{environment['cpu']}, {options.threads} threads. Fastest rounds; nn.Conv in its faster memory format. "
+        f"{environment['cpu']}, {options.threads} threads, {'with' if environment['native'] else 'without'} the native "
+        "kernel. Fastest rounds; nn.Conv in its faster memory format. "
         "Lower is better in 'time / floor' and 'memory' (of a training step, over nn.Conv's)."
     )
     Console(width=None if sys.stdout.isatty() else 200).print(report.table(rows, caption))
     complete = not (options.quick or options.filter or options.k != "3,5,9")
-    path = options.json or (RESULTS / "cpu.json" if complete else None)
+    name = "cpu.json" if environment["native"] else "cpu-pure.json"
+    path = options.json or (RESULTS / name if complete else None)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(report.to_json(rows, environment) + "\n")

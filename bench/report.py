@@ -16,6 +16,7 @@ import torch
 from rich.table import Table
 
 from bench.layers import DENSE, FLOOR, GMR, OURS, SRE
+from sre_triton import native
 
 __all__ = ["Row", "draw", "environment", "means", "rows", "table", "to_json"]
 
@@ -126,7 +127,7 @@ def table(rows: Sequence[Row], caption: str) -> Table:
 
 
 def environment(threads: int) -> dict[str, Any]:
-    """What the figures depend on: versions, processor and threads."""
+    """What the figures depend on: versions, processor, threads, and whether the native kernel is built."""
     versions = {}
     for package in ("torch", "triton", "SRE-Conv", "GMR-Conv", "sre-triton"):
         try:
@@ -138,6 +139,7 @@ def environment(threads: int) -> dict[str, Any]:
         "cpu": _cpu_model(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": threads,
+        "native": native.missing() is None,
     }
 
 

@@ -32,8 +32,11 @@ def apply(function: type[Function], *args: Any) -> Any:
     return super(Function, function).apply(*args)  # type: ignore[misc]
 
 
+_BIAS_DIMS = {3: (0, 2), 4: (0, 2, 3), 5: (0, 2, 3, 4)}
+
+
 def _bias_grad(grad_y: Tensor) -> Tensor:
-    return grad_y.sum([0, *range(2, grad_y.dim())])
+    return grad_y.sum(_BIAS_DIMS[grad_y.dim()])
 
 
 def _output_padding(x: Tensor, grad_y: Tensor, args: ConvArgs) -> tuple[int, ...]:

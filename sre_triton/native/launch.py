@@ -11,7 +11,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sre_triton.additions import sum_dtype
 from sre_triton.layout import new_activation
 from sre_triton.native.library import missing
 from sre_triton.schedule import Schedule, Step
@@ -36,22 +35,22 @@ def refusal(device_type: str, dtype: torch.dtype) -> str | None:
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:
     window = forward_window(spec, tuple(x.shape[2:]))
     y = new_activation(x, weight.shape[0], window.output_size)
-    _run(x, window, spec.groups, y=y, weight=_grouped(weight, spec.groups).permute(0, 3, 2, 1), bias=bias)
+    _run(x, window, spec, False, weight, _contiguous(bias), y, None, None)
     return y
 
 
 def transpose(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, output_padding: Sequence[int]) -> Tensor:
     window = adjoint_window(spec, tuple(x.shape[2:]), spec.transposed_size(x.shape[2:], output_padding))
     y = new_activation(x, weight.shape[1] * spec.groups, window.output_size)
-    _run(x, window, spec.groups, y=y, weight=_grouped(weight, spec.groups).permute(0, 3, 1, 2), bias=bias)
+    _run(x, window, spec, True, weight, _contiguous(bias), y, None, None)
     return y
 
 
 def weight_grad(x: Tensor, grad_y: Tensor, spec: ConvSpec) -> Tensor:
     window = forward_window(spec, tuple(x.shape[2:]))
-    total = _new_total(x, grad_y, window, spec.groups)
-    _run(x, window, spec.groups, thin=grad_y, total=total)
-    return _ring_weight(total, x, grad_y, window, spec).permute(1, 3, 2, 0).flatten(0, 1).contiguous()
+    grad = x.new_empty(grad_y.shape[1], x.shape[1] // spec.groups, spec.geometry.num_rings)
+    _run(x, window, spec, False, None, None, None, grad_y, grad)
+    return grad
 
 
 def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple[Tensor, Tensor]:
@@ -61,33 +60,32 @@ def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple
         return transpose(grad_y, weight, None, spec, output_padding), weight_grad(x, grad_y, spec)
     window = adjoint_window(spec, tuple(grad_y.shape[2:]), input_size)
     grad_x = new_activation(x, x.shape[1], input_size)
-    total = _new_total(grad_y, x, window, spec.groups)
-    kernels = _grouped(weight, spec.groups).permute(0, 3, 1, 2)
-    _run(grad_y, window, spec.groups, y=grad_x, weight=kernels, thin=x, total=total)
-    return grad_x, _ring_weight(total, grad_y, x, window, spec).permute(1, 2, 3, 0).flatten(0, 1).contiguous()
+    grad = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    _run(grad_y, window, spec, True, weight, None, grad_x, x, grad)
+    return grad_x, grad
 
 
 def _run(
     source: Tensor,
     window: Window,
-    groups: int,
-    *,
-    y: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    thin: Tensor | None = None,
-    total: Tensor | None = None,
+    spec: ConvSpec,
+    transposed: bool,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    y: Tensor | None,
+    thin: Tensor | None,
+    grad: Tensor | None,
 ) -> None:
-    """``y = bias + (ring sums of source) weight`` and ``total += (ring sums of source)^T thin``, where asked for.
+    """``y = bias + (ring sums of source) weight`` and ``grad = (ring sums of source)^T thin``, where asked for.
 
-    ``weight`` is ``(groups, rings, in, out)``, of all rings.
+    ``weight`` and ``grad`` are of the convolution's own shape; ``transposed`` tells that the channels of ``source`` are
+    its outputs.
     """
-    numbers, factors = _as_numbers(window)
-    if weight is not None and len(window.rings) < weight.shape[1]:
-        weight = weight[:, window.rings]
-    if bias is not None:
-        bias = bias.contiguous()
-    _operator()(source, numbers, factors, groups, weight, bias, y, thin, total)
+    _operator()(source, *_as_numbers(window), spec.groups, transposed, weight, bias, y, thin, grad)
+
+
+def _contiguous(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.contiguous()
 
 
 @lru_cache(maxsize=1)
@@ -96,34 +94,6 @@ def _operator() -> Callable[..., None]:
     if reason is not None:
         raise RuntimeError(f"there is no native kernel: {reason}")
     return torch.ops.sre_triton_native.ring_conv.default
-
-
-def _grouped(weight: Tensor, groups: int) -> Tensor:
-    """Ring weights ``(out, in / groups, rings)`` as ``(groups, out / groups, in / groups, rings)``."""
-    out, *others = weight.shape
-    return weight.reshape(groups, out // groups, *others)
-
-
-# The kernel works on whole vectors of this many bytes at most.
-_VECTOR_BYTES = 64
-
-
-def _new_total(summed: Tensor, thin: Tensor, window: Window, groups: int) -> Tensor:
-    """Zeros ``(threads, rings, summed channels, thin channels / groups)``, the last padded to whole vectors."""
-    dtype = sum_dtype(summed.dtype)
-    lanes = _VECTOR_BYTES // dtype.itemsize
-    columns = -(-thin.shape[1] // groups // lanes) * lanes
-    return summed.new_zeros((torch.get_num_threads(), len(window.rings), summed.shape[1], columns), dtype=dtype)
-
-
-def _ring_weight(total: Tensor, summed: Tensor, thin: Tensor, window: Window, spec: ConvSpec) -> Tensor:
-    """The total as ``(all rings, groups, summed channels / groups, thin channels / groups)``."""
-    grad = total.sum(0)[..., : thin.shape[1] // spec.groups].to(summed.dtype)
-    if len(window.rings) < spec.geometry.num_rings:
-        every = grad.new_zeros((spec.geometry.num_rings, *grad.shape[1:]))
-        every[list(window.rings)] = grad
-        grad = every
-    return grad.unflatten(1, (spec.groups, -1))
 
 
 @lru_cache(maxsize=1024)
@@ -137,7 +107,7 @@ def _as_numbers(window: Window) -> tuple[Tensor, Tensor]:
     ):  # fmt: skip
         numbers += [default] * lacking + list(values)
     schedule = window.schedule
-    numbers += [1 if lacking else 0, len(window.rings)]
+    numbers += [1 if lacking else 0, len(window.rings), *window.rings]
     numbers += [len(schedule.levels), *(level + lacking for level in schedule.levels)]
     nodes = list(_nodes(schedule))
     numbers.append(len(nodes))
@@ -149,7 +119,9 @@ def _as_numbers(window: Window) -> tuple[Tensor, Tensor]:
         for operand, factor in terms:
             numbers += [operand.buffer, *[0] * lacking, *operand.offset]
             factors.append(factor)
-    return torch.tensor(numbers, dtype=torch.int64), torch.tensor(factors, dtype=torch.float64)
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu"), torch.tensor(
+        factors, dtype=torch.float64, device="cpu"
+    )
 
 
 def _nodes(schedule: Schedule) -> Iterator[list[Step]]:

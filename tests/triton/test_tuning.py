@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import sre_triton
+from sre_triton import cache as cache_module
 from sre_triton.triton import launch, tiles, tuning
 from sre_triton.triton.tiles import Tile
 from tests.triton.cases import Layer, assert_accurate, dense_backward, dense_forward
@@ -249,9 +250,9 @@ def test_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SRE_TRITON_CACHE_DIR")
     assert tuning.cache_directory() == Path("/xdg/sre_triton")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    tuning._directory.cache_clear()
+    cache_module._directory.cache_clear()
     assert tuning.cache_directory() == Path("/home/me/.cache/sre_triton")
-    tuning._directory.cache_clear()
+    cache_module._directory.cache_clear()
 
 
 # With the kernels -----------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ class Scratch {
   size_t size_ = 0, used_ = 0;
 };
 
-thread_local Scratch weights_memory;
+thread_local Scratch weights_memory, totals_memory;
 thread_local Scratch scratch;
 
 }  // namespace sre_triton

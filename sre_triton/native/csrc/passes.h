@@ -10,24 +10,23 @@
 
 #include "activations.h"
 #include "products.h"
+#include "ring_weights.h"
 #include "window.h"
 
 namespace sre_triton {
-
-// How a layer's channels lie in groups. Depthwise layers have no matrix to multiply with.
-struct Groups {
-  Index count, inputs, outputs;  // per group
-  bool depthwise() const { return inputs == 1 && outputs == 1 && count > 1; }
-};
 
 // S: type in memory. T: type of products. P: type of ring sums. F: type of factors, P or pairs of it.
 template <class S, class T, class P, class F>
 class Mixer {
  public:
-  Mixer(const Tensor& y, const Tensor& weight, const std::optional<Tensor>& bias, Groups groups)
-      : y_(y), groups_(groups), rings_(weight.size(1)), panels_{groups.depthwise() ? y_.channels : groups.outputs} {
+  Mixer(const Tensor& y, const RingWeight<S>& weight, const std::optional<Tensor>& bias, Groups groups)
+      : y_(y),
+        groups_(groups),
+        rings_(weight.rings.size()),
+        panels_{groups.depthwise() ? y_.channels : groups.outputs} {
     const Index sets = groups.depthwise() ? 1 : groups.count;
-    packed_ = groups.depthwise() ? pack_depthwise<T, S>(weight, panels_.padded()) : pack<T, F, S>(weight, panels_);
+    packed_ = groups.depthwise() ? pack_depthwise<T>(weight, y_.channels, panels_.padded())
+                                 : pack<T, F>(weight, groups, panels_);
     starts_.assign(sets * panels_.padded() + kPanelVectors * kLanes<T>, T(0));
     if (!bias) return;
     const S* source = static_cast<const S*>(bias->const_data_ptr());
@@ -102,36 +101,60 @@ class Mixer {
 template <class S, class T>
 class Gradient {
  public:
-  // `total` is (threads, rings, summed channels, thin channels per group in whole vectors).
-  Gradient(const Tensor& thin, const Tensor& total, Groups groups)
+  Gradient(const Tensor& thin, Index rings, Groups groups)
       : thin_(thin),
         groups_(groups),
-        rings_(total.size(1)),
-        channels_(total.size(2)),
-        pitch_(total.size(3)),
-        total_(static_cast<T*>(total.data_ptr())) {}
+        rings_(rings),
+        channels_(groups.count * groups.inputs),
+        pitch_(round_up(groups.outputs, kLanes<T>)),
+        size_(rings * channels_ * pitch_),
+        started_(at::get_num_threads()) {
+    totals_memory.reset(Scratch::size<T>(started_.size() * size_));
+    totals_ = totals_memory.take<T>(started_.size() * size_);
+  }
 
   Index thin_pitch() const { return round_up(thin_.channels, kLanes<T>); }
+
+  // Before a thread's first tile.
+  void start() {
+    started_[at::get_thread_num()] = true;
+    std::fill_n(total(), size_, T(0));
+  }
 
   // Adds what a tile contributes, from its ring sums (rings, positions, channels).
   void add(const Tile& tile, const T* sums, T* rows) const {
     load_positions(rows, thin_pitch(), thin_, tile);
     const Index positions = tile.positions();
-    T* total = total_ + at::get_thread_num() * rings_ * channels_ * pitch_;
-    for (Index ring = 0; ring < rings_; ++ring, sums += positions * channels_, total += channels_ * pitch_) {
+    T* part = total();
+    for (Index ring = 0; ring < rings_; ++ring, sums += positions * channels_, part += channels_ * pitch_) {
       if (groups_.depthwise()) {
-        add_depthwise(sums, channels_, rows, thin_pitch(), positions, total, pitch_);
+        add_depthwise(sums, channels_, rows, thin_pitch(), positions, part, pitch_);
         continue;
       }
       for (Index g = 0; g < groups_.count; ++g) {
         const Index c = g * groups_.inputs;
-        add_group(sums + c, rows + g * groups_.outputs, positions, total + c * pitch_);
+        add_group(sums + c, rows + g * groups_.outputs, positions, part + c * pitch_);
       }
     }
   }
 
+  // After all tiles. Threads are added up in the order of their numbers, so that every run gives the same bits.
+  void finish(const RingWeight<S>& grad) {
+    at::parallel_for(0, size_, 1 << 15, [&](Index begin, Index end) {
+      for (size_t t = 1; t < started_.size(); ++t) {
+        if (!started_[t]) continue;
+        const T* part = totals_ + t * size_;
+        for (Index i = begin; i < end; ++i) totals_[i] += part[i];
+      }
+    });
+    unpack(totals_, pitch_, grad, groups_);
+    totals_memory.shrink();
+  }
+
  private:
-  void add_group(const T* sums, const T* rows, Index positions, T* total) const {
+  T* total() const { return totals_ + at::get_thread_num() * size_; }
+
+  void add_group(const T* sums, const T* rows, Index positions, T* part) const {
     const Panels<T> panels{groups_.outputs};
     const Index blocks = divide_up(groups_.inputs, kRows);
     for (Index b = 0, c = 0; b < blocks; ++b) {
@@ -142,7 +165,7 @@ class Gradient {
                                                       : grad_block_of<T, 2>(height, Heights());
         for (Index p = 0; p < positions; p += kAddedInTurn)
           block(sums + p * channels_ + c, channels_, rows + p * thin_pitch() + first, thin_pitch(),
-                std::min(kAddedInTurn, positions - p), total + c * pitch_ + first, pitch_);
+                std::min(kAddedInTurn, positions - p), part + c * pitch_ + first, pitch_);
       }
       c += height;
     }
@@ -150,8 +173,9 @@ class Gradient {
 
   Activation<S> thin_;
   Groups groups_;
-  Index rings_, channels_, pitch_;
-  T* total_;
+  Index rings_, channels_, pitch_, size_;
+  std::vector<char> started_;  // by thread
+  T* totals_;                  // (threads, rings, channels, pitch)
 };
 
 }  // namespace sre_triton

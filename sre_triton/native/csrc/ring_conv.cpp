@@ -11,21 +11,37 @@
 
 namespace sre_triton {
 
+// Tensors of one call; those that it does not need are undefined.
+struct Call {
+  const Tensor& source;
+  Index groups;
+  bool transposed;  // the convolution's outputs are summed over rings, not its inputs
+  const std::optional<Tensor>&weight, &bias, &y;
+  const std::optional<Tensor>&thin, &grad;
+
+  Groups channels(const Tensor& other) const { return {groups, source.size(1) / groups, other.size(1) / groups}; }
+};
+
+// S: type in memory. T: type of additions and products. P: type of ring sums. F: type of factors, P or pairs of it.
 template <class S, class T, class P, class F>
-void run(const Tensor& source, const Window& w, Index groups, const std::optional<Tensor>& weight,
-         const std::optional<Tensor>& bias, const std::optional<Tensor>& y, const std::optional<Tensor>& thin,
-         const std::optional<Tensor>& total) {
-  const Activation<S> x(source);
-  if (x.images * x.channels * w.out[0] * w.out[1] * w.out[2] == 0) return;
+void run(const Call& call, const Window& w) {
+  const Activation<S> x(call.source);
+  const bool empty = x.images * x.channels * w.out[0] * w.out[1] * w.out[2] == 0;
+  if (call.grad && (empty || call.grad->size(2) != static_cast<Index>(w.rings.size()))) clear<S>(*call.grad);
+  if (empty) return;
   const Tiling tiling = cut(w, x.images, x.channels);
   const Index most = tiling.images * tiling.size[0] * tiling.size[1] * tiling.size[2];
+  const Index rings = w.rings.size();
 
   std::optional<Mixer<S, T, P, F>> mixer;
   std::optional<Gradient<S, T>> gradient;
-  if (y) mixer.emplace(*y, *weight, bias, Groups{groups, x.channels / groups, y->size(1) / groups});
-  if (thin) gradient.emplace(*thin, *total, Groups{groups, x.channels / groups, thin->size(1) / groups});
+  if (call.y) {
+    const RingWeight<S> weight(*call.weight, call.groups, call.transposed, w.rings);
+    mixer.emplace(*call.y, weight, call.bias, call.channels(*call.y));
+  }
+  if (call.thin) gradient.emplace(*call.thin, rings, call.channels(*call.thin));
 
-  const Index sums_size = w.rings * most * x.channels, products_size = Mixer<S, T, P, F>::products(most);
+  const Index sums_size = rings * most * x.channels, products_size = Mixer<S, T, P, F>::products(most);
   const Index rows_size = gradient ? most * gradient->thin_pitch() : 0;
   size_t bytes = Scratch::size<P>(sums_size) + Scratch::size<Index>(most) + Scratch::size<T>(products_size) +
                  Scratch::size<T>(rows_size);
@@ -44,6 +60,7 @@ void run(const Tensor& source, const Window& w, Index groups, const std::optiona
     T* rows = scratch.take<T>(rows_size);
     std::vector<T*> buffers;
     for (Index size : buffer_sizes) buffers.push_back(scratch.take<T>(size));
+    if (gradient) gradient->start();
 
     for (Index i = begin; i < end; ++i) {
       const Tile tile = tiling.tile(i, x.images, w);
@@ -58,18 +75,18 @@ void run(const Tensor& source, const Window& w, Index groups, const std::optiona
     }
     scratch.shrink();
   });
+  if (gradient) gradient->finish(RingWeight<S>(*call.grad, call.groups, call.transposed, w.rings));
   weights_memory.shrink();
 }
 
-// y, if given, becomes the product of source's ring sums with weight, plus bias. total, if given, is added the product
-// of their transposes with thin; it has one slice per thread.
-void ring_conv(const Tensor& source, const Tensor& numbers, const Tensor& factors, Index groups,
+// y, if given, becomes the product of source's ring sums with weight, plus bias. grad, if given, becomes the product of
+// their transposes with thin, the gradient of such a weight.
+void ring_conv(const Tensor& source, const Tensor& numbers, const Tensor& factors, Index groups, bool transposed,
                const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const std::optional<Tensor>& y,
-               const std::optional<Tensor>& thin, const std::optional<Tensor>& total) {
+               const std::optional<Tensor>& thin, const std::optional<Tensor>& grad) {
   const Window w = read_window(source, numbers, factors);
-  auto go = [&](auto s, auto t, auto p, auto f) {
-    run<decltype(s), decltype(t), decltype(p), decltype(f)>(source, w, groups, weight, bias, y, thin, total);
-  };
+  const Call call{source, groups, transposed, weight, bias, y, thin, grad};
+  auto go = [&](auto s, auto t, auto p, auto f) { run<decltype(s), decltype(t), decltype(p), decltype(f)>(call, w); };
   switch (source.scalar_type()) {
     case at::kFloat:
       return go(float(), float(), float(), float());
@@ -79,8 +96,7 @@ void ring_conv(const Tensor& source, const Tensor& numbers, const Tensor& factor
       return go(at::Half(), float(), float(), float());
     case at::kBFloat16:
 #if defined(__AVX512BF16__)
-      if (!total && source.size(1) / groups % 2 == 0)
-        return go(at::BFloat16(), float(), at::BFloat16(), BFloat16Pair());
+      if (!grad && source.size(1) / groups % 2 == 0) return go(at::BFloat16(), float(), at::BFloat16(), BFloat16Pair());
 #endif
       return go(at::BFloat16(), float(), float(), float());
     default:
@@ -92,7 +108,9 @@ void ring_conv(const Tensor& source, const Tensor& numbers, const Tensor& factor
 
 TORCH_LIBRARY(sre_triton_native, m) {
   m.def(
-      "ring_conv(Tensor source, Tensor numbers, Tensor factors, int groups, Tensor? weight, Tensor? bias, "
-      "Tensor(a!)? y, Tensor? thin, Tensor(b!)? total) -> ()");
+      "ring_conv(Tensor source, Tensor numbers, Tensor factors, int groups, bool transposed, Tensor? weight, "
+      "Tensor? bias, Tensor(a!)? y, Tensor? thin, Tensor(b!)? grad) -> ()");
   m.impl("ring_conv", c10::DispatchKey::CPU, TORCH_FN(sre_triton::ring_conv));
+  // Derivatives are the caller's, who asks for them by name. PyTorch's fallback would look through every argument.
+  m.impl("ring_conv", c10::DispatchKey::Autograd, torch::CppFunction::makeFallthrough());
 }

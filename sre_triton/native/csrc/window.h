@@ -32,8 +32,8 @@ struct Node {
 
 struct Window {
   Triple in, out, half, origin, stride, dilation, upsampling;
-  Index split;  // the dimension whose positions are added up one after the other
-  Index rings;
+  Index split;                // the dimension whose positions are added up one after the other
+  std::vector<Index> rings;   // that have a tap
   std::vector<Index> levels;  // of each buffer: how many leading dimensions it is summed over
   std::vector<Node> nodes;
 };
@@ -48,7 +48,8 @@ Window read_window(const Tensor& source, const Tensor& numbers, const Tensor& fa
     at += 3;
   }
   w.split = *at++;
-  w.rings = *at++;
+  w.rings.resize(*at++);
+  for (Index& ring : w.rings) ring = *at++;
   w.levels.resize(*at++);
   for (Index& level : w.levels) level = *at++;
   w.nodes.resize(*at++);
@@ -111,7 +112,7 @@ constexpr Index kFewestPositions = 48;
 Tiling cut(const Window& w, Index images, Index channels) {
   const Index total = images * w.out[0] * w.out[1] * w.out[2];
   const Index tasks = at::get_num_threads() > 1 ? 4 * at::get_num_threads() : 1;
-  Index budget = std::max(kFewestPositions, kSumElements / (channels * w.rings));
+  Index budget = std::max(kFewestPositions, kSumElements / (channels * static_cast<Index>(w.rings.size())));
   budget = std::min(budget, std::max(kFewestPositions / 2, divide_up(total, tasks)));
 
   // Of all boxes of at most that many positions, the one that reads the fewest elements twice.
