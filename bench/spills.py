@@ -3,8 +3,9 @@
     python -m bench.spills [--arch sm_90 ...]
 
 Compiles what the heuristic picks over the range of :func:`bench.compile_report.cases`, strikes the tiles that spill
-or overflow, and begins again with what it picks instead, until nothing spills. Rewrites ``spills.json``; run it when
-the kernels, the estimate or the compilers change. The list is kept and added to: delete the file to start afresh.
+or overflow, and begins again with what it picks instead, until nothing spills. Adds to ``spills.json`` as it goes, so
+that architectures can be searched side by side; run it when the kernels, the estimate or the compilers change. To start
+afresh, empty the list in the file.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -61,7 +63,16 @@ def strike(arch: str, known: set[str], verdicts: dict[str, bool]) -> int:
                     for problem, tile, kind in picked
                     if problem.taps is call.arguments["TAPS"] and (tile.rows, tile.columns) == blocks
                 )
+                _keep(known)
     return len(known) - before
+
+
+def _keep(known: set[str]) -> None:
+    """Adds to the file in one step."""
+    together = known | set(json.loads(tiles._SPILLS.read_text()))
+    draft = tiles._SPILLS.with_suffix(".draft")
+    draft.write_text(json.dumps(sorted(together), indent=1) + "\n")
+    os.replace(draft, tiles._SPILLS)
 
 
 def _spills(case: compile_report.Case, call: aot.Launch, arch: str, verdicts: dict[str, bool]) -> bool:
@@ -85,7 +96,6 @@ def main(argv: list[str] | None = None) -> int:
             verdicts: dict[str, bool] = {}
             while found := strike(arch, known, verdicts):
                 print(f"{arch}: {found} tiles struck")
-    tiles._SPILLS.write_text(json.dumps(sorted(known), indent=1) + "\n")
     return 0
 
 
