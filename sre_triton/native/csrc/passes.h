@@ -15,10 +15,12 @@
 
 namespace sre_triton {
 
-// S: type in memory. T: type of products. P: type of ring sums. F: type of factors, P or pairs of it.
-template <class S, class T, class P, class F>
+// S: type in memory. T: type of products. F: type of factors, T or pairs of something narrower.
+template <class S, class T, class F>
 class Mixer {
  public:
+  using Factor = std::conditional_t<std::is_same_v<T, F>, T, at::BFloat16>;
+
   Mixer(const Tensor& y, const RingWeight<S>& weight, const std::optional<Tensor>& bias, Groups groups)
       : y_(y),
         groups_(groups),
@@ -38,12 +40,12 @@ class Mixer {
   static Index products(Index positions) { return positions * kPanelVectors * kLanes<T>; }
 
   // The outputs of a tile from its ring sums (rings, positions, channels).
-  void write(const Tile& tile, const P* sums, Index channels, T* products, Index* offsets) const {
+  void write(const Tile& tile, const Factor* sums, Index channels, T* products, Index* offsets) const {
     locate(offsets, y_, tile);
     const Index positions = tile.positions(), ring_stride = positions * channels;
     const Index sets = groups_.depthwise() ? 1 : groups_.count;
     for (Index g = 0; g < sets; ++g) {
-      const P* group = sums + g * groups_.inputs;
+      const Factor* group = sums + g * groups_.inputs;
       for (Index panel = 0; panel < panels_.count(); ++panel) {
         const Index first = panels_.start(panel), width = panels_.vectors(panel) * kLanes<T>;
         const Index channel = g * panels_.columns + first, columns = std::min(width, panels_.columns - first);
@@ -66,17 +68,17 @@ class Mixer {
 
  private:
   // One panel of one group, for some positions.
-  void mix(const P* sums, Index channels, Index ring_stride, Index positions, Index g, Index panel, T* out,
+  void mix(const Factor* sums, Index channels, Index ring_stride, Index positions, Index g, Index panel, T* out,
            Index out_pitch) const {
     const Index first = panels_.start(panel), vectors = panels_.vectors(panel);
     const T* start = starts_.data() + g * panels_.padded() + first;
     if (groups_.depthwise()) {
-      if constexpr (std::is_same_v<T, P>)
+      if constexpr (std::is_same_v<T, F>)
         mix_depthwise(sums + first, channels, ring_stride, rings_, positions, packed_ + first, panels_.padded(), start,
                       vectors * kLanes<T>, out, out_pitch);
       return;
     }
-    constexpr Index kPair = sizeof(F) / sizeof(P);
+    constexpr Index kPair = sizeof(F) / sizeof(Factor);
     const Index depth = groups_.inputs / kPair;
     const T* weights = packed_ + (g * panels_.padded() + first) * rings_ * depth;
     const Index blocks = divide_up(positions, kRows);

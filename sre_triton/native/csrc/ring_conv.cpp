@@ -22,7 +22,8 @@ struct Call {
   Groups channels(const Tensor& other) const { return {groups, source.size(1) / groups, other.size(1) / groups}; }
 };
 
-// S: type in memory. T: type of additions and products. P: type of ring sums. F: type of factors, P or pairs of it.
+// S: type in memory. T: type of additions and products. P: type of ring sums as they are kept. F: type of factors of
+// outputs; those of weight gradients are T.
 template <class S, class T, class P, class F>
 void run(const Call& call, const Window& w) {
   const Activation<S> x(call.source);
@@ -33,7 +34,9 @@ void run(const Call& call, const Window& w) {
   const Index most = tiling.images * tiling.size[0] * tiling.size[1] * tiling.size[2];
   const Index rings = w.rings.size();
 
-  std::optional<Mixer<S, T, P, F>> mixer;
+  using Products = Mixer<S, T, F>;
+  using Factor = typename Products::Factor;
+  std::optional<Products> mixer;
   std::optional<Gradient<S, T>> gradient;
   if (call.y) {
     const RingWeight<S> weight(*call.weight, call.groups, call.transposed, w.rings);
@@ -41,10 +44,11 @@ void run(const Call& call, const Window& w) {
   }
   if (call.thin) gradient.emplace(*call.thin, rings, call.channels(*call.thin));
 
-  const Index sums_size = rings * most * x.channels, products_size = Mixer<S, T, P, F>::products(most);
+  const Index sums_size = rings * most * x.channels, products_size = Products::products(most);
   const Index rows_size = gradient ? most * gradient->thin_pitch() : 0;
-  size_t bytes = Scratch::size<P>(sums_size) + Scratch::size<Index>(most) + Scratch::size<T>(products_size) +
-                 Scratch::size<T>(rows_size);
+  const Index factors_size = mixer && !std::is_same_v<P, Factor> ? sums_size : 0;
+  size_t bytes = Scratch::size<P>(sums_size) + Scratch::size<Factor>(factors_size) + Scratch::size<Index>(most) +
+                 Scratch::size<T>(products_size) + Scratch::size<T>(rows_size);
   std::vector<Index> buffer_sizes;
   for (Index level : w.levels) {
     const Triple e = Adder<T, P>::extent(w, tiling.size, level);
@@ -55,6 +59,7 @@ void run(const Call& call, const Window& w) {
   at::parallel_for(0, tiling.count(), 1, [&](Index begin, Index end) {
     scratch.reset(bytes);
     P* sums = scratch.take<P>(sums_size);
+    Factor* factors = scratch.take<Factor>(factors_size);
     Index* offsets = scratch.take<Index>(most);
     T* products = scratch.take<T>(products_size);
     T* rows = scratch.take<T>(rows_size);
@@ -69,7 +74,14 @@ void run(const Call& call, const Window& w) {
         load_input(buffers[0], x, w, tile, tile.image + n);
         adder.add(n);
       }
-      if (mixer) mixer->write(tile, sums, x.channels, products, offsets);
+      if (mixer) {
+        if constexpr (std::is_same_v<P, Factor>) {
+          factors = sums;
+        } else {
+          copy_run(factors, sums, rings * tile.positions() * x.channels);
+        }
+        mixer->write(tile, factors, x.channels, products, offsets);
+      }
       if constexpr (std::is_same_v<T, P>)
         if (gradient) gradient->add(tile, sums, rows);
     }
@@ -96,7 +108,9 @@ void ring_conv(const Tensor& source, const Tensor& numbers, const Tensor& factor
       return go(at::Half(), float(), float(), float());
     case at::kBFloat16:
 #if defined(__AVX512BF16__)
-      if (!grad && source.size(1) / groups % 2 == 0) return go(at::BFloat16(), float(), at::BFloat16(), BFloat16Pair());
+      if (source.size(1) / groups % 2 == 0)
+        return grad ? go(at::BFloat16(), float(), float(), BFloat16Pair())
+                    : go(at::BFloat16(), float(), at::BFloat16(), BFloat16Pair());
 #endif
       return go(at::BFloat16(), float(), float(), float());
     default:
