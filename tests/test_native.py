@@ -12,7 +12,7 @@ import torch
 
 import sre_triton
 from sre_triton import dense, native
-from sre_triton.native import launch
+from sre_triton.native import launch, library
 from sre_triton.spec import conv_spec
 
 needs_native = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
@@ -95,6 +95,25 @@ print(planned())
         assert "the variable SRE_TRITON_NATIVE is 0" in line
     assert lines[2:] == ["ringwise"]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_machine_without_a_home_folder_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    library._load.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "cache_directory", homeless)
+        reason = native.missing()
+    library._load.cache_clear()
+    assert reason == "it cannot be looked for: Could not determine home directory."
+
+
+@needs_native
+def test_tensors_of_another_type_are_refused() -> None:
+    spec = conv_spec(2, 3, 2, True, False, (1, 1), (1, 1), (1, 1), 1)
+    with pytest.raises(TypeError, match="must be of source's type Float, got Double"):
+        launch.forward(torch.randn(1, 4, 8, 8), torch.randn(4, 4, 2).double(), None, spec)
 
 
 def test_what_it_cannot_run_on() -> None:

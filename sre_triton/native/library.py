@@ -70,9 +70,12 @@ def missing() -> str | None:
 def _load() -> str | None:
     if _is_switched_off():
         return _SWITCHED_OFF
-    library = _library()
-    if not library.exists():
-        return "it is not built; `python -m sre_triton.native` builds it"
+    try:
+        library = _library()
+        if not library.exists():
+            return "it is not built; `python -m sre_triton.native` builds it"
+    except (OSError, RuntimeError) as error:  # no home folder, say
+        return f"it cannot be looked for: {error}"
     try:
         torch.ops.load_library(str(library))
     except OSError as error:

@@ -96,6 +96,9 @@ void run(const Call& call, const Window& w) {
 void ring_conv(const Tensor& source, const Tensor& numbers, const Tensor& factors, Index groups, bool transposed,
                const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const std::optional<Tensor>& y,
                const std::optional<Tensor>& thin, const std::optional<Tensor>& grad) {
+  for (const std::optional<Tensor>* other : {&weight, &bias, &y, &thin, &grad})
+    TORCH_CHECK_TYPE(!*other || (*other)->scalar_type() == source.scalar_type(),
+                     "all tensors must be of source's type ", source.scalar_type(), ", got ", (*other)->scalar_type());
   const Window w = read_window(source, numbers, factors);
   const Call call{source, groups, transposed, weight, bias, y, thin, grad};
   auto go = [&](auto s, auto t, auto p, auto f) { run<decltype(s), decltype(t), decltype(p), decltype(f)>(call, w); };
