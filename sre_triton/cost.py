@@ -65,7 +65,7 @@ class NativeWork(NamedTuple):
     rows: float  # additions of rows of elements
     additions: float  # of elements in ring sums
     products: float
-    gradient_products: float  # of passes that make a weight gradient: bfloat16 is multiplied as float32 there
+    gradient_products: float  # of passes that make a weight gradient, where bfloat16 is multiplied as float32
     calls: float  # of the kernels that multiply a few positions by a few channels
     kernel: float  # elements of the ring weight, packed or added up
     outputs: float  # elements of products
@@ -93,7 +93,7 @@ def choose(call: Call, seconds: Mapping[str, float]) -> str:
     """The path to take, of the dense one and one other. Where the two are close, it is the dense one, which has the
     smaller surprises."""
     (other,) = set(seconds) - {"dense"}
-    thin = min(call.in_channels, call.out_channels) // call.spec.groups < _THIN
+    thin = call.kind == "forward" and min(call.in_channels, call.out_channels) // call.spec.groups < _THIN
     expected = (_THIN_MARGIN if thin else _MARGIN) * seconds[other] + _HEAD_START[other]
     return other if expected < seconds["dense"] else "dense"
 
@@ -108,13 +108,12 @@ def dense_work(call: Call) -> DenseWork:
     ):
         taps *= _taps_inside(k, n, m, p, s, d) / max(m, 1)
     group_in, group_out = call.in_channels // spec.groups, call.out_channels // spec.groups
-    # Depthwise layers have a kernel of their own, and one for their gradients that does not fill vectors.
-    lanes = _in_lanes(group_out)
-    if group_out == group_in == 1:
-        lanes = 1 if call.kind == "forward" else 8
-    products = call.pixels * taps * group_in * lanes * spec.groups
-    passes = 2 if call.kind == "backward" else 1
     forward = call.kind == "forward"
+    # Depthwise layers have a kernel of their own.
+    lanes = 1 if group_out == group_in == 1 else _in_lanes(group_out)
+    rows = group_in if forward else _in_lanes(group_in, 8)
+    products = call.pixels * taps * rows * lanes * spec.groups
+    passes = 2 if call.kind == "backward" else 1
     kernel = spec.geometry.num_taps * call.out_channels * group_in
     activations = call.batch * call.in_channels * math.prod(input_size) + call.pixels * call.out_channels
     return DenseWork(
@@ -126,9 +125,9 @@ def dense_work(call: Call) -> DenseWork:
     )
 
 
-def _in_lanes(channels: int) -> int:
-    """Output channels that are paid for: they fill vectors of 16."""
-    return -(-channels // 16) * 16
+def _in_lanes(channels: int, lanes: int = 16) -> int:
+    """Channels that are paid for: they fill vectors."""
+    return -(-channels // lanes) * lanes
 
 
 def _taps_inside(k: int, n: int, m: int, padding: int, stride: int, dilation: int) -> int:
@@ -265,7 +264,7 @@ def rates(device_type: str, dtype: torch.dtype) -> dict[str, Work]:
 
 # One thread of a server processor with AVX-512. More threads make both paths faster alike.
 _CPU: dict[str, Work] = {
-    "dense": DenseWork(start=7.7e4, products=0.0176, gradient_products=0.0195, kernel=2.6, activations=0.67),
+    "dense": DenseWork(start=7.7e4, products=0.0176, gradient_products=0.0165, kernel=2.6, activations=0.67),
     "ringwise": RingwiseWork(
         start=1.2e5,
         calls=8.1e3,
@@ -278,19 +277,19 @@ _CPU: dict[str, Work] = {
         outputs=1.07,
     ),
     "native": NativeWork(
-        start=1.1e4,
-        loads=0.26,
-        rows=31.0,
-        additions=0.093,
-        products=0.0161,
-        gradient_products=0.0236,
-        calls=54.0,
-        kernel=0.44,
-        outputs=0.22,
+        start=4e3,
+        loads=0.33,
+        rows=45.0,
+        additions=0.064,
+        products=0.0173,
+        gradient_products=0.0215,
+        calls=50.0,
+        kernel=0.46,
+        outputs=0.23,
     ),
 }
 _CPU_HALF: dict[str, Work] = {
-    "dense": DenseWork(start=1.1e5, products=0.0091, gradient_products=0.0118, kernel=1.25, activations=0.39),
+    "dense": DenseWork(start=1.1e5, products=0.0091, gradient_products=0.0113, kernel=1.25, activations=0.39),
     "ringwise": RingwiseWork(
         start=1.7e5,
         calls=1.0e4,
@@ -303,15 +302,15 @@ _CPU_HALF: dict[str, Work] = {
         outputs=0.52,
     ),
     "native": NativeWork(
-        start=1.1e4,
-        loads=0.20,
-        rows=34.0,
-        additions=0.087,
-        products=0.0066,
-        gradient_products=0.0227,
-        calls=60.0,
-        kernel=0.43,
-        outputs=0.25,
+        start=5e3,
+        loads=0.19,
+        rows=46.0,
+        additions=0.075,
+        products=0.0075,
+        gradient_products=0.0176,
+        calls=66.0,
+        kernel=0.51,
+        outputs=0.24,
     ),
 }
 # Not measured: a ratio of arithmetic to memory traffic as GPUs have it, 200 products to a byte, with every
