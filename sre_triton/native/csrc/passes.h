@@ -4,6 +4,7 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <optional>
 #include <type_traits>
 #include <vector>
@@ -26,10 +27,9 @@ class Mixer {
         groups_(groups),
         rings_(weight.rings.size()),
         panels_{groups.depthwise() ? y_.channels : groups.outputs} {
-    const Index sets = groups.depthwise() ? 1 : groups.count;
     packed_ = groups.depthwise() ? pack_depthwise<T>(weight, y_.channels, panels_.padded())
                                  : pack<T, F>(weight, groups, panels_);
-    starts_.assign(sets * panels_.padded() + kPanelVectors * kLanes<T>, T(0));
+    starts_.assign(groups.products() * panels_.padded() + kPanelVectors * kLanes<T>, T(0));
     if (!bias) return;
     const S* source = static_cast<const S*>(bias->const_data_ptr());
     for (Index o = 0; o < y_.channels; ++o)
@@ -43,8 +43,7 @@ class Mixer {
   void write(const Tile& tile, const Factor* sums, Index channels, T* products, Index* offsets) const {
     locate(offsets, y_, tile);
     const Index positions = tile.positions(), ring_stride = positions * channels;
-    const Index sets = groups_.depthwise() ? 1 : groups_.count;
-    for (Index g = 0; g < sets; ++g) {
+    for (Index g = 0; g < groups_.products(); ++g) {
       const Factor* group = sums + g * groups_.inputs;
       for (Index panel = 0; panel < panels_.count(); ++panel) {
         const Index first = panels_.start(panel), width = panels_.vectors(panel) * kLanes<T>;

@@ -21,6 +21,7 @@ namespace sre_triton {
 struct Groups {
   Index count, inputs, outputs;  // per group
   bool depthwise() const { return inputs == 1 && outputs == 1 && count > 1; }
+  Index products() const { return depthwise() ? 1 : count; }  // to make one after the other
 };
 
 // A tensor (out, in / groups, rings) of a convolution, whichever of its two channels are the inputs of ring sums.
