@@ -23,7 +23,7 @@ def expand(weight: Tensor, geometry: RingGeometry, dtype: torch.dtype | None = N
     if kernels := _kernels(weight, dtype):
         return kernels.expand(weight, geometry, dtype)
     o, i, rings = weight.shape
-    table, _ = _table(geometry, _wider(weight.dtype, dtype), weight.device)
+    table, _ = _table(geometry, _product_dtype(weight, dtype), weight.device)
     weight = weight.to(table.dtype)
     if weight.device.type == "cpu":
         # A product with a one-hot matrix is exact: every sum has one term that is not zero.
@@ -42,7 +42,7 @@ def collapse(dense: Tensor, geometry: RingGeometry, dtype: torch.dtype | None = 
     if kernels := _kernels(dense, dtype):
         return kernels.collapse(dense, geometry, dtype)
     o, i = dense.shape[:2]
-    table, transposed = _table(geometry, _wider(dense.dtype, dtype), dense.device)
+    table, transposed = _table(geometry, _product_dtype(dense, dtype), dense.device)
     flat = dense.to(table.dtype).reshape(o * i, geometry.num_taps)
     if dense.device.type == "cpu":
         weight = torch.mm(flat, transposed)
@@ -69,9 +69,10 @@ def _launchers() -> ModuleType | None:
         return None
 
 
-def _wider(a: torch.dtype, b: torch.dtype) -> torch.dtype:
-    """Where two dtypes meet: sums are formed in the wider one and rounded once."""
-    return torch.promote_types(a, b)
+def _product_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The wider of both dtypes: sums are formed in it and rounded once. CPUs multiply float16 through float32."""
+    wider = torch.promote_types(tensor.dtype, dtype)
+    return torch.float32 if wider is torch.float16 and tensor.device.type == "cpu" else wider
 
 
 @lru_cache(maxsize=256)

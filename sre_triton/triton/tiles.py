@@ -85,7 +85,10 @@ class Tile:
 
 @dataclass(frozen=True)
 class DeviceLimits:
-    """What the choice of a tile depends on. Only a device that is present has a name."""
+    """What the choice of a tile depends on. Only a device that is present has a name.
+
+    A thread has at most ``registers``, and fewer where the threads of a program share out ``register_file``.
+    """
 
     arch: str
     processors: int
@@ -93,6 +96,7 @@ class DeviceLimits:
     l2_bytes: int
     warp_size: int = 32
     registers: int = 255
+    register_file: int = 2**16
     has_tensor_memory: bool = False
     packs_bfloat16: bool = True
     name: str = ""
@@ -103,7 +107,9 @@ _KNOWN = {
     "sm_80": DeviceLimits("sm_80", 108, 163 * 1024, 40 * 2**20),
     "sm_90": DeviceLimits("sm_90", 132, 227 * 1024, 50 * 2**20),
     "sm_100": DeviceLimits("sm_100", 148, 227 * 1024, 126 * 2**20, has_tensor_memory=True),
-    "gfx942": DeviceLimits("gfx942", 304, 64 * 1024, 4 * 2**20, warp_size=64, registers=512, packs_bfloat16=False),
+    "gfx942": DeviceLimits(
+        "gfx942", 304, 64 * 1024, 4 * 2**20, warp_size=64, registers=512, register_file=2**17, packs_bfloat16=False
+    ),
     "interpreter": DeviceLimits("interpreter", 2, 163 * 1024, 2**14),
 }
 
@@ -231,7 +237,8 @@ def _register_budget(problem: Problem, tile: Tile) -> int:
         budget = 188
     else:
         budget = 150 if looping else 130
-    return budget * problem.device.registers // 255
+    device = problem.device
+    return budget * min(device.registers, device.register_file // (tile.warps * device.warp_size)) // 255
 
 
 @lru_cache(maxsize=1)
