@@ -428,7 +428,9 @@ def product_blocks(problem: Problem) -> Blocks:
     wide = problem.itemsize == 2
     rings = min(128 if wide else 64, _block_over(problem.rings * problem.c_in))
     channels = min(128 if wide else 64, _block_over(problem.c_out))
-    return Blocks(rings, channels, 64 if wide else 32, warps=8 if rings * channels > 64 * 128 else 4)
+    # With tensor memory the compiler spills at the third stage of float32 loads.
+    stages = 3 if wide or not problem.device.has_tensor_memory else 2
+    return Blocks(rings, channels, 64 if wide else 32, warps=8 if rings * channels > 64 * 128 else 4, stages=stages)
 
 
 def product_candidates(problem: Problem) -> list[Blocks]:
