@@ -6,6 +6,7 @@ sums and one small matrix product. Importing this package touches no GPU and imp
 
 from sre_triton import functional, models
 from sre_triton.autotune import tune
+from sre_triton.balance import balance_steps, balance_weights
 from sre_triton.compat import (
     GMR_Conv1d,
     GMR_Conv2d,
@@ -97,6 +98,8 @@ __all__ = [
     "SRE_ConvTranspose2d",
     "assert_equivariant",
     "backend",
+    "balance_steps",
+    "balance_weights",
     "centered_avg_pool",
     "centered_max_pool",
     "convert",

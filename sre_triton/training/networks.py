@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from sre_triton.balance import balance_weights
 from sre_triton.training.options import RunOptions, SegmentOptions, TrainOptions
 
 __all__ = ["PLAIN_TWINS", "classifier", "segmenter"]
@@ -54,7 +55,7 @@ def classifier(options: TrainOptions, classes: int, channels: int, ndim: int) ->
     if options.large_conv:
         arguments["stem_size"] = 7
     try:
-        return network.build(**arguments)
+        return _balanced(network.build(**arguments), options)
     except TypeError as error:
         raise ValueError(f"--model-type {name} is not a classifier: {error}") from error
 
@@ -91,9 +92,15 @@ def segmenter(options: SegmentOptions) -> nn.Module:
     else:
         raise ValueError(f"--model-type must be sre_unet, gmr_unet, unet or monai:NAME, got {name!r}")
     try:
-        return build(**arguments)
+        return _balanced(build(**arguments), options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"--model-type {name} with {arguments}: {error}") from error
+
+
+def _balanced(network: nn.Module, options: RunOptions) -> nn.Module:
+    if options.balance_rings:
+        balance_weights(network)
+    return network
 
 
 def _norm(options: RunOptions, ndim: int) -> Callable[[int], nn.Module] | None:

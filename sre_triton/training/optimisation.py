@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
+from sre_triton.balance import balance_steps
 from sre_triton.training.options import RunOptions
 
 __all__ = ["optimiser_and_schedule"]
@@ -17,14 +17,17 @@ _MILESTONES = (50, 75)
 
 
 def optimiser_and_schedule(
-    parameters: Iterable[nn.Parameter], options: RunOptions
+    network: nn.Module, options: RunOptions
 ) -> tuple[torch.optim.Optimizer, lr_scheduler.LRScheduler]:
-    """Builds the optimiser and its schedule, which is to be stepped once per epoch.
+    """Builds the optimiser of a network and its schedule, which is to be stepped once per epoch.
 
     Raises:
-        ValueError: more than one optimiser or schedule is asked for.
+        ValueError: more than one optimiser or schedule is asked for, or balanced steps of one that has none.
     """
     name = _one(options, ("sgd", "adam", "adamW"), "optimiser") or options.fallback_optimiser
+    if name == "sgd" and options.balance_rings:
+        raise ValueError("--balance-rings is for Adam, AdamW and Adadelta: the steps of --sgd are not normalised")
+    parameters = network.parameters()
     settings: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
     optimiser: torch.optim.Optimizer
     if name == "sgd":
@@ -37,6 +40,8 @@ def optimiser_and_schedule(
         optimiser = torch.optim.Adadelta(parameters, lr=options.lr)
     for group in optimiser.param_groups:
         group["initial_lr"] = options.lr
+    if options.balance_rings:
+        balance_steps(optimiser, network)
     return optimiser, _schedule(optimiser, options)
 
 

@@ -116,6 +116,9 @@ class RunOptions(TurningOptions):
     )
     adam: bool = _optimiser(False, "Adam")
     adamW: bool = _optimiser(False, "AdamW")  # noqa: N815 - the reference script's spelling
+    balance_rings: bool = _optimiser(
+        False, "scale initial weights and steps of each ring by its taps; takes 5 to 10 times the --lr"
+    )
     cos: bool = _optimiser(False, "cosine schedule from --lr to --min-lr")
     step: bool = _optimiser(False, "multiply the rate by --gamma every --step-size epochs")
     multi_step: bool = _optimiser(False, "divide the rate by 10 at epochs 50 and 75")
@@ -125,6 +128,14 @@ class RunOptions(TurningOptions):
     load_model: Path | None = _optimiser(
         None, "begin from these weights: a run folder, its checkpoint, or one of the reference script", metavar="PATH"
     )
+
+    affine_prob: float = _augment(
+        0.0,
+        "probability of a random affine map in training (the reference declares 0.2 and never applies one)",
+        metavar="P",
+    )
+    scale_ratio: float = _augment(0.1, "its largest change of scale", metavar="R")
+    shear_ratio: float = _augment(0.1, "its largest shear", metavar="R")
 
     seed: int = _machine(1, "seed of weights, order, augmentation and dropout", metavar="S", result=True)
     amp: bool = _machine(False, "mixed precision in float16 with a loss scaler (CUDA only)", result=True)
@@ -211,13 +222,6 @@ class TrainOptions(RunOptions):
         "probability of a flip along each axis in training (the reference declares 0.5 and never flips)",
         metavar="P",
     )
-    affine_prob: float = _augment(
-        0.0,
-        "probability of a random affine map in training (the reference declares 0.2 and never applies one)",
-        metavar="P",
-    )
-    scale_ratio: float = _augment(0.1, "its largest change of scale", metavar="R")
-    shear_ratio: float = _augment(0.1, "its largest shear", metavar="R")
     pad_size_h: int | None = _augment(None, "pad images to this height", metavar="N")
     pad_size_w: int | None = _augment(None, "pad images to this width", metavar="N")
 

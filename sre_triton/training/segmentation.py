@@ -23,7 +23,7 @@ from sre_triton.training.task import Task
 from sre_triton.training.vessels import Photograph, draw_vessels
 from sre_triton.training.warp import Symmetry
 
-__all__ = ["SegmentationTask", "read_photographs", "segmentation_scores", "segmentation_task", "slide"]
+__all__ = ["CropSet", "SegmentationTask", "read_photographs", "segmentation_scores", "segmentation_task", "slide"]
 
 Photographs = dict[str, list[Photograph]]
 
@@ -51,17 +51,29 @@ def segmentation_task(options: SegmentOptions, photographs: Photographs | None =
     return SegmentationTask(segmenter(options), options, photographs)
 
 
-class _Crops(Dataset[tuple[Tensor, Tensor]]):
-    """Crops of photographs at random places; which place depends on the seed, the epoch and the crop's number."""
+class CropSet(Dataset[tuple[Tensor, Tensor]]):
+    """Crops of photographs at random places, of photographs scaled and sheared at random where that is asked for.
+
+    What is drawn depends on the seed, the epoch and the crop's number.
+    """
 
     def __init__(self, photographs: list[Photograph], options: SegmentOptions) -> None:
-        from monai.transforms import Compose, EnsureTyped, RandSpatialCropd, SpatialPadd
+        from monai.transforms import Compose, EnsureTyped, RandAffined, RandSpatialCropd, SpatialPadd
 
         self.photographs, self.options, self.epoch = photographs, options, 0
         size, keys = (options.crop_size,) * 2, ("image", "vessels")
+        warp = RandAffined(
+            keys,
+            prob=options.affine_prob,
+            shear_range=(options.shear_ratio,) * 2,
+            scale_range=(options.scale_ratio,) * 2,
+            mode=(options.interpolation, "nearest"),
+            padding_mode={"zeros": "zeros", "reflect": "reflection"}[options.padding],
+        )
         self.transform = Compose(
             [
                 SpatialPadd(keys, size),
+                *([warp] if options.affine_prob > 0 else []),
                 RandSpatialCropd(keys, size, random_size=False),
                 EnsureTyped(keys, track_meta=False),
             ]
@@ -97,7 +109,7 @@ class _Whole(Dataset[tuple[Tensor, Tensor]]):
 class _CropBatches(TrainingBatches):
     """Tells the crops which epoch it is."""
 
-    def __init__(self, crops: _Crops, options: SegmentOptions, share: Share) -> None:
+    def __init__(self, crops: CropSet, options: SegmentOptions, share: Share) -> None:
         super().__init__(len(crops), options.batch_size, options.seed, share)
         self.crops = crops
 
@@ -132,7 +144,7 @@ class SegmentationTask(Task):
         return self.resumable(loader(batches.crops, batches, self.options.num_workers))
 
     def training_batches(self) -> _CropBatches:
-        return _CropBatches(_Crops(self.photographs["train"], self.options), self.options, self.share)
+        return _CropBatches(CropSet(self.photographs["train"], self.options), self.options, self.share)
 
     @torch.no_grad()
     def turned_scores(self, split: str, symmetry: Symmetry, turning: TurningOptions) -> dict[str, float]:
@@ -150,7 +162,7 @@ class SegmentationTask(Task):
         return {name: statistics.fmean(scores[name] for scores in table) for name in table[0]}
 
     def draw_batch(self, path: Path) -> None:
-        crops = _Crops(self.photographs["train"], self.options)
+        crops = CropSet(self.photographs["train"], self.options)
         draw_images(path, crops[list(range(min(32, len(crops))))][0])
 
     def val_dataloader(self) -> DataLoader[Any]:

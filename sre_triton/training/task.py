@@ -61,7 +61,7 @@ class Task(LightningModule):
         return derived_seed(self.options.seed, 1 + self.current_epoch, batch_idx)
 
     def configure_optimizers(self) -> Any:
-        optimiser, schedule = optimiser_and_schedule(self.network.parameters(), self.options)
+        optimiser, schedule = optimiser_and_schedule(self.network, self.options)
         # Counted in steps, Lightning moves the schedule before it writes an epoch's checkpoint, not after.
         steps = len(self.training_batches())
         return {

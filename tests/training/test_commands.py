@@ -96,6 +96,7 @@ def test_dropped_option_says_so(sre: Command, capsys: pytest.CaptureFixture[str]
     ("arguments", "message"),
     [
         (["--sgd", "--adam"], "--sgd and --adam ask for more than one optimiser"),
+        (["--sgd", "--balance-rings"], "--balance-rings is for Adam, AdamW and Adadelta"),
         (["--cos", "--step"], "--cos and --step ask for more than one schedule"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--epochs", "0"], "--epochs must be at least 1"),

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sre_triton.training.drive import read_drive, read_photograph
 from sre_triton.training.medmnist import KNOWN_SETS, read_image_set
+from sre_triton.training.options import SegmentOptions
 from sre_triton.training.patches import PHOTOGRAPHS, cut_patches, ensure_patches
-from sre_triton.training.vessels import draw_vessels
+from sre_triton.training.segmentation import CropSet
+from sre_triton.training.vessels import Photograph, draw_vessels
 from tests.training.conftest import MakeSet
 
 
@@ -201,3 +204,27 @@ def test_drive_names_what_is_missing_or_damaged(tmp_path: Path) -> None:
         read_drive(tmp_path)
     with pytest.raises(FileNotFoundError, match="is missing"):
         read_photograph(tmp_path / "nothing.png")
+
+
+def crop_set(**options: Any) -> CropSet:
+    vessels = (np.random.default_rng(0).random((1, 96, 96)) < 0.3).astype(np.uint8)
+    photograph = Photograph(vessels.repeat(3, axis=0).astype(np.float32), vessels, "noise")
+    return CropSet([photograph], SegmentOptions(crop_size=32, crops_per_image=6, **options))
+
+
+def test_masks_are_mapped_with_their_images() -> None:
+    crops = crop_set(affine_prob=1.0, scale_ratio=0.3, shear_ratio=0.3)
+    images, vessels = crops[list(range(6))]
+    assert torch.equal(images[:, :1], vessels.float())
+    plain, _ = crop_set()[list(range(6))]
+    assert not torch.equal(images, plain)
+
+
+def test_crops_depend_on_seed_epoch_and_number_alone() -> None:
+    first, second = crop_set(affine_prob=0.5), crop_set(affine_prob=0.5)
+    whole, _ = first[list(range(6))]
+    assert torch.equal(second[[4]][0], whole[[4]])
+    second.epoch = 1
+    assert not torch.equal(second[[4]][0], whole[[4]])
+    other = crop_set(affine_prob=0.5, seed=2)
+    assert not torch.equal(other[[4]][0], whole[[4]])

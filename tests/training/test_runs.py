@@ -92,12 +92,14 @@ def test_workers_change_nothing(make_set: MakeSet, sre: Command, stop_at: Any, t
     assert_same_run(tmp_path / "logs" / "whole" / name, tmp_path / "logs" / "workers" / name)
 
 
-def test_segmentation_resumes_to_the_same_bits(stop_at: Any, sre: Command, tmp_path: Path) -> None:
-    assert sre("segment", *TINY_UNET, "--epochs", "2", "--exp", "whole") == 0
+@pytest.mark.parametrize("extra", [[], ["--balance-rings", "--affine-prob", "0.5"]], ids=["plain", "balanced"])
+def test_segmentation_resumes_to_the_same_bits(extra: list[str], stop_at: Any, sre: Command, tmp_path: Path) -> None:
+    arguments = ["segment", *TINY_UNET, "--epochs", "2", *extra]
+    assert sre(*arguments, "--exp", "whole") == 0
     stop_at(1, 0)
-    assert sre("segment", *TINY_UNET, "--epochs", "2", "--exp", "stopped") == 130
+    assert sre(*arguments, "--exp", "stopped") == 130
     stop_at.disarm()
-    assert sre("segment", *TINY_UNET, "--epochs", "2", "--exp", "stopped", "--resume") == 0
+    assert sre(*arguments, "--exp", "stopped", "--resume") == 0
     name = "vessels-sre_unet-seed1"
     assert_same_run(tmp_path / "logs" / "whole" / name, tmp_path / "logs" / "stopped" / name)
 
