@@ -43,7 +43,7 @@ def run_demo(output: Path, seed: int = 1, console: Console | None = None) -> Non
     console = console or Console()
     jobs = min(2, os.cpu_count() or 1)
     options = SegmentOptions(
-        epochs=8, cos=True, lr=5e-4, crop_size=128, window_size=_SIDE, crops_per_image=6,
+        epochs=8, cos=True, lr=5e-3, balance_rings=True, crop_size=128, window_size=_SIDE, crops_per_image=6,
         vessels_size=_SIDE, vessels_count=[8, 2, 3], threads=1 if jobs > 1 else 0, no_cuda=jobs > 1,
     )  # fmt: skip
     prepare_machine(threads=options.threads)

@@ -129,6 +129,23 @@ def test_blocks_of_the_product_stay_within_every_limit() -> None:
             assert block.rings * block.channels <= 128 * block.warps * case.device.warp_size
 
 
+def test_the_product_pipelines_less_where_its_third_stage_spills() -> None:
+    stages = {
+        (arch, dtype): tiles.product_blocks(problem(dtype=dtype, arch=arch)).stages
+        for arch, dtype in itertools.product(("sm_90", "sm_100"), (torch.float32, torch.bfloat16))
+    }
+    assert {choice for choice, value in stages.items() if value == 2} == {("sm_100", torch.float32)}
+    assert set(stages.values()) == {2, 3}
+
+
+def test_threads_share_out_the_register_file() -> None:
+    """Twice the warps on gfx942 leave each thread half of the registers; on the others both have 255."""
+    for arch in ARCHS:
+        case = problem(arch=arch)
+        four, eight = (tiles._register_budget(case, Tile(4, 16, 64, 64, warps, "packed")) for warps in (4, 8))
+        assert (eight == four // 2) if arch == "gfx942" else (eight == four)
+
+
 def test_tensor_memory_overflow_is_refused() -> None:
     """128 pixels with 512 columns of operands: Triton would emit a kernel that traps."""
     assert tiles.tensor_memory_columns(Tile(4, 64, 256, 64, 8)) > 512
