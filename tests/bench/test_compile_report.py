@@ -79,12 +79,28 @@ def test_baseline_meets_the_targets() -> None:
         assert all(row["instructions_per_element_tap"] <= limit and row["mma"] == "wgmma" for row in chosen)
 
 
+def in_fresh_process(code: str, cache: Path) -> None:
+    """Kernels imported for the interpreter, as those of these tests, cannot be compiled."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(cache)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=Path(__file__).parents[2])
+
+
 def test_one_kernel_compiles_without_a_gpu(tmp_path: Path) -> None:
-    """In a fresh process: kernels imported for the interpreter cannot be compiled."""
     code = (
         "from bench import compile_report as r\n"
         "row, = r.rows(['sm_90'], [r.Case(kernel_size=5)])\n"  # three rings: a pair, and one alone
         "assert row['error'] is None and row['mma'] == 'wgmma' and not row['spill_bytes'], row\n"
     )
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=Path(__file__).parents[2])
+    in_fresh_process(code, tmp_path)
+
+
+def test_kernels_are_compiled_once_and_side_by_side(tmp_path: Path) -> None:
+    code = (
+        "from bench import compile_report as r\n"
+        "cases = [r.Case('expand', 3), r.Case('expand', 3), r.Case('collapse', 3)]\n"
+        "alone, together = (list(r.rows(['sm_90'], cases, jobs)) for jobs in (1, 2))\n"
+        "assert alone == together, (alone, together)\n"
+        "names = [row['kernel'] for row in alone]\n"
+        "assert names == ['ring_expand_kernel', 'ring_collapse_kernel'], names\n"
+    )
+    in_fresh_process(code, tmp_path)
