@@ -26,12 +26,12 @@ _CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:
-    kernel = _kernel(weight, spec)
+    kernel = expand(weight, spec.geometry)
     return _CONV[spec.ndim - 1](x, kernel, bias, spec.stride, spec.padding, spec.dilation, spec.groups)
 
 
 def transpose(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, output_padding: Sequence[int]) -> Tensor:
-    kernel = _kernel(weight, spec)
+    kernel = expand(weight, spec.geometry)
     return _CONV_TRANSPOSE[spec.ndim - 1](
         x, kernel, bias, spec.stride, spec.padding, output_padding, spec.groups, spec.dilation
     )
@@ -39,27 +39,13 @@ def transpose(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, ou
 
 def weight_grad(x: Tensor, grad_y: Tensor, spec: ConvSpec) -> Tensor:
     kernel = x.new_empty(()).expand(grad_y.shape[1], x.shape[1] // spec.groups, *spec.geometry.kernel_size)
-    return _ring_grad(_convolution_backward(grad_y, x, kernel, spec, (False, True))[1], spec)
+    return collapse(_convolution_backward(grad_y, x, kernel, spec, (False, True))[1], spec.geometry)
 
 
 def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple[Tensor, Tensor]:
-    kernel = _kernel(weight, spec)
+    kernel = expand(weight, spec.geometry)
     grad_x, grad_kernel = _convolution_backward(grad_y, x, kernel, spec, (True, True))
-    return grad_x, _ring_grad(grad_kernel, spec)
-
-
-def _kernel(weight: Tensor, spec: ConvSpec) -> Tensor:
-    """The expanded kernel. That of one tap is the ring weight."""
-    if spec.geometry.num_taps == 1:
-        return weight.view(*weight.shape[:2], *spec.geometry.kernel_size)
-    return expand(weight, spec.geometry)
-
-
-def _ring_grad(grad_kernel: Tensor, spec: ConvSpec) -> Tensor:
-    """Adjoint of :func:`_kernel`."""
-    if spec.geometry.num_taps == 1:
-        return grad_kernel.contiguous().view(*grad_kernel.shape[:2], 1)
-    return collapse(grad_kernel, spec.geometry)
+    return grad_x, collapse(grad_kernel, spec.geometry)
 
 
 def _convolution_backward(

@@ -23,6 +23,8 @@ def expand(weight: Tensor, geometry: RingGeometry, dtype: torch.dtype | None = N
     if kernels := _kernels(weight, dtype):
         return kernels.expand(weight, geometry, dtype)
     o, i, rings = weight.shape
+    if geometry.num_taps == 1:  # of weight one, whatever the geometry
+        return weight.view(o, i, *geometry.kernel_size).to(dtype, copy=True, memory_format=torch.contiguous_format)
     table, _ = _table(geometry, _product_dtype(weight, dtype), weight.device)
     weight = weight.to(table.dtype)
     if weight.device.type == "cpu":
@@ -42,6 +44,8 @@ def collapse(dense: Tensor, geometry: RingGeometry, dtype: torch.dtype | None = 
     if kernels := _kernels(dense, dtype):
         return kernels.collapse(dense, geometry, dtype)
     o, i = dense.shape[:2]
+    if geometry.num_taps == 1:
+        return dense.reshape(o, i, 1).to(dtype, copy=True, memory_format=torch.contiguous_format)
     table, transposed = _table(geometry, _product_dtype(dense, dtype), dense.device)
     flat = dense.to(table.dtype).reshape(o * i, geometry.num_taps)
     if dense.device.type == "cpu":
