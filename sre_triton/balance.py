@@ -8,8 +8,6 @@ hold the detail. The functions here even both out. They change neither the layer
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -29,10 +27,8 @@ def balance_weights(model: nn.Module) -> None:
     keeps the variance of its output (for input without correlation between pixels) what it was. Every ring
     convolution in ``model`` is scaled; other layers are left alone. Call it once, before training.
     """
-    for layer in _ring_layers(model):
-        taps = _taps(layer)
-        scale = (taps.sum() / len(taps) / taps).sqrt()
-        layer.weight.mul_(scale.to(layer.weight))
+    for weight, taps in _ring_weights(model).items():
+        weight.mul_((taps.mean() / taps).sqrt().to(weight))
 
 
 class BalancedSteps:
@@ -63,14 +59,13 @@ def balance_steps(optimizer: torch.optim.Optimizer, model: nn.Module) -> Balance
     Returns:
         A handle whose ``remove()`` undoes this.
     """
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    layers = [layer for layer in _ring_layers(model) if layer.num_rings > 1 and id(layer.weight) in held]
-    shares = [(weakref.ref(layer.weight), 1 / _taps(layer)) for layer in layers]
+    taps = _ring_weights(model)
+    held = [weight for group in optimizer.param_groups for weight in group["params"] if weight in taps]
+    shares = {weight: (1 / taps[weight]).to(weight) for weight in held}
     before: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def keep(*_: Any) -> None:
-        weights = [(weight, share) for reference, share in shares if (weight := reference()) is not None]
-        before[:] = [(weight, weight.detach().clone(), share.to(weight)) for weight, share in weights]
+        before[:] = [(weight, weight.detach().clone(), share.to(weight)) for weight, share in shares.items()]
 
     @torch.no_grad()
     def shorten(*_: Any) -> None:
@@ -81,10 +76,8 @@ def balance_steps(optimizer: torch.optim.Optimizer, model: nn.Module) -> Balance
     return BalancedSteps(optimizer.register_step_pre_hook(keep), optimizer.register_step_post_hook(shorten))
 
 
-def _ring_layers(model: nn.Module) -> Iterator[RingConvNd]:
-    return (module for module in model.modules() if isinstance(module, RingConvNd))
-
-
-def _taps(layer: RingConvNd) -> Tensor:
-    """Taps of each ring, (rings,); by their shares where rings are anti-aliased."""
-    return torch.from_numpy(layer.geometry.weights.sum(axis=1))
+def _ring_weights(model: nn.Module) -> dict[Tensor, Tensor]:
+    """Ring weights, each once if layers share it, and the taps of their rings, (rings,); by the taps' shares where
+    rings are anti-aliased."""
+    layers = (module for module in model.modules() if isinstance(module, RingConvNd))
+    return {layer.weight: torch.from_numpy(layer.geometry.weights.sum(axis=1)) for layer in layers}

@@ -114,3 +114,19 @@ def test_one_tap_and_other_layers_are_left_alone() -> None:
     before = copy.deepcopy(net)
     balance_weights(net)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before.parameters(), strict=True))
+
+
+def test_a_weight_of_two_layers_is_balanced_once() -> None:
+    alone = SREConv2d(3, 3, 5, padding=2)
+    tied = copy.deepcopy(alone)
+    pair = nn.Sequential(tied, SREConv2d(3, 3, 5, padding=2))
+    pair[1].weight = tied.weight
+    balance_weights(alone)
+    balance_weights(pair)
+    assert torch.equal(alone.weight, tied.weight)
+    before = tied.weight.detach().clone()
+    optimizer = torch.optim.Adam(pair.parameters(), 1e-2)
+    balance_steps(optimizer, pair)
+    step(pair, optimizer, 0)
+    first = 1e-2 / torch.tensor(tied.geometry.tap_counts)  # Adam's first step is the learning rate
+    torch.testing.assert_close((tied.weight.detach() - before).abs(), first.expand_as(before), rtol=1e-3, atol=1e-6)
