@@ -21,7 +21,7 @@ from sre_triton.training.networks import segmenter
 from sre_triton.training.options import SegmentOptions, TurningOptions, to_dict
 from sre_triton.training.task import Task
 from sre_triton.training.vessels import Photograph, draw_vessels
-from sre_triton.training.warp import Symmetry
+from sre_triton.training.warp import PADDING_MODES, Symmetry
 
 __all__ = ["CropSet", "SegmentationTask", "read_photographs", "segmentation_scores", "segmentation_task", "slide"]
 
@@ -62,18 +62,18 @@ class CropSet(Dataset[tuple[Tensor, Tensor]]):
 
         self.photographs, self.options, self.epoch = photographs, options, 0
         size, keys = (options.crop_size,) * 2, ("image", "vessels")
-        warp = RandAffined(
+        affine = RandAffined(
             keys,
             prob=options.affine_prob,
             shear_range=(options.shear_ratio,) * 2,
             scale_range=(options.scale_ratio,) * 2,
             mode=(options.interpolation, "nearest"),
-            padding_mode={"zeros": "zeros", "reflect": "reflection"}[options.padding],
+            padding_mode=PADDING_MODES[options.padding],
         )
         self.transform = Compose(
             [
                 SpatialPadd(keys, size),
-                *([warp] if options.affine_prob > 0 else []),
+                *([affine] if options.affine_prob > 0 else []),
                 RandSpatialCropd(keys, size, random_size=False),
                 EnsureTyped(keys, track_meta=False),
             ]

@@ -17,11 +17,23 @@ from torch.nn import functional as F
 
 from sre_triton.training.options import TurningOptions
 
-__all__ = ["AXES", "Symmetry", "affine", "flip", "identity", "pad_to", "rotation_matrix", "turn", "turned_size"]
+__all__ = [
+    "AXES",
+    "PADDING_MODES",
+    "Symmetry",
+    "affine",
+    "flip",
+    "identity",
+    "pad_to",
+    "rotation_matrix",
+    "turn",
+    "turned_size",
+]
 
 AXES = ("x", "y", "z")
 
-_PADDING = {"zeros": "zeros", "reflect": "reflection"}
+PADDING_MODES = {"zeros": "zeros", "reflect": "reflection"}
+"""What ``F.grid_sample`` calls the values of ``--padding``."""
 
 
 class Symmetry(NamedTuple):
@@ -70,7 +82,7 @@ def affine(x: Tensor, matrix: Tensor, interpolation: str = "nearest", padding: s
     linear = matrix[:, :, :-1].double() * half[None, None, :] / half[None, :, None]
     offset = matrix[:, :, -1:].double() / half[None, :, None]
     grid = F.affine_grid(torch.cat([linear, offset], dim=-1), list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid.to(x), interpolation, _PADDING[padding], align_corners=False)
+    return F.grid_sample(x, grid.to(x), interpolation, PADDING_MODES[padding], align_corners=False)
 
 
 def turn(
