@@ -28,7 +28,7 @@ demo: $(READY) ## A ring U-Net and an ordinary one learn vessels and are shown t
 # Memory that is read before it is written holds huge numbers (glibc), so such a fault shows in every run.
 test: export MALLOC_PERTURB_ = 128
 test: $(READY) ## The test suite, with the native kernel where it can be built
-	-$(BIN)/python -m sre_triton.native
+	-$(BIN)/python -m sre_triton.backends.native
 	$(BIN)/python -m pytest -n auto
 
 test-slow: $(READY) ## What the test suite leaves out: timings and exhaustive sweeps
@@ -49,7 +49,7 @@ test-swap: $(SWAP_READY) ## Convert, fold and export the networks of MONAI, torc
 	PYTHONPATH=. $(SWAP)/bin/python -m pytest -m swap -n auto tests/swap
 
 native: $(READY) ## Compile the optional CPU kernel for this machine
-	$(BIN)/python -m sre_triton.native
+	$(BIN)/python -m sre_triton.backends.native
 
 kernels: $(READY) ## Compile the default kernels for four GPU architectures; needs no GPU
 	$(BIN)/python -m bench.compile_report --check
@@ -58,12 +58,12 @@ lint: $(READY) ## ruff, mypy and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror sre_triton/native/csrc/*
+	$(BIN)/clang-format --dry-run -Werror sre_triton/backends/native/csrc/*
 
 format: $(READY) ## Rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i sre_triton/native/csrc/*
+	$(BIN)/clang-format -i sre_triton/backends/native/csrc/*
 
 wheel: $(READY) ## Build the wheel and import it in an environment of its own
 	rm -rf dist build/wheel-env

@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from sre_triton.triton import tiles
+from sre_triton.backends.triton import tiles
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

@@ -32,8 +32,8 @@ import torch
 import triton
 
 from bench import aot
-from sre_triton.spec import ConvSpec, conv_spec
-from sre_triton.triton import launch, tiles
+from sre_triton.backends.triton import launch, tiles
+from sre_triton.geometry.conv import ConvSpec, conv_spec
 
 BASELINE = Path(__file__).parent / "results" / "compile_baseline.json"
 TOLERANCE = 1.10

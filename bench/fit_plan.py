@@ -29,11 +29,13 @@ from scipy.optimize import nnls
 from bench import timing
 from bench.cases import Case, cases
 from bench.layers import MEMORY_FORMATS
-from sre_triton import cost, dense, native, ringwise
-from sre_triton.native import launch as native_launch
-from sre_triton.plan import Call, plan_call
-from sre_triton.rings import default_num_rings
-from sre_triton.spec import conv_spec
+from sre_triton.backends import dense, native
+from sre_triton.backends.native import launch as native_launch
+from sre_triton.backends.ringwise import passes as ringwise
+from sre_triton.geometry.conv import conv_spec
+from sre_triton.geometry.rings import default_num_rings
+from sre_triton.planning import cpu_cost as cost
+from sre_triton.planning.plan import Call, plan_call
 
 __all__ = ["Sample", "Verdict", "check_registry", "fit", "fit_rates", "main", "make_call", "random_cases", "verdict"]
 

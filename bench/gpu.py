@@ -6,8 +6,8 @@
 Correctness comes first: every kernel, dtype and tile against float64 with outputs poisoned by NaN, 20 runs for
 determinism, tiles of 8 warps apart. Then the table, most telling rows first, until the time is spent. Every timed
 result is checked too; a wrong one gets no speed-up. All times are medians over CUDA-graph replays that rotate
-through inputs larger than the L2 cache. Writes ``gpu-<name>.json``; put into ``sre_triton/gpu_tables`` it is what
-the planner goes by on this GPU.
+through inputs larger than the L2 cache. Writes ``gpu-<name>.json``; put into ``sre_triton/planning/gpu_tables`` it
+is what the planner goes by on this GPU.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.gpu_checks import Clock, check_operations, checks, collect, difference, full_float32, guard, sanitize, submit
-from sre_triton import dense, gpu_tables
-from sre_triton.spec import ConvSpec, conv_spec
+from sre_triton.backends import dense
+from sre_triton.geometry.conv import ConvSpec, conv_spec
+from sre_triton.planning import gpu_tables
 
 KERNEL_SIZES = (9, 5, 3, 7, 11)
 # (channels, size) of the stages of ResNets at 224, 64 and 32 pixels and of U-Nets at 256 and 512.
@@ -165,7 +166,7 @@ def _calls(
     which: str, path: str, pairs: list[tuple[Tensor, Tensor]], weight: Tensor, kernel: Tensor, spec: ConvSpec
 ) -> list[Callable[[], object]]:
     """One call per pair of x and grad_y. "dense" expands the ring weights every time, "cached" never."""
-    from sre_triton.triton import launch
+    from sre_triton.backends.triton import launch
 
     def cached(x: Tensor, grad_y: Tensor) -> object:
         gradients = (which in ("grad_x", "step"), which in ("grad_w", "step"), False)
@@ -207,7 +208,7 @@ def gmr_forward(x: Tensor, weight: Tensor, spec: ConvSpec) -> Tensor:
 
 def _matches_dense(case: Case, x: Tensor, grad_y: Tensor, weight: Tensor) -> dict[str, bool]:
     """Results on one image against float32 without TF32."""
-    from sre_triton.triton import launch
+    from sre_triton.backends.triton import launch
 
     x, grad_y, spec = x[:1], grad_y[:1], case.spec
     with full_float32():
@@ -266,7 +267,7 @@ def _step_ms(model: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> float
 
 def compile_ahead(case: Case) -> None:
     """Fill Triton's disk cache with the kernels of one case; runs in a worker process."""
-    from sre_triton.triton import launch
+    from sre_triton.backends.triton import launch
 
     x, weight, grad_y = case.tensors()
     launch.forward(x, weight, None, case.spec)

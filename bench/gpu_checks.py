@@ -17,8 +17,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from sre_triton import dense
-from sre_triton.spec import ConvSpec, conv_spec
+from sre_triton.backends import dense
+from sre_triton.geometry.conv import ConvSpec, conv_spec
 
 
 class Clock:
@@ -108,7 +108,7 @@ def _operands(check: Check) -> tuple[Tensor, Tensor, Tensor]:
 
 def check_operations(check: Check) -> Finding:
     """Forward and both gradients of one layer."""
-    from sre_triton.triton import launch
+    from sre_triton.backends.triton import launch
 
     (x, weight, grad_y), spec = _operands(check), check.spec
     with poisoned_memory(), full_float32():
@@ -122,7 +122,7 @@ def check_operations(check: Check) -> Finding:
 
 def check_tiles(check: Check, warps: int) -> Finding:
     """Forward with some of the tiles that the heuristic may pick for other channels and sizes."""
-    from sre_triton.triton import launch, tiles
+    from sre_triton.backends.triton import launch, tiles
 
     (x, weight, _), spec = _operands(check), check.spec
     truth = dense.forward(x.double(), weight.double(), None, spec)
@@ -140,7 +140,7 @@ def check_tiles(check: Check, warps: int) -> Finding:
 
 def check_determinism() -> Finding:
     """20 runs of every pass give the same bits."""
-    from sre_triton.triton import launch
+    from sre_triton.backends.triton import launch
 
     check = Check(5, torch.bfloat16, channels=(128, 64), size=(56, 56))
     (x, weight, grad_y), spec = _operands(check), check.spec

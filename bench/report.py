@@ -16,7 +16,7 @@ import torch
 from rich.table import Table
 
 from bench.layers import DENSE, FLOOR, GMR, OURS, SRE
-from sre_triton import native
+from sre_triton.backends import native
 
 __all__ = ["Row", "draw", "environment", "means", "rows", "table", "to_json"]
 

@@ -20,8 +20,8 @@ from typing import Any
 from unittest import mock
 
 from bench import aot, compile_report
-from sre_triton.triton import tiles
-from sre_triton.triton.tiles import Problem, Tile
+from sre_triton.backends.triton import tiles
+from sre_triton.backends.triton.tiles import Problem, Tile
 
 _CHOICES = ("forward_tile", "narrow_grad_tile", "writer_tile")
 

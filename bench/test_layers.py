@@ -19,7 +19,7 @@ from bench.cases import Case
 from bench.timing import Call, Clock, Times, clock_for, repeats_for, sample, synchronised
 from bench.truth import worst_error
 from sre_triton.layers import RingConvNd
-from sre_triton.plan import recording
+from sre_triton.planning.plan import recording
 
 # Mode: (trains, dtype). The reference packages and the floor run in float32.
 MODES = {"infer": (False, torch.float32), "train": (True, torch.float32), "infer-bf16": (False, torch.bfloat16)}

@@ -5,7 +5,6 @@ sums and one small matrix product. Importing this package touches no GPU and imp
 """
 
 from sre_triton import functional, models
-from sre_triton.autotune import tune
 from sre_triton.balance import balance_steps, balance_weights
 from sre_triton.compat import (
     GMR_Conv1d,
@@ -16,10 +15,11 @@ from sre_triton.compat import (
     SRE_Conv3d,
     SRE_ConvTranspose2d,
 )
-from sre_triton.conversion import convert
+from sre_triton.conversion.convert import convert
+from sre_triton.conversion.fold import fold
+from sre_triton.conversion.report import report
 from sre_triton.equivariance import assert_equivariant, equivariance_error
 from sre_triton.explanation import explain
-from sre_triton.folding import fold
 from sre_triton.functional import (
     expand_kernel,
     project_kernel,
@@ -31,6 +31,7 @@ from sre_triton.functional import (
     sre_conv_transpose2d,
     sre_conv_transpose3d,
 )
+from sre_triton.geometry.rings import RingGeometry, ring_geometry
 from sre_triton.gmr import GMRConv1d, GMRConv2d, GMRConv3d
 from sre_triton.layers import (
     SREConv1d,
@@ -54,7 +55,8 @@ from sre_triton.models import (
     sre_resnet50,
     sre_resnet101,
 )
-from sre_triton.plan import backend
+from sre_triton.planning.plan import backend
+from sre_triton.planning.tune import tune
 from sre_triton.pooling import (
     CenteredAvgPool1d,
     CenteredAvgPool2d,
@@ -65,8 +67,6 @@ from sre_triton.pooling import (
     centered_avg_pool,
     centered_max_pool,
 )
-from sre_triton.reporting import report
-from sre_triton.rings import RingGeometry, ring_geometry
 
 __version__ = "0.1.0"
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import sre_triton
 from sre_triton.training.commands import add_commands as add_training_commands
-from sre_triton.training.interruption import Interrupted
+from sre_triton.training.runs.interruption import Interrupted
 
 __all__ = ["main"]
 

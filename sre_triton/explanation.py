@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sre_triton.layers import RingConvNd
-from sre_triton.plan import Call, Plan, current_backend, plan_call, recording
+from sre_triton.planning.plan import Call, Plan, current_backend, plan_call, recording
 
 __all__ = ["explain"]
 

@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from sre_triton import _ops
-from sre_triton._ops import ConvArgs
-from sre_triton.arguments import Size, check_conv, check_conv_transpose, conv_args, size_tuple
-from sre_triton.autograd import CollapseKernel, ExpandKernel, RingConv, RingConvTranspose, apply
-from sre_triton.plan import current_backend
-from sre_triton.rings import default_num_rings
-from sre_triton.spec import output_size
+from sre_triton.geometry.conv import output_size
+from sre_triton.geometry.rings import default_num_rings
+from sre_triton.operators import operators as _ops
+from sre_triton.operators.arguments import Size, check_conv, check_conv_transpose, conv_args, size_tuple
+from sre_triton.operators.autograd import CollapseKernel, ExpandKernel, RingConv, RingConvTranspose, apply
+from sre_triton.operators.operators import ConvArgs
+from sre_triton.planning.plan import current_backend
 
 __all__ = [
     "expand_kernel",
@@ -262,7 +262,7 @@ def expand_kernel(
         (out, in / groups, *kernel_size) in ``dtype``.
 
     Raises:
-        TypeError, ValueError: no such geometry; see :func:`sre_triton.rings.ring_geometry`.
+        TypeError, ValueError: no such geometry; see :func:`sre_triton.geometry.rings.ring_geometry`.
     """
     if isinstance(kernel_size, int):
         raise TypeError(f"kernel_size must be a tuple with one entry per spatial dimension, got the int {kernel_size}")
@@ -293,7 +293,7 @@ def project_kernel(
         (out, in / groups, rings), in the dtype of ``dense``.
 
     Raises:
-        TypeError, ValueError: no such geometry; see :func:`sre_triton.rings.ring_geometry`.
+        TypeError, ValueError: no such geometry; see :func:`sre_triton.geometry.rings.ring_geometry`.
     """
     if not 3 <= dense.dim() <= 5:
         raise ValueError(

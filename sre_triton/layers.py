@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _ntuple
 
-from sre_triton._ops import ConvArgs
-from sre_triton.arguments import Size, conv_args, size_tuple
 from sre_triton.functional import ring_conv, ring_conv_transpose
-from sre_triton.plan import current_backend
-from sre_triton.rings import RingGeometry, default_num_rings, ring_geometry
+from sre_triton.geometry.rings import RingGeometry, default_num_rings, ring_geometry
+from sre_triton.operators.arguments import Size, conv_args, size_tuple
+from sre_triton.operators.operators import ConvArgs
+from sre_triton.planning.plan import current_backend
 
 __all__ = [
     "RingConvNd",

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _ntuple
 
-from sre_triton.arguments import Size
+from sre_triton.operators.arguments import Size
 
 __all__ = [
     "CenteredAvgPool1d",

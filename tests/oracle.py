@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 import sre_triton
 from sre_triton import functional as S
-from sre_triton import native
-from sre_triton.rings import ring_geometry
+from sre_triton.backends import native
+from sre_triton.geometry.rings import ring_geometry
 
 # `make test` builds the native kernel first, wherever there is a compiler.
 BACKENDS = ("dense", "ringwise") if native.missing() else ("dense", "ringwise", "native")

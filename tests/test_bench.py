@@ -15,8 +15,9 @@ from bench import fit_plan, networks, report, timing
 from bench import scaling as bench_scaling
 from bench.__main__ import main
 from bench.cases import CASES, QUICK_CASES, Case, cases
-from sre_triton import cost, native
-from sre_triton.plan import plan_call
+from sre_triton.backends import native
+from sre_triton.planning import cpu_cost as cost
+from sre_triton.planning.plan import plan_call
 
 FLOAT, HALF = torch.float32, torch.bfloat16
 

@@ -9,8 +9,9 @@ import torch
 from torch.nn import functional as F
 
 import sre_triton
-from sre_triton import _ops, sre_conv2d, sre_conv_act
-from sre_triton.arguments import conv_args
+from sre_triton import sre_conv2d, sre_conv_act
+from sre_triton.operators import operators as _ops
+from sre_triton.operators.arguments import conv_args
 from tests.oracle import BACKENDS
 
 ACTIVATIONS = {None: lambda y: y, "relu": F.relu, "leaky_relu": lambda y: F.leaky_relu(y, 0.2)}

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import sre_triton
+from sre_triton.geometry.rings import ring_geometry
 from sre_triton.layers import RingConvNd
-from sre_triton.rings import ring_geometry
 from tests import reference
 
 CONVS = ["Conv1d", "Conv2d", "Conv3d"]

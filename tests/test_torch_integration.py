@@ -22,7 +22,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import sre_triton
-from sre_triton.plan import recording
+from sre_triton.planning.plan import recording
 from tests.oracle import BACKENDS, CASES, Case
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -194,7 +194,7 @@ def test_a_compiled_function_honours_the_backend_within_it() -> None:
     with recording() as records:
         both(x).sum().backward()
     assert [plan.path for _, plan in records] == ["dense", "ringwise", "ringwise", "dense"]
-    assert sre_triton.plan.current_backend() == "auto"
+    assert sre_triton.planning.plan.current_backend() == "auto"
 
 
 # Export and tracing ---------------------------------------------------------------------------------

@@ -64,22 +64,22 @@ def add_commands(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from sre_triton.training.train import train
+    from sre_triton.training.runs.train import train
 
     train(from_namespace(arguments.options, arguments))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from sre_triton.training.evaluate import evaluate
-    from sre_triton.training.fitting import prepare_machine
+    from sre_triton.training.evaluation.evaluate import evaluate
+    from sre_triton.training.runs.fitting import prepare_machine
 
     prepare_machine(threads=arguments.threads)
     evaluate(arguments.checkpoints, from_namespace(EvaluateOptions, arguments))
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from sre_triton.training.compare import compare
-    from sre_triton.training.fitting import prepare_machine
+    from sre_triton.training.evaluation.compare import compare
+    from sre_triton.training.runs.fitting import prepare_machine
 
     options = from_namespace(arguments.options, arguments)
     prepare_machine(threads=options.threads, deterministic=options.deterministic, cudnn=options.cudnn)
@@ -87,12 +87,12 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _explain(arguments: argparse.Namespace) -> None:
-    from sre_triton.training.explain import explain_image
+    from sre_triton.training.evaluation.visualize import explain_image
 
     explain_image(arguments.image, from_namespace(ExplainOptions, arguments))
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from sre_triton.training.demo import run_demo
+    from sre_triton.training.evaluation.demo import run_demo
 
     run_demo(arguments.output, arguments.seed)

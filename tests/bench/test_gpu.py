@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from bench import gpu, gpu_checks
-from sre_triton import dense, gpu_tables
-from sre_triton.spec import conv_spec
+from sre_triton.backends import dense
+from sre_triton.geometry.conv import conv_spec
+from sre_triton.planning import gpu_tables
 
 
 def test_table_covers_every_kernel_size_and_stage_once() -> None:
@@ -94,7 +95,7 @@ def test_it_needs_torch_triton_numpy_and_pytest_alone() -> None:
         "import sys\n"
         f"sys.modules.update(dict.fromkeys({EXTRAS}))\n"  # importing any of them raises
         "from bench import gpu\n"
-        "import sre_triton.triton\n"
+        "import sre_triton.backends.triton\n"
         "assert gpu.main(['--list']) == 0\n"
         "import torch\n"
         "sys.exit(0 if torch.cuda.is_available() else gpu.main([]) - 2)\n"

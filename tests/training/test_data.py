@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from sre_triton.training.drive import read_drive, read_photograph
-from sre_triton.training.medmnist import KNOWN_SETS, read_image_set
+from sre_triton.training.data.medmnist import KNOWN_SETS, read_image_set
+from sre_triton.training.data.patches import PHOTOGRAPHS, cut_patches, ensure_patches
+from sre_triton.training.data.photographs import read_drive, read_photograph
+from sre_triton.training.data.vessels import Photograph, draw_vessels
 from sre_triton.training.options import SegmentOptions
-from sre_triton.training.patches import PHOTOGRAPHS, cut_patches, ensure_patches
-from sre_triton.training.segmentation import CropSet
-from sre_triton.training.vessels import Photograph, draw_vessels
+from sre_triton.training.tasks.segmentation import CropSet
 from tests.training.conftest import MakeSet
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from sre_triton.training.files import replacing, write_json
+from sre_triton.training.runs.files import replacing, write_json
 from tests.training.conftest import TINY, TINY_UNET, Command, MakeSet
 
 
@@ -45,7 +45,7 @@ class StopAt:
 
 @pytest.fixture
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Any:
-    from sre_triton.training.task import Task
+    from sre_triton.training.tasks.task import Task
 
     original = Task.on_train_batch_start
 
@@ -107,7 +107,7 @@ def test_segmentation_resumes_to_the_same_bits(extra: list[str], stop_at: Any, s
 _KILLED = """
 import os, signal, sys
 from sre_triton.cli import main
-from sre_triton.training.task import Task
+from sre_triton.training.tasks.task import Task
 import torch
 torch.set_num_threads(1)
 begin = Task.on_train_batch_start

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sre_triton.training.augment import Preparation, Share, derived_seed
-from sre_triton.training.classification import classification_scores
+from sre_triton.training.data.augment import Preparation, Share, derived_seed
+from sre_triton.training.data.warp import AXES, Symmetry, affine, rotation_matrix, turn
+from sre_triton.training.evaluation.turning import symmetries
 from sre_triton.training.options import TrainOptions, TurningOptions
-from sre_triton.training.segmentation import segmentation_scores
-from sre_triton.training.turning import symmetries
-from sre_triton.training.warp import AXES, Symmetry, affine, rotation_matrix, turn
+from sre_triton.training.tasks.classification import classification_scores
+from sre_triton.training.tasks.segmentation import segmentation_scores
 from tests.training.conftest import TINY, TINY_UNET, Command, MakeSet
 
 
@@ -183,7 +183,7 @@ def test_evaluate_names_every_checkpoint(make_set: MakeSet, sre: Command, tmp_pa
 
 def test_turned_scores_are_those_of_turned_images(make_set: MakeSet, sre: Command, tmp_path: Path) -> None:
     """Batched on the device, the test gives what image by image gives."""
-    from sre_triton.training.evaluate import load_task
+    from sre_triton.training.evaluation.evaluate import load_task
 
     make_set("tiny", counts=(8, 4, 6))
     assert sre("train", *TINY, "--med-mnist", "tiny", "--epochs", "1") == 0

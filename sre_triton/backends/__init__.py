@@ -1,0 +1,1 @@
+"""How a ring convolution is computed: every backend gives the function of the dense one."""

@@ -1,0 +1,132 @@
+"""Building the native kernel, and finding it again.
+
+The library lies in the cache folder under a name that holds all it depends on: its source, PyTorch, the compiler's
+options and the processor's abilities. A library of another machine or version is not found rather than wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from sre_triton.cache import cache_directory
+
+__all__ = ["build", "missing"]
+
+_SOURCES = Path(__file__).with_name("csrc")
+_OPTIONS = ("-O3", "-march=native", "-fopenmp", "-std=c++20")
+_SWITCHED_OFF = "the variable SRE_TRITON_NATIVE is 0"
+
+
+def build(*, verbose: bool = False) -> Path:
+    """Compiles the native kernel for this machine, unless that was done before and still works.
+
+    Takes about half a minute and needs a C++ compiler, ``ninja`` and ``setuptools`` (``pip install
+    'sre-triton[native]'`` brings the last two). Processes that start later find it by themselves; this one uses it
+    from now on.
+
+    Args:
+        verbose: show what the compiler says.
+
+    Returns:
+        The library, in ``SRE_TRITON_CACHE_DIR`` (by default ``~/.cache/sre_triton``).
+
+    Raises:
+        RuntimeError: it cannot be built; the message holds the reason.
+    """
+    if _is_switched_off():
+        raise RuntimeError(f"the native kernel is not wanted: {_SWITCHED_OFF}")
+    library = _library()
+    _load.cache_clear()
+    if missing() is not None:
+        try:
+            library.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+                os.replace(_compile(Path(folder), verbose), library)
+        except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+            raise RuntimeError(f"the native kernel cannot be built: {error}") from error
+        _load.cache_clear()
+        reason = missing()
+        if reason is not None:
+            raise RuntimeError(f"the native kernel was built but cannot be used: {reason}")
+    return library
+
+
+def missing() -> str | None:
+    """Why there is no native kernel in this process, or None if there is."""
+    return _load()
+
+
+@lru_cache(maxsize=1)
+def _load() -> str | None:
+    if _is_switched_off():
+        return _SWITCHED_OFF
+    try:
+        library = _library()
+        if not library.exists():
+            return "it is not built; `python -m sre_triton.backends.native` builds it"
+    except (OSError, RuntimeError) as error:  # no home folder, say
+        return f"it cannot be looked for: {error}"
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        return f"{library} cannot be loaded: {error}"
+    return None
+
+
+def _is_switched_off() -> bool:
+    return os.environ.get("SRE_TRITON_NATIVE") == "0"
+
+
+def _compile(folder: Path, verbose: bool) -> Path:
+    compiler = os.environ.get("CXX", "c++")
+    if not shutil.which(compiler):
+        raise RuntimeError(f"there is no C++ compiler {compiler!r} on the path; the variable CXX names another")
+    from torch.utils import cpp_extension  # imports setuptools, so only here
+
+    path = os.environ.get("PATH", "")
+    # Ninja's package puts it next to the interpreter, which is on the path of an activated environment alone.
+    os.environ["PATH"] = os.pathsep.join([path, sysconfig.get_path("scripts")])
+    try:
+        cpp_extension.load(
+            "sre_triton_native",
+            [str(_SOURCES / "ring_conv.cpp")],
+            extra_cflags=list(_OPTIONS),
+            extra_ldflags=["-fopenmp"],
+            build_directory=str(folder),
+            is_python_module=False,
+            verbose=verbose,
+        )
+    finally:
+        os.environ["PATH"] = path
+    return folder / "sre_triton_native.so"
+
+
+@lru_cache(maxsize=1)
+def _name() -> str:
+    sources = [path.read_text() for path in sorted(_SOURCES.iterdir())]
+    key = (sources, torch.__version__, torch.compiled_with_cxx11_abi(), _OPTIONS, _processor())
+    return f"native-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
+
+
+def _library() -> Path:
+    return cache_directory() / _name()
+
+
+def _processor() -> str:
+    """What tells this machine's instructions from another's."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    features = next((line for line in lines if line.lower().startswith(("flags", "features"))), platform.processor())
+    return f"{platform.machine()} {features}"

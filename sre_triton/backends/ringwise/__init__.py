@@ -1,0 +1,1 @@
+"""Ring sums, then one small product, in PyTorch operations alone."""

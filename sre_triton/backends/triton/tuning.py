@@ -1,0 +1,258 @@
+"""Measured launch options: search on request, results on disk.
+
+A search compiles every candidate, leaves out what spills registers or overflows a memory, and times the rest on the
+tensors of the call. It happens inside :func:`searching` (which :func:`sre_triton.tune` enters), or for every bucket
+without a result if the environment variable ``SRE_TRITON_AUTOTUNE`` is ``1``; never otherwise, so that no first
+call takes minutes.
+
+Results are one JSON file per GPU, in ``SRE_TRITON_CACHE_DIR`` or ``sre_triton`` in the user's cache folder. Such a
+file, put into the folder ``tuned`` of this package, ships with it. A result is found again for every problem of
+the same *bucket*, whatever the batch size, until the kernels or Triton change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+from sre_triton.backends.triton import tiles
+from sre_triton.backends.triton.tiles import Blocks, Problem, Tile
+from sre_triton.cache import cache_directory
+from sre_triton.planning.gpu_tables import file_name
+
+__all__ = ["Search", "Timer", "Tuned", "bucket", "choose", "searching"]
+
+Options = Any  # Tile or Blocks, as the kind of kernel demands
+Run = Callable[[Any, bool], Any]  # launches with these options, or only compiles; returns what was compiled
+Timer = Callable[[Callable[[], object]], float]
+
+_FORMAT = 1
+_SHIPPED = Path(__file__).with_name("tuned")
+_SOURCES = ("fused.py", "grouped.py", "gradient.py", "sums.py", "taps.py")
+
+
+class _Space(NamedTuple):
+    """Options of one kind of kernel, with the functions of :mod:`tiles` that choose and list them, by name."""
+
+    options: type
+    rule: str
+    candidates: str
+
+
+_SPACES = {
+    "forward": _Space(Tile, "forward_tile", "candidates"),
+    "writer": _Space(Tile, "writer_tile", "writer_candidates"),
+    "narrow_grad": _Space(Tile, "narrow_grad_tile", "narrow_grad_candidates"),
+    "product": _Space(Blocks, "product_blocks", "product_candidates"),
+}
+
+
+class Tuned(NamedTuple):
+    """One result of a search.
+
+    Args:
+        kernel: "forward" (also gradients in the input), "writer", "product" (weight gradients) or "narrow_grad".
+        bucket: the problems that it holds for.
+        options: the fastest launch options.
+        milliseconds: the time of a launch with them.
+        rule_milliseconds: the time with the options that would have been taken without the search.
+        tried, pruned: candidates that were timed, and that were left out once compiled.
+    """
+
+    kernel: str
+    bucket: str
+    options: Options
+    milliseconds: float
+    rule_milliseconds: float
+    tried: int
+    pruned: int
+
+
+@dataclass
+class Search:
+    """A search that is going on: how it times, whether it measures again, and what it found."""
+
+    timer: Timer | None = None
+    force: bool = False
+    found: list[Tuned] = dataclasses.field(default_factory=list)
+
+
+# A one-element list and not a ContextVar: backward passes run on threads of their own.
+_active: list[Search | None] = [None]
+
+
+@contextlib.contextmanager
+def searching(timer: Timer | None = None, force: bool = False) -> Iterator[Search]:
+    """Within this block a call whose bucket has no result measures one.
+
+    Args:
+        timer: milliseconds of a call; None for Triton's own on the GPU. The interpreter searches with a timer only.
+        force: measure again what has a result from before this block.
+    """
+    outer = _active[0]
+    _active[0] = search = Search(timer, force)
+    try:
+        yield search
+    finally:
+        _active[0] = outer
+
+
+def choose(kind: str, problem: Problem, run: Run) -> Options:
+    """The measured options of the problem's bucket, else the rule's; searches first where that was asked for."""
+    search = _requested(problem)
+    gpu = problem.device.name or problem.device.arch
+    table = _table(gpu, cache_directory())
+    if not table and search is None:
+        return _rule(kind, problem)
+    key = bucket(kind, problem)
+    if search is not None and (key not in table or (search.force and key not in {t.bucket for t in search.found})):
+        result = _fastest(kind, problem, run, search.timer or _time_on_gpu)
+        if result is None:  # nothing ran: nothing to remember
+            return _rule(kind, problem)
+        search.found.append(result)
+        table[key] = result.options
+        _write(gpu, {key: result.options})
+    return table.get(key) or _rule(kind, problem)
+
+
+@lru_cache(maxsize=4096)
+def bucket(kind: str, problem: Problem) -> str:
+    """Problems with one key share a result: everything that a kernel depends on, and the image's size up to a power
+    of two. The batch size is no part of it: what suits a chip that is full suits any larger batch."""
+    taps = problem.taps
+    geometry = (len(taps.planes), len(taps.rows), taps.num_columns, problem.rings, taps.is_hard, taps.row_unit)
+    size = (triton.next_power_of_2(problem.height), triton.next_power_of_2(problem.width))
+    layout = (problem.groups, problem.c_in, problem.c_out, *size)
+    dtype = str(problem.dtype).removeprefix("torch.")
+    return f"{kind} {_source_hash()} {geometry} {problem.stride} {dtype} {layout}"
+
+
+def _rule(kind: str, problem: Problem) -> Options:
+    return getattr(tiles, _SPACES[kind].rule)(problem)
+
+
+# Searching --------------------------------------------------------------------------------------------
+
+
+def _requested(problem: Problem) -> Search | None:
+    """The search that this call should take part in."""
+    search = _active[0]
+    if search is None:
+        if os.environ.get("SRE_TRITON_AUTOTUNE") != "1":
+            return None
+        search = Search()
+    is_interpreted = triton.knobs.runtime.interpret or not problem.device.name
+    if is_interpreted and search.timer is None:
+        return None
+    capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return None if capturing else search
+
+
+def _candidates(kind: str, problem: Problem) -> list[Options]:
+    """The rule's choice first, then the others, and pipelined variants where there is a loop to pipeline."""
+    found = [_rule(kind, problem), *getattr(tiles, _SPACES[kind].candidates)(problem)]
+    if kind == "forward":
+        loops = [tile for tile in found if tile.c_in and tiles.loops(problem, tile)]
+        found += [dataclasses.replace(tile, stages=2) for tile in loops]
+    return list(dict.fromkeys(found))
+
+
+def _fastest(kind: str, problem: Problem, run: Run, timer: Timer) -> Tuned | None:
+    times: dict[Options, float] = {}
+    pruned = 0
+    candidates = _candidates(kind, problem)
+    for options in candidates:
+        try:
+            if _overflows(run(options, True), problem):
+                pruned += 1
+                continue
+            times[options] = timer(partial(run, options, False))
+        except (triton.runtime.errors.OutOfResources, triton.runtime.errors.PTXASError, triton.CompilationError):
+            pruned += 1
+    if not times:
+        return None
+    best = min(times, key=lambda options: times[options])
+    rule = times.get(candidates[0], float("nan"))
+    return Tuned(kind, bucket(kind, problem), best, times[best], rule, len(times), pruned)
+
+
+def _overflows(compiled: Any, problem: Problem) -> bool:
+    """Whether a compiled kernel spills registers or overflows a memory. The interpreter compiles none."""
+    if compiled is None:
+        return False
+    if compiled.metadata.shared > problem.device.shared_bytes:
+        return True
+    # Triton would emit a kernel that traps, without an error.
+    if (getattr(compiled.metadata, "tmem_size", 0) or 0) > tiles.TENSOR_MEMORY_COLUMNS:
+        return True
+    compiled._init_handles()  # loads the machine code; the driver then tells of spills
+    return bool(compiled.n_spills)
+
+
+def _time_on_gpu(call: Callable[[], object]) -> float:
+    return triton.testing.do_bench(call, warmup=5, rep=25, return_mode="median")
+
+
+# Results on disk --------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=16)
+def _table(name: str, directory: Path) -> dict[str, Options]:
+    """Measured options of a GPU by bucket: those that ship, then those of this machine."""
+    return _read(_SHIPPED / file_name(name)) | _read(directory / file_name(name))
+
+
+def _read(path: Path) -> dict[str, Options]:
+    """The entries of a file; none, with a warning, if it cannot be read."""
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] != _FORMAT:
+            raise ValueError(f"format {content['format']}, not {_FORMAT}")
+        return {
+            key: _SPACES[key.partition(" ")[0]].options(**options) for key, options in content["entries"].items()
+        }  # fmt: skip
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        warnings.warn(f"{path} holds no tuned launch options and is ignored: {error!r}", RuntimeWarning, stacklevel=4)
+        return {}
+
+
+def _write(name: str, new: dict[str, Options]) -> None:
+    """Add to the file in one step: processes that tune at the same time never leave half of one."""
+    path = cache_directory() / file_name(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        entries = _read(path) | new
+        content = {"format": _FORMAT, "gpu": name, "triton": triton.__version__}
+        content |= {"entries": {key: dataclasses.asdict(options) for key, options in sorted(entries.items())}}
+        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".draft")
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(json.dumps(content, indent=1) + "\n")
+            os.replace(draft, path)
+        except BaseException:
+            os.unlink(draft)
+            raise
+    except OSError as error:
+        warnings.warn(f"tuned launch options are not kept: {path}: {error}", RuntimeWarning, stacklevel=4)
+
+
+@lru_cache(maxsize=1)
+def _source_hash() -> str:
+    """Changes with the kernels: what was measured on other code is not found."""
+    text = "".join(Path(__file__).with_name(name).read_text() for name in _SOURCES)
+    return hashlib.sha256(f"{triton.__version__}{text}".encode()).hexdigest()[:12]

@@ -1,0 +1,1 @@
+"""From ordinary networks to ring networks and back."""

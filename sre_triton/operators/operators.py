@@ -1,0 +1,404 @@
+"""The operators: schemas, fakes, batching rules, and the hand-over to an execution path.
+
+One operator per direction of the ring convolution, opaque to tracing, so that a compiled or exported
+graph holds one node per layer and pass. Which path runs is decided inside the operator, where shapes
+are numbers: a compiled graph with dynamic shapes plans each call anew.
+
+Operators know nothing of autograd; :mod:`sre_triton.operators.autograd` wraps them. Every output is laid out
+channels_last if the first argument is, and contiguous otherwise, whatever path made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn import functional as F
+
+from sre_triton.backends.memory_format import layout_of, new_activation
+from sre_triton.geometry.conv import ConvSpec, conv_spec, output_size, transposed_size
+from sre_triton.geometry.rings import ring_geometry
+from sre_triton.planning.plan import Call, expansion_path, run
+
+__all__ = [
+    "ConvArgs",
+    "Operator",
+    "collapse_kernel",
+    "expand_kernel",
+    "ring_conv",
+    "ring_conv_act",
+    "ring_conv_backward",
+    "ring_conv_transpose",
+    "ring_conv_weight_grad",
+]
+
+
+class ConvArgs(NamedTuple):
+    """The trailing arguments that all convolution operators share, in schema order."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    kernel_size: int
+    circular: bool
+    antialias: bool
+    backend: str
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """Distance between the first and the last tap, per dimension."""
+        return tuple(d * (self.kernel_size - 1) for d in self.dilation)
+
+    def spec(self, num_rings: int) -> ConvSpec:
+        """The convolution that these arguments and a weight with this many rings describe."""
+        return conv_spec(
+            len(self.stride),
+            self.kernel_size,
+            num_rings,
+            self.circular,
+            self.antialias,
+            tuple(self.stride),
+            tuple(self.padding),
+            tuple(self.dilation),
+            self.groups,
+        )
+
+
+_CONV_ARGS = (
+    "int[] stride, int[] padding, int[] dilation, int groups, "
+    "int kernel_size, bool circular, bool antialias, str backend"
+)
+_library = torch.library.Library("sre_triton", "DEF")
+
+
+class Operator:
+    """An operator and the function behind it. Called with plain tensors and nothing tracing, it runs the
+    function at once: going through the dispatcher would cost a small layer more than its arithmetic.
+
+    Args:
+        schema: the operator's; a trailing ``...`` stands for the fields of :class:`ConvArgs`, which are one
+            argument here and for ``real``.
+        real: the implementation.
+        fake: shapes and strides of the results, with the schema's arguments.
+        batch: makes the batching rule of the overload.
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        real: Callable[..., Any],
+        fake: Callable[..., Any],
+        batch: Callable[[Any], Callable[..., Any]],
+    ) -> None:
+        self._takes_conv_args = "..." in schema
+        schema = schema.replace("...", _CONV_ARGS)
+        self._real = real
+        _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        name = schema.partition("(")[0]
+        self.overload = getattr(torch.ops.sre_triton, name).default
+        _library.impl(self.overload, self._from_dispatcher, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"sre_triton::{name}", fake, lib=_library)
+        torch.library.register_vmap(f"sre_triton::{name}", batch(self.overload), lib=_library)
+        for key in ("AutocastCPU", "AutocastCUDA", "AutocastXPU"):
+            _library.impl(self.overload, self._below_autocast(key), key)
+
+    def __call__(self, *args: Any) -> Any:
+        if _is_plain(args):
+            return self._real(*args)
+        return self.overload(*args[:-1], *args[-1]) if self._takes_conv_args else self.overload(*args)
+
+    def _from_dispatcher(self, *args: Any) -> Any:
+        if self._takes_conv_args:
+            args, (stride, padding, dilation, *rest) = args[: -len(ConvArgs._fields)], args[-len(ConvArgs._fields) :]
+            args = (*args, ConvArgs(tuple(stride), tuple(padding), tuple(dilation), *rest))
+        with torch.no_grad():  # an exported graph calls operators with parameters, and paths write in place
+            return self._real(*args)
+
+    def _below_autocast(self, key: str) -> Callable[..., Any]:
+        """Callers cast before they call. Paths choose the precision of their own sums, so autocast must
+        not reach the operations inside."""
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def call(*args: Any) -> Any:
+            with torch._C._ExcludeDispatchKeyGuard(keys):
+                return self.overload(*args)
+
+        return call
+
+
+def _is_plain(args: tuple[Any, ...]) -> bool:
+    """Whether the dispatcher would do nothing but call the implementation."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._is_any_autocast_enabled()
+    ):
+        return False
+    for arg in args:
+        kind = type(arg)
+        if kind is Tensor or kind is Parameter:
+            if arg.is_meta:
+                return False
+        elif isinstance(arg, Tensor):
+            return False
+    return True
+
+
+# Layout ---------------------------------------------------------------------------------------------
+
+
+def _laid_out(y: Tensor, layout: torch.memory_format) -> Tensor:
+    """``y`` with exactly the strides of a new tensor of this layout.
+
+    ``contiguous`` leaves the strides of dimensions of size 1 as they are. They decide the layout of
+    what follows, so a compiled graph would differ from its fakes.
+    """
+    y = y.contiguous(memory_format=layout)
+    strides = _strides(y.shape, layout)
+    return y if y.stride() == strides else y.as_strided(y.shape, strides)
+
+
+@lru_cache(maxsize=8192)
+def _strides(size: torch.Size, layout: torch.memory_format) -> tuple[int, ...]:
+    return torch.empty(size, device="meta", memory_format=layout).stride()
+
+
+# Implementations ------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=8192)
+def _call(
+    kind: str, batch: int, in_channels: int, out_channels: int, size: tuple[int, ...], num_rings: int, args: ConvArgs,
+    dtype: torch.dtype, device: torch.device,
+) -> Call:  # fmt: skip
+    """The planner's view of a pass; ``size`` is that of the convolution's input, whichever pass this is."""
+    return Call(kind, args.spec(num_rings), batch, in_channels, out_channels, tuple(size), dtype, device)
+
+
+def _ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) -> Tensor:
+    shape, rings = x.shape, weight.shape
+    call = _call("forward", shape[0], shape[1], rings[0], shape[2:], rings[2], args, x.dtype, x.device)
+    return _laid_out(run(call, args.backend).forward(x, weight, bias, call.spec), layout_of(x))
+
+
+def _ring_conv_act(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str, slope: float,
+    args: ConvArgs,
+) -> Tensor:  # fmt: skip
+    shape, rings = x.shape, weight.shape
+    call = _call("forward", shape[0], shape[1], rings[0], shape[2:], rings[2], args, x.dtype, x.device)
+    path = run(call, args.backend)
+    if hasattr(path, "fused_forward"):
+        epilogue = {"activation": activation or None, "negative_slope": slope, "residual": residual}
+        return _laid_out(path.fused_forward(x, weight, bias, call.spec, **epilogue), layout_of(x))
+    y = _laid_out(path.forward(x, weight, bias, call.spec), layout_of(x))
+    return _activate_(y if residual is None else y.add_(residual), activation, slope)
+
+
+def _activate_(y: Tensor, activation: str, slope: float) -> Tensor:
+    if activation == "relu":
+        return y.relu_()
+    return F.leaky_relu_(y, slope) if activation == "leaky_relu" else y
+
+
+def _ring_conv_transpose(
+    x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: Sequence[int], args: ConvArgs
+) -> Tensor:
+    shape, rings = x.shape, weight.shape
+    size = args.spec(rings[2]).transposed_size(shape[2:], output_padding)
+    channels = rings[1] * args.groups
+    call = _call("transpose", shape[0], channels, shape[1], size, rings[2], args, x.dtype, x.device)
+    return _laid_out(run(call, args.backend).transpose(x, weight, bias, call.spec, output_padding), layout_of(x))
+
+
+def _ring_conv_weight_grad(x: Tensor, grad_y: Tensor, num_rings: int, args: ConvArgs) -> Tensor:
+    shape = x.shape
+    call = _call("weight_grad", shape[0], shape[1], grad_y.shape[1], shape[2:], num_rings, args, x.dtype, x.device)
+    return _laid_out(run(call, args.backend).weight_grad(x, grad_y, call.spec), torch.contiguous_format)
+
+
+def _ring_conv_backward(x: Tensor, grad_y: Tensor, weight: Tensor, args: ConvArgs) -> tuple[Tensor, Tensor]:
+    shape, rings = x.shape, weight.shape
+    call = _call("backward", shape[0], shape[1], rings[0], shape[2:], rings[2], args, x.dtype, x.device)
+    grad_x, grad_weight = run(call, args.backend).backward(grad_y, x, weight, call.spec)
+    return _laid_out(grad_x, layout_of(x)), _laid_out(grad_weight, torch.contiguous_format)
+
+
+def _expand_kernel(
+    weight: Tensor, kernel_size: Sequence[int], circular: bool, antialias: bool, dtype: torch.dtype | None = None
+) -> Tensor:
+    geometry = ring_geometry(tuple(kernel_size), weight.shape[2], circular, antialias)
+    return expansion_path(weight, dtype).expand(weight, geometry, dtype)
+
+
+def _collapse_kernel(
+    kernel: Tensor, num_rings: int, circular: bool, antialias: bool, dtype: torch.dtype | None = None
+) -> Tensor:
+    geometry = ring_geometry(tuple(kernel.shape[2:]), num_rings, circular, antialias)
+    return expansion_path(kernel, dtype).collapse(kernel, geometry, dtype)
+
+
+# Fakes: shapes and exact strides, no data -----------------------------------------------------------
+
+
+def _fake_ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
+    conv = ConvArgs(*args)
+    size = output_size(x.shape[2:], conv.stride, conv.padding, conv.reach)
+    return new_activation(x, weight.shape[0], size)
+
+
+def _fake_ring_conv_act(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str, slope: float, *args: Any
+) -> Tensor:
+    return _fake_ring_conv(x, weight, bias, *args)
+
+
+def _fake_ring_conv_transpose(
+    x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: Sequence[int], *args: Any
+) -> Tensor:
+    conv = ConvArgs(*args)
+    size = transposed_size(x.shape[2:], output_padding, conv.stride, conv.padding, conv.reach)
+    return new_activation(x, weight.shape[1] * conv.groups, size)
+
+
+def _fake_ring_conv_weight_grad(x: Tensor, grad_y: Tensor, num_rings: int, *args: Any) -> Tensor:
+    return x.new_empty(grad_y.shape[1], x.shape[1] // ConvArgs(*args).groups, num_rings)
+
+
+def _fake_ring_conv_backward(x: Tensor, grad_y: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return new_activation(x, x.shape[1], x.shape[2:]), weight.new_empty(weight.shape)
+
+
+def _fake_expand_kernel(
+    weight: Tensor, kernel_size: Sequence[int], circular: bool, antialias: bool, dtype: torch.dtype | None = None
+) -> Tensor:
+    return weight.new_empty((*weight.shape[:2], *kernel_size), dtype=dtype)
+
+
+def _fake_collapse_kernel(
+    kernel: Tensor, num_rings: int, circular: bool, antialias: bool, dtype: torch.dtype | None = None
+) -> Tensor:
+    return kernel.new_empty((*kernel.shape[:2], num_rings), dtype=dtype)
+
+
+# Batching rules -------------------------------------------------------------------------------------
+# A batch of independent convolutions is one convolution with more groups; where only activations are
+# batched it is one convolution with a longer batch.
+
+
+def _fold_activation(x: Tensor, dim: int | None, size: int) -> Tensor:
+    """(N, C, ...) with a batch dimension anywhere, or none, to (N, size * C, ...)."""
+    x = x.unsqueeze(1).expand(-1, size, *x.shape[1:]) if dim is None else x.movedim(dim, 1)
+    return x.flatten(1, 2)
+
+
+def _fold_leading(w: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """(O, ...) with a batch dimension anywhere, or none, to (size * O, ...)."""
+    if w is None:
+        return None
+    w = w.expand(size, *w.shape) if dim is None else w.movedim(dim, 0)
+    return w.flatten(0, 1)
+
+
+_FOLD = {"activation": _fold_activation, "leading": _fold_leading}
+_UNFOLD_DIM = {"activation": 1, "leading": 0}
+
+
+def _batch_conv(takes: tuple[str, ...], returns: tuple[str, ...], op: Callable[..., Any]) -> Callable[..., Any]:
+    """Batching rule of a convolution operator, from the role of each tensor that it takes and returns."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        size, (tensors, rest) = info.batch_size, (args[: len(takes)], args[len(takes) :])
+        if returns == ("activation",) and in_dims[1] is None and in_dims[2] is None:
+            y = op(tensors[0].movedim(in_dims[0], 0).flatten(0, 1), *args[1:])
+            return y.unflatten(0, (size, -1)), 0
+        folded = [_FOLD[role](t, dim, size) for role, t, dim in zip(takes, tensors, in_dims, strict=False)]
+        conv_args = ConvArgs(*rest[-len(ConvArgs._fields) :])
+        rest = (*rest[: -len(ConvArgs._fields)], *conv_args._replace(groups=conv_args.groups * size))
+        results = op(*folded, *rest)
+        dims = tuple(_UNFOLD_DIM[role] for role in returns)
+        if len(dims) == 1:
+            return results.unflatten(dims[0], (size, -1)), dims[0]
+        return tuple(r.unflatten(d, (size, -1)) for r, d in zip(results, dims, strict=True)), dims
+
+    return rule
+
+
+def _batch_act(op: Callable[..., Any]) -> Callable[..., Any]:
+    """The convolution by its own rule, the epilogue on the result."""
+    conv = _batch_conv(("activation", "leading", "leading"), ("activation",), ring_conv.overload)
+
+    def rule(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor | None,
+        residual: Tensor | None, activation: str, slope: float, *args: Any,
+    ) -> Any:  # fmt: skip
+        if in_dims[:3] == (None, None, None):
+            y = ring_conv.overload(x, weight, bias, *args).unsqueeze(0)
+        else:
+            y, dim = conv(info, in_dims[:3], x, weight, bias, *args)
+            y = y.movedim(dim, 0)
+        if residual is not None:
+            y = y + (residual if in_dims[3] is None else residual.movedim(in_dims[3], 0))
+        return _activate_(y, activation, slope), 0
+
+    return rule
+
+
+def _batch_kernel(op: Callable[..., Any]) -> Callable[..., Any]:
+    def rule(info: Any, in_dims: tuple[int | None, ...], kernel: Tensor, *args: Any) -> Any:
+        return op(_fold_leading(kernel, in_dims[0], info.batch_size), *args).unflatten(0, (info.batch_size, -1)), 0
+
+    return rule
+
+
+# The operators --------------------------------------------------------------------------------------
+
+ring_conv = Operator(
+    "ring_conv(Tensor input, Tensor weight, Tensor? bias, ...) -> Tensor",
+    _ring_conv,
+    _fake_ring_conv,
+    partial(_batch_conv, ("activation", "leading", "leading"), ("activation",)),
+)
+ring_conv_act = Operator(
+    "ring_conv_act(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, str activation, "
+    "float negative_slope, ...) -> Tensor",
+    _ring_conv_act,
+    _fake_ring_conv_act,
+    _batch_act,
+)
+ring_conv_transpose = Operator(
+    "ring_conv_transpose(Tensor input, Tensor weight, Tensor? bias, SymInt[] output_padding, ...) -> Tensor",
+    _ring_conv_transpose,
+    _fake_ring_conv_transpose,
+    partial(_batch_conv, ("activation", "leading", "leading"), ("activation",)),
+)
+ring_conv_weight_grad = Operator(
+    "ring_conv_weight_grad(Tensor input, Tensor grad_output, int num_rings, ...) -> Tensor",
+    _ring_conv_weight_grad,
+    _fake_ring_conv_weight_grad,
+    partial(_batch_conv, ("activation", "activation"), ("leading",)),
+)
+ring_conv_backward = Operator(
+    "ring_conv_backward(Tensor input, Tensor grad_output, Tensor weight, ...) -> (Tensor, Tensor)",
+    _ring_conv_backward,
+    _fake_ring_conv_backward,
+    partial(_batch_conv, ("activation", "activation", "leading"), ("activation", "leading")),
+)
+expand_kernel = Operator(
+    "expand_kernel(Tensor weight, int[] kernel_size, bool circular, bool antialias, ScalarType? dtype=None) -> Tensor",
+    _expand_kernel,
+    _fake_expand_kernel,
+    _batch_kernel,
+)
+collapse_kernel = Operator(
+    "collapse_kernel(Tensor dense, int num_rings, bool circular, bool antialias, ScalarType? dtype=None) -> Tensor",
+    _collapse_kernel,
+    _fake_collapse_kernel,
+    _batch_kernel,
+)

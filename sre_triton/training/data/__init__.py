@@ -1,0 +1,1 @@
+"""Images: readers, sets, augmentation and loading."""

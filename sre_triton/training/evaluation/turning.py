@@ -1,0 +1,107 @@
+"""The rotation test and the flip test: a network's scores against how its input is turned."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from sre_triton.training.data.warp import AXES, Symmetry
+from sre_triton.training.options import TurningOptions
+from sre_triton.training.tasks.task import Task
+
+__all__ = ["flip_test", "rotation_test", "symmetries", "turning_tests"]
+
+Row = dict[str, Any]
+
+
+def symmetries(ndim: int, step: float | None = None, reference_protocol: bool = False) -> list[Symmetry]:
+    """The turns of the rotation test.
+
+    Args:
+        ndim: 2 for images, 3 for volumes, which turn about each of their axes.
+        step: degrees between two angles; None for 10 in 2-D and 30 in 3-D.
+        reference_protocol: count 360 degrees beside 0, as the reference script does.
+
+    Raises:
+        ValueError: ``step`` does not divide 360.
+    """
+    step = step or (10 if ndim == 2 else 30)
+    count = round(360 / step)
+    if step <= 0 or abs(count * step - 360) > 1e-9:
+        raise ValueError(f"--step-degrees must divide 360, got {step:g}")
+    axes = AXES if ndim == 3 else AXES[:1]
+    return [Symmetry(index * step, axis) for axis in axes for index in range(count + reference_protocol)]
+
+
+def rotation_test(
+    task: Task,
+    split: str,
+    turning: TurningOptions,
+    step: float | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Scores at every angle, and per score the mean and standard deviation over the angles and its value at 0 and 90.
+
+    The standard deviation is that of the population, as the angles are all there are. At 90 degrees, a volume's
+    score is the mean over its axes.
+    """
+    rows = _scores(task, split, turning, symmetries(_ndim(task), step, turning.reference_protocol), advance)
+    return {"rows": rows, "summary": _summary(rows, ("angle", 0), ("angle", 90))}
+
+
+def flip_test(
+    task: Task, split: str, turning: TurningOptions, advance: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Scores of the input as it is and flipped along each of its dimensions."""
+    flips = [Symmetry(flips=flips) for flips in ("", "v", "h", "d")[: _ndim(task) + 1]]
+    rows = _scores(task, split, turning, flips, advance)
+    return {"rows": rows, "summary": _summary(rows, ("flips", ""))}
+
+
+def turning_tests(task: Task, split: str, turning: TurningOptions, *, rotations: bool, flips: bool) -> dict[str, float]:
+    """Means of the main score over both tests, for the log of a training."""
+    was_training = task.network.training
+    task.network.eval()
+    try:
+        score = task.main_score
+        results = {}
+        if rotations:
+            results[f"eval_rot_{score}"] = rotation_test(task, split, turning)["summary"][score]["mean"]
+        if flips:
+            results[f"eval_flip_{score}"] = flip_test(task, split, turning)["summary"][score]["mean"]
+        return results
+    finally:
+        task.network.train(was_training)
+
+
+def _ndim(task: Task) -> int:
+    return int(task.description["ndim"])
+
+
+def _scores(
+    task: Task, split: str, turning: TurningOptions, turns: Iterable[Symmetry], advance: Callable[[], None]
+) -> list[Row]:
+    rows: list[Row] = []
+    known: dict[Symmetry, dict[str, float]] = {}
+    for symmetry in turns:
+        same = symmetry if symmetry.angle % 360 else Symmetry(flips=symmetry.flips)
+        if same not in known:
+            known[same] = task.turned_scores(split, same, turning)
+        rows.append({**symmetry._asdict(), **known[same]})
+        advance()
+    return rows
+
+
+def _summary(rows: Sequence[Row], *places: tuple[str, Any]) -> dict[str, dict[str, float]]:
+    summary = {}
+    for score in (name for name in rows[0] if name not in Symmetry._fields):
+        values = [row[score] for row in rows]
+        summary[score] = {"mean": statistics.fmean(values), "std": float(np.std(values))}
+        for field, place in places:
+            there = [row[score] for row in rows if row[field] == place]
+            if there:
+                summary[score][f"at_{place or 'none'}" if field == "flips" else f"at_{place}"] = statistics.fmean(there)
+    return summary

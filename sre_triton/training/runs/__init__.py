@@ -1,0 +1,1 @@
+"""One training from start to end, and the folder that it writes."""

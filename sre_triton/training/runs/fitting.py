@@ -1,0 +1,212 @@
+"""A training from its options to its folder: the part that is the same whatever is learned."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+
+from sre_triton.training.evaluation.figures import draw_curves
+from sre_triton.training.evaluation.turning import turning_tests
+from sre_triton.training.options import RunOptions
+from sre_triton.training.runs.runs import (
+    AtomicCheckpoints,
+    Interruption,
+    Recorder,
+    RunFolder,
+    checkpoint_in,
+    read_checkpoint,
+)
+from sre_triton.training.tasks.task import Task
+
+__all__ = ["fit", "prepare_machine"]
+
+
+def prepare_machine(*, threads: int = 0, deterministic: bool = False, cudnn: bool = False) -> None:
+    """Sets what PyTorch keeps for the whole process."""
+    if threads > 0:
+        torch.set_num_threads(threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = cudnn and not deterministic
+    # Lightning's advice is for those who write loops, not for those who run these.
+    warnings.filterwarnings("ignore", module="lightning.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def fit(task: Task, folder: RunFolder, *, bar: bool = True) -> Recorder:
+    """Trains a task in its folder, from where the folder's last checkpoint is, to the end.
+
+    Args:
+        bar: show a progress bar if this is a terminal, else a line per epoch.
+
+    Returns:
+        The table of epochs.
+
+    Raises:
+        Interrupted: the user stopped it; the folder is whole.
+        ValueError: an option is wrong, or ``last.ckpt`` is damaged.
+        FloatingPointError: the loss is no longer finite.
+        OSError: the folder cannot be written to.
+    """
+    options = task.options
+    _check(options)
+    resumed = folder.last if folder.last.is_file() else None
+    if resumed is not None:
+        read_checkpoint(resumed)  # says what is wrong with it better than Lightning would
+    elif options.load_model is not None:
+        load_weights(task, options.load_model)
+    rank_zero = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    if rank_zero:
+        folder.begin(options, task.description)
+        folder.announce()
+    if options.compile:
+        task.network.compile()
+    if options.log_img and rank_zero:
+        task.draw_batch(folder.path / "batch.png")
+    on_terminal = bar and sys.stdout.isatty()
+    recorder = Recorder(folder, options.cur_ep, lines=not on_terminal)
+    recorder.tests = partial(_periodic_tests, task)
+    interruption = Interruption(folder)
+    callbacks: list[Any] = [recorder, interruption, *_checkpoints(task, folder)]
+    if on_terminal:
+        callbacks.append(RichProgressBar())
+    trainer = Trainer(
+        default_root_dir=str(folder.path),
+        max_epochs=1 if options.dry_run else options.epochs - options.cur_ep,
+        limit_train_batches=1 if options.dry_run else None,
+        limit_val_batches=1 if options.dry_run else None,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpoints()],
+        logger=_loggers(options, folder),
+        enable_progress_bar=on_terminal,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        gradient_clip_val=None,
+        **_machine(options),
+    )
+    with interruption.watched():
+        trainer.fit(task, ckpt_path=str(resumed) if resumed is not None else None, weights_only=True)
+    if trainer.is_global_zero and recorder.rows:
+        recorder.write()
+        draw_curves(folder.path / "curves.png", recorder.rows)
+    return recorder
+
+
+def load_weights(task: Task, path: Path) -> None:
+    """Puts the weights of a checkpoint, ours or the reference script's, into a task's network.
+
+    Raises:
+        ValueError: it is damaged, or of another network.
+        OSError: it is missing.
+    """
+    from sre_triton.models import load_reference_checkpoint
+
+    path = checkpoint_in(path)
+    try:
+        state = {name.removeprefix("network."): value for name, value in read_checkpoint(path)["state_dict"].items()}
+    except ValueError as error:
+        if "sre_triton" not in str(error):
+            raise
+        state = load_reference_checkpoint(path)["state_dict"]
+    try:
+        task.network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"--load-model {path} is of another network: {str(error).splitlines()[1].strip()}") from error
+
+
+def _check(options: RunOptions) -> None:
+    for name, least in {
+        "batch_size": 1,
+        "epochs": 1,
+        "test_batch_size": 1,
+        "world_size": 1,
+        "save_interval": 1,
+        "eval_interval": 1,
+    }.items():
+        if getattr(options, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
+    if not 0 <= options.cur_ep < options.epochs:
+        raise ValueError(f"--cur-ep must be at least 0 and below --epochs {options.epochs}, got {options.cur_ep}")
+    if options.lr <= 0:
+        raise ValueError(f"--lr must be positive, got {options.lr}")
+    if options.amp and options.bf16:
+        raise ValueError("--amp and --bf16 ask for two precisions: choose one")
+    if options.amp and (options.no_cuda or not torch.cuda.is_available()):
+        raise ValueError("--amp needs a CUDA device: on a CPU use --bf16")
+    if options.world_size > 1 and not options.ddp:
+        raise ValueError(f"--world-size {options.world_size} needs --ddp")
+
+
+def _periodic_tests(task: Task, epoch: int) -> dict[str, float]:
+    """What ``--eval-interval`` asks for, on the validation set: the test set has no part in training."""
+    options = task.options
+    if epoch % options.eval_interval or not (options.eval_rot or options.eval_flip):
+        return {}
+    return turning_tests(task, "val", options, rotations=options.eval_rot, flips=options.eval_flip)
+
+
+def _machine(options: RunOptions) -> dict[str, Any]:
+    on_gpu = torch.cuda.is_available() and not options.no_cuda
+    settings: dict[str, Any] = {
+        "accelerator": "cuda" if on_gpu else "cpu",
+        "devices": options.world_size if options.ddp else 1,
+        "precision": "16-mixed" if options.amp else "bf16-mixed" if options.bf16 else "32-true",
+        "deterministic": options.deterministic or None,
+        "sync_batchnorm": options.ddp and on_gpu,
+    }
+    if options.ddp:
+        settings["strategy"] = "ddp"
+        if options.dist_url:
+            url = urlsplit(options.dist_url)
+            if url.scheme != "tcp" or not url.hostname or not url.port:
+                raise ValueError(f"--dist-url must be tcp://HOST:PORT, got {options.dist_url!r}")
+            os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = url.hostname, str(url.port)
+    return settings
+
+
+def _checkpoints(task: Task, folder: RunFolder) -> list[ModelCheckpoint]:
+    """Best, every so often, and last; the last one last, as it also holds what the others know."""
+    every_epoch: dict[str, Any] = {
+        "dirpath": folder.path,
+        "save_on_train_epoch_end": True,
+        "enable_version_counter": False,
+    }
+    kept = [ModelCheckpoint(filename="best", monitor=task.monitor, mode="max", **every_epoch)]
+    if task.options.save_rec:
+        interval = task.options.save_interval
+        kept.append(ModelCheckpoint(filename="{epoch:04d}", save_top_k=-1, every_n_epochs=interval, **every_epoch))
+    return [*kept, _LastCheckpoint(filename="last", **every_epoch)]
+
+
+class _LastCheckpoint(ModelCheckpoint):
+    """A class of its own, by which Lightning tells its state from that of the others."""
+
+
+def _loggers(options: RunOptions, folder: RunFolder) -> list[Any]:
+    loggers: list[Any] = []
+    if options.log:
+        try:
+            from lightning.pytorch.loggers import TensorBoardLogger
+
+            loggers.append(TensorBoardLogger(str(folder.path), name="", version="tensorboard"))
+        except ImportError:
+            print("--log: tensorboard is not installed, so there are no events; metrics.csv holds the same")
+    if options.wandb:
+        from lightning.pytorch.loggers import WandbLogger
+
+        loggers.append(WandbLogger(name=folder.path.name, save_dir=str(folder.path), project="sre_triton"))
+    return loggers

@@ -1,0 +1,79 @@
+"""The commands ``train`` and ``segment``: read, train, test."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from rich.console import Console
+
+from sre_triton.training.evaluation.evaluate import evaluate_task, load_task, summary_tables, write_results
+from sre_triton.training.options import RunOptions, SegmentOptions, TrainOptions
+from sre_triton.training.runs.fitting import fit, load_weights, prepare_machine
+from sre_triton.training.runs.runs import RunFolder
+from sre_triton.training.tasks.classification import classification_task
+from sre_triton.training.tasks.segmentation import segmentation_task
+from sre_triton.training.tasks.task import Task
+
+__all__ = ["build_task", "train"]
+
+
+def build_task(options: RunOptions) -> Task:
+    """Reads the data and builds the network that options name."""
+    if isinstance(options, TrainOptions):
+        return classification_task(options)
+    assert isinstance(options, SegmentOptions)
+    return segmentation_task(options)
+
+
+def train(options: RunOptions, console: Console | None = None) -> RunFolder:
+    """Trains, or only tests with ``eval_only``, and returns the run's folder.
+
+    Raises:
+        Interrupted: the user stopped it.
+        ValueError: an option, the data or a checkpoint is not as it should be.
+        OSError: a file is missing or cannot be written.
+    """
+    console = console or Console(highlight=False)
+    prepare_machine(threads=options.threads, deterministic=options.deterministic, cudnn=options.cudnn)
+    task = build_task(options)
+    folder = RunFolder.choose(options, task.description["data"])
+    if options.eval_only:
+        if options.load_model is None:
+            raise ValueError("--eval-only needs --load-model: a checkpoint to evaluate")
+        load_weights(task, options.load_model)
+        folder.begin(options, task.description)
+        _test(task, folder, console, rotations=True, flips=options.eval_flip)
+        return folder
+    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    if first:
+        console.print(
+            f"{task.description['data']}, {options.model_type}, seed {options.seed}: {folder.path}", soft_wrap=True
+        )
+    recorder = fit(task, folder)
+    if not first:
+        return folder
+    if options.eval_rot or options.eval_flip:
+        best = load_task(folder.best if folder.best.is_file() else folder.last)
+        results = _test(best, folder, console, rotations=options.eval_rot, flips=options.eval_flip)
+        recorder.write(**results)
+    console.print(f"done: {folder.path}", soft_wrap=True)
+    return folder
+
+
+def _test(task: Task, folder: RunFolder, console: Console, *, rotations: bool, flips: bool) -> dict[str, list[float]]:
+    """Runs the tests, prints and writes them, and returns their main scores by the reference script's names."""
+    from rich.progress import Progress
+
+    options = task.options
+    task.network.to("cuda" if torch.cuda.is_available() and not options.no_cuda else "cpu")
+    with Progress(console=console, transient=True) as progress:
+        result = evaluate_task(task, options, rotations=rotations, flips=flips, progress=progress)
+    results = {options.model_type: result}
+    write_results(folder.path, results)
+    for table in summary_tables(results):
+        console.print(table)
+    names = {"rotation": "eval_rot_acc", "flips": "eval_flip_acc"}
+    return {
+        name: [row[task.main_score] for row in result[test]["rows"]] for test, name in names.items() if test in result
+    }

@@ -1,0 +1,203 @@
+"""Classification of single- and multi-label image sets."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchmetrics import functional as metrics
+
+from sre_triton.training.data.augment import Preparation, Share
+from sre_triton.training.data.loading import EvaluationBatches, TrainingBatches, loader
+from sre_triton.training.data.medmnist import ImageSet, Split, read_image_set
+from sre_triton.training.data.patches import PATCHES, ensure_patches
+from sre_triton.training.data.warp import Symmetry
+from sre_triton.training.evaluation.figures import draw_images
+from sre_triton.training.options import TrainOptions, TurningOptions, to_dict
+from sre_triton.training.tasks.networks import classifier
+from sre_triton.training.tasks.task import Task
+
+__all__ = ["ClassificationTask", "Labelled", "classification_scores", "classification_task", "read_set"]
+
+
+class Labelled(Dataset[tuple[Tensor, Tensor]]):
+    """A split, asked for whole batches by lists of indices."""
+
+    def __init__(self, split: Split) -> None:
+        self.images, self.labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return self.images[indices], self.labels[indices]
+
+
+def read_set(options: TrainOptions) -> ImageSet:
+    """Reads the set that the options name; patches if they name none.
+
+    Raises:
+        ValueError: the set disagrees with ``--multi-label``, or is not as it should be.
+        OSError: it is missing.
+    """
+    name = options.med_mnist or PATCHES
+    if name == PATCHES and options.medmnist_size == 28:
+        ensure_patches(options.data_root)
+    images = read_image_set(options.data_root, name, options.medmnist_size, download=options.download)
+    if options.multi_label and not images.multi_label:
+        raise ValueError(f"--multi-label: {name} has one label per image, of {images.classes} classes")
+    return images
+
+
+def classification_task(options: TrainOptions, images: ImageSet | None = None) -> ClassificationTask:
+    """Reads the data, seeds the generator and builds the network of a training."""
+    images = images or read_set(options)
+    torch.manual_seed(options.seed)
+    network = classifier(options, images.classes, images.channels, images.ndim)
+    return ClassificationTask(network, options, images)
+
+
+class ClassificationTask(Task):
+    """Cross-entropy over classes, or binary cross-entropy over labels."""
+
+    options: TrainOptions
+
+    def __init__(self, network: nn.Module, options: TrainOptions, images: ImageSet) -> None:
+        description = {
+            "task": "classification",
+            "options": to_dict(options),
+            "data": images.name,
+            "classes": images.classes,
+            "channels": images.channels,
+            "ndim": images.ndim,
+            "multi_label": images.multi_label,
+        }
+        super().__init__(network, options, description)
+        self.images = images
+        self.preparation = Preparation(options, images.ndim)
+        self.monitor = "val_auc" if images.multi_label else "val_accuracy"
+        self._validated: list[tuple[Tensor, Tensor]] = []
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        labelled = Labelled(self.images.splits["train"])
+        return self.resumable(loader(labelled, self.training_batches(), self.options.num_workers))
+
+    def training_batches(self) -> TrainingBatches:
+        return TrainingBatches(len(self.images.splits["train"]), self.options.batch_size, self.options.seed, self.share)
+
+    @torch.no_grad()
+    def turned_scores(self, split: str, symmetry: Symmetry, turning: TurningOptions) -> dict[str, float]:
+        labelled = Labelled(self.images.splits[split])
+        device = next(self.network.parameters()).device
+        logits, labels = [], []
+        for indices in EvaluationBatches(len(labelled), turning.test_batch_size, Share()):
+            images, targets = (part.to(device) for part in labelled[indices])
+            logits.append(self.network(self.preparation.turned(images, symmetry, turning)).float())
+            labels.append(targets)
+        return classification_scores(torch.cat(logits), torch.cat(labels), self.images.multi_label)
+
+    def draw_batch(self, path: Path) -> None:
+        images = torch.from_numpy(self.images.splits["train"].images[: min(32, self.options.batch_size)])
+        draw_images(path, self.preparation.trained(images, self.options.seed) / 2 + 0.5)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        split = self.images.splits["val"]
+        batches = EvaluationBatches(len(split), self.options.test_batch_size, self.share)
+        return loader(Labelled(split), batches, 0)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        logits = self(self.preparation.trained(images, self.step_seed(batch_idx), self.share))
+        loss = self.loss(logits, labels)
+        self.account(loss, self._accuracy(logits.detach(), labels), len(labels))
+        return loss
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.images.multi_label:
+            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        return F.cross_entropy(logits, labels)
+
+    def _accuracy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.images.multi_label:
+            return ((logits > 0) == labels.bool()).float().mean()
+        return (logits.argmax(dim=1) == labels).float().mean()
+
+    def on_validation_epoch_start(self) -> None:
+        self._validated = []
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        seed = self.options.seed + batch_idx
+        self._validated.append((self(self.preparation.evaluated(images, seed)).float(), labels))
+
+    def on_validation_epoch_end(self) -> None:
+        logits, labels = (torch.cat(parts) for parts in zip(*self._validated, strict=True))
+        if self.trainer.world_size > 1:
+            logits, labels = gathered(logits), gathered(labels)
+        scores = {"loss": float(self.loss(logits, labels))}
+        scores |= classification_scores(logits, labels, self.images.multi_label)
+        self.log_dict({f"val_{name}": value for name, value in scores.items()}, logger=False)
+
+
+def gathered(x: Tensor) -> Tensor:
+    """Joins the rows that each process has, which may differ in number."""
+    from torch import distributed
+
+    counts = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(counts, torch.tensor([len(x)], device=x.device))
+    longest = max(int(count) for count in counts)
+    padded = torch.cat([x, x.new_zeros(longest - len(x), *x.shape[1:])])
+    parts = [torch.zeros_like(padded) for _ in counts]
+    distributed.all_gather(parts, padded)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+
+
+def classification_scores(logits: Tensor, labels: Tensor, multi_label: bool) -> dict[str, float]:
+    """Accuracy, top-5 accuracy, AUC, balanced accuracy and macro-F1, as shares of one.
+
+    For several labels per image, accuracy counts labels, the decision is at a probability of one half, and balanced
+    accuracy is the mean over labels of the mean of sensitivity and specificity. Classes (labels) that do not occur
+    have no part in balanced accuracy and AUC.
+
+    Args:
+        logits: (N, classes).
+        labels: (N,), or (N, classes) of zeros and ones.
+    """
+    classes = logits.shape[1]
+    if multi_label:
+        found, labels = logits > 0, labels.bool()
+        positive, negative = labels.sum(dim=0), (~labels).sum(dim=0)
+        sensitivity = (found & labels).sum(dim=0) / positive
+        specificity = (~found & ~labels).sum(dim=0) / negative
+        both = (positive > 0) & (negative > 0)
+        auc = [float(_auc(logits[:, label], labels[:, label])) for label in both.nonzero()[:, 0].tolist()]
+        f1 = metrics.f1_score(logits.sigmoid(), labels.long(), task="multilabel", num_labels=classes, average="macro")
+        return {
+            "accuracy": float((found == labels).float().mean()),
+            "auc": statistics.fmean(auc) if auc else float("nan"),
+            "balanced_accuracy": float(((sensitivity + specificity) / 2)[both].mean()),
+            "f1": float(f1),
+        }
+    found = logits.argmax(dim=1)
+    counts = labels.bincount(minlength=classes)
+    recall = labels[found == labels].bincount(minlength=classes) / counts
+    top = logits.topk(min(5, classes), dim=1).indices
+    probability = logits.softmax(dim=1)
+    one_against_rest = [_auc(probability[:, c], labels == c) for c in range(classes) if 0 < counts[c] < len(labels)]
+    f1 = metrics.f1_score(found, labels, task="multiclass", num_classes=classes, average="macro")
+    return {
+        "accuracy": float((found == labels).float().mean()),
+        "top5": float((top == labels[:, None]).any(dim=1).float().mean()),
+        "auc": float(torch.stack(one_against_rest).mean()) if one_against_rest else float("nan"),
+        "balanced_accuracy": float(recall[counts > 0].mean()),
+        "f1": float(f1),
+    }
+
+
+def _auc(scores: Tensor, positive: Tensor) -> Tensor:
+    return torch.as_tensor(metrics.auroc(scores, positive.long(), task="binary"))

@@ -1,0 +1,183 @@
+"""The native kernel: building and finding it, asking for it by name, and what the ring-wise tests do not reach."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import sre_triton
+from sre_triton.backends import dense, native
+from sre_triton.backends.native import launch, library
+from sre_triton.geometry.conv import conv_spec
+
+needs_native = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+needs_compiler = pytest.mark.skipif(native.missing() is not None, reason="it could not be built here before")
+
+LAYER = """
+import torch
+import sre_triton
+from sre_triton.backends import native
+layer, x = sre_triton.SREConv2d(64, 64, 5, padding=2), torch.randn(2, 64, 32, 32)
+def planned():
+    return sre_triton.explain(layer, x).splitlines()[2].split()[1]
+"""
+
+
+def run(script: str, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A new process with a cache folder of its own."""
+    parent = str(Path(sre_triton.__file__).parent.parent)
+    command = [sys.executable, "-c", script, *arguments] if script else [sys.executable, *arguments]
+    variables = {**os.environ, "PYTHONPATH": parent, "SRE_TRITON_CACHE_DIR": str(folder), **environment}
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+
+
+def output(script: str, folder: Path, **environment: str) -> list[str]:
+    result = run(script, folder, **environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+# Building ---------------------------------------------------------------------------------------------
+
+
+@needs_compiler
+def test_it_is_built_once_and_found_from_then_on(tmp_path: Path) -> None:
+    before, after = output(
+        f"{LAYER}\nassert '`python -m sre_triton.backends.native`' in native.missing()\nprint(planned())\n"
+        "assert native.build().exists()\nassert native.missing() is None\nprint(planned())",
+        tmp_path,
+    )
+    assert (before, after) == ("ringwise", "native")
+    (library,) = tmp_path.iterdir()
+    stamp = library.stat().st_mtime_ns
+    result = run("", tmp_path, "-m", "sre_triton.backends.native", CXX="/nowhere/c++")
+    assert result.stdout.strip() == str(library), "what is built needs no compiler"
+    assert library.stat().st_mtime_ns == stamp
+    assert output(f"{LAYER}\nprint(planned())", tmp_path) == ["native"]
+
+
+@pytest.mark.parametrize("compiler", ["/nowhere/c++", "false"])
+def test_without_a_compiler_it_says_so_and_leaves_nothing(compiler: str, tmp_path: Path) -> None:
+    result = run("", tmp_path, "-m", "sre_triton.backends.native", CXX=compiler)
+    assert result.returncode == 2
+    assert result.stderr.startswith("sre_triton.backends.native: the native kernel cannot be built: ")
+    assert compiler in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_broken_library_is_not_used(tmp_path: Path) -> None:
+    name = output("from sre_triton.backends.native import library\nprint(library._library().name)", tmp_path)[0]
+    (tmp_path / name).write_bytes(b"half a library")
+    script = f"{LAYER}\nprint(planned())\nprint(native.missing())"
+    path, reason = output(script, tmp_path)
+    assert path == "ringwise"
+    assert f"{tmp_path / name} cannot be loaded" in reason
+
+
+def test_it_can_be_switched_off(tmp_path: Path) -> None:
+    script = f"""{LAYER}
+assert native.missing() == "the variable SRE_TRITON_NATIVE is 0"
+for call in (lambda: layer(x), native.build):
+    try:
+        with sre_triton.backend("native"):
+            call()
+    except RuntimeError as error:
+        print(error)
+print(planned())
+"""
+    for line in (lines := output(script, tmp_path, SRE_TRITON_NATIVE="0"))[:2]:
+        assert "the variable SRE_TRITON_NATIVE is 0" in line
+    assert lines[2:] == ["ringwise"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_machine_without_a_home_folder_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    library._load.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "cache_directory", homeless)
+        reason = native.missing()
+    library._load.cache_clear()
+    assert reason == "it cannot be looked for: Could not determine home directory."
+
+
+@needs_native
+def test_tensors_of_another_type_are_refused() -> None:
+    spec = conv_spec(2, 3, 2, True, False, (1, 1), (1, 1), (1, 1), 1)
+    with pytest.raises(TypeError, match="must be of source's type Float, got Double"):
+        launch.forward(torch.randn(1, 4, 8, 8), torch.randn(4, 4, 2).double(), None, spec)
+
+
+def test_what_it_cannot_run_on() -> None:
+    assert "'cuda'" in launch.refusal("cuda", torch.float32)
+    assert "torch.int64" in launch.refusal("cpu", torch.int64)
+
+
+# Results ----------------------------------------------------------------------------------------------
+
+
+@needs_native
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("k", "channels", "size", "stride", "groups"),
+    [
+        (9, (16, 33), (150, 131), 1, 1),
+        (5, (40, 24), (90, 64), 2, 1),
+        (5, (16, 20), (20, 24, 27), 1, 2),
+        (3, (32, 32), (15, 30, 31), 2, 1),
+        (9, (8, 16), (5003,), 1, 1),
+        (7, (3, 64), (5003,), 3, 1),
+        (3, (192, 200), (20, 21), 1, 1),
+    ],
+)
+def test_images_of_many_tiles(
+    k: int, channels: tuple[int, int], size: tuple[int, ...], stride: int, groups: int, channels_last: bool
+) -> None:
+    ndim = len(size)
+    every = (1,) * ndim
+    spec = conv_spec(ndim, k, k // 2 + 1, True, False, (stride,) * ndim, (k // 2,) * ndim, every, groups)
+    x = torch.randn(2, channels[0], *size, dtype=torch.float64)
+    weight = torch.randn(channels[1], channels[0] // groups, k // 2 + 1, dtype=torch.float64)
+    if channels_last and ndim > 1:
+        x = x.contiguous(memory_format={2: torch.channels_last, 3: torch.channels_last_3d}[ndim])
+    expected = dense.forward(x, weight, None, spec)
+    torch.testing.assert_close(launch.forward(x, weight, None, spec), expected, rtol=1e-11, atol=1e-11)
+    grad_y = torch.randn_like(expected)
+    grads, truth = (path.backward(grad_y, x, weight, spec) for path in (launch, dense))
+    for grad, true in zip(grads, truth, strict=True):
+        torch.testing.assert_close(grad, true, rtol=1e-10, atol=1e-10)
+
+
+@needs_native
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_every_run_gives_the_same_bits(threads: int) -> None:
+    spec = conv_spec(2, 5, 3, True, False, (1, 1), (2, 2), (1, 1), 1)
+    x, weight = torch.randn(3, 32, 40, 40), torch.randn(48, 32, 3)
+    alone = launch.forward(x, weight, None, spec)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        runs = [(launch.forward(x, weight, None, spec), *launch.backward(alone, x, weight, spec)) for _ in range(20)]
+    finally:
+        torch.set_num_threads(before)
+    for results in runs:
+        assert all(map(torch.equal, results, runs[0]))
+        assert torch.equal(results[0], alone), "outputs do not depend on how many threads share them"
+
+
+@needs_native
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e-40, 3e38])
+def test_bfloat16_rounds_as_pytorch_does(value: float) -> None:
+    """A centre tap of 1 copies its input."""
+    spec = conv_spec(2, 1, 1, True, False, (1, 1), (0, 0), (1, 1), 1)
+    x = torch.full((1, 1, 3, 3), value).bfloat16()
+    y = launch.forward(x, torch.ones(1, 1, 1).bfloat16(), None, spec)
+    torch.testing.assert_close(y, x, rtol=0, atol=0, equal_nan=True)

@@ -1,0 +1,247 @@
+"""The automatic plan on a GPU: a model of devices that need not be there, and tables that replace it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sre_triton.geometry.conv import conv_spec
+from sre_triton.geometry.rings import default_num_rings
+from sre_triton.planning import gpu_cost, gpu_tables, plan
+from sre_triton.planning.gpu_cost import Gpu
+from sre_triton.planning.plan import Call, plan_call
+
+H100 = Gpu("Some H100", processors=132, clock=1.75e9, bandwidth=3.35e12, tensor_flop=4096)
+KINDS = ("forward", "transpose", "weight_grad", "backward")
+
+
+def call(
+    kernel_size: int = 9,
+    in_channels: int = 64,
+    out_channels: int | None = None,
+    size: int = 56,
+    batch: int = 64,
+    kind: str = "forward",
+    dtype: torch.dtype = torch.bfloat16,
+    stride: int = 1,
+    groups: int = 1,
+    antialias: bool = False,
+) -> Call:
+    k = kernel_size
+    spec = conv_spec(
+        2, k, default_num_rings(k), True, antialias, (stride,) * 2, (k // 2,) * 2, (1, 1), groups
+    )  # fmt: skip
+    device = torch.device("cuda", 0)
+    return Call(kind, spec, batch, in_channels, out_channels or in_channels, (size, size), dtype, device)
+
+
+def predicted(*args: Any, gpu: Gpu = H100, **kwargs: Any) -> str:
+    estimate = gpu_cost.estimate(call(*args, **kwargs), gpu)
+    return estimate.path if estimate else "dense"
+
+
+# The model ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("channels", "size"), [(64, 56), (128, 28), (256, 14), (512, 7)])
+def test_large_kernels_of_a_resnet_take_triton(channels: int, size: int) -> None:
+    for kind in KINDS:
+        assert predicted(9, channels, size=size, batch=256, kind=kind) == "triton", kind
+    assert predicted(5, channels, size=size, batch=256) == "triton"
+
+
+def test_small_kernels_stay_dense() -> None:
+    for channels, kind in itertools.product((32, 64, 128, 256), KINDS[:3]):
+        assert predicted(3, channels, kind=kind) == "dense", (channels, kind)
+
+
+def test_what_is_too_narrow_for_matrix_units_stays_dense() -> None:
+    assert predicted(9, 3, 64) == "dense"
+    assert predicted(9, 64, groups=64) == "dense"
+    assert predicted(9, 64, groups=8) == "dense"
+    assert predicted(9, 256, groups=2) == "triton"
+
+
+def test_images_that_do_not_fill_the_chip_stay_dense() -> None:
+    assert predicted(9, 64, size=8, batch=1) == "dense"
+    assert predicted(9, 64, size=56, batch=64) == "triton"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_estimate_grows_with_the_work(kind: str) -> None:
+    def seconds(**kwargs: Any) -> tuple[float, float]:
+        estimate = gpu_cost.estimate(call(kind=kind, **kwargs), H100)
+        assert estimate is not None
+        return estimate
+
+    base = seconds()
+    for more in ({"batch": 128}, {"kernel_size": 11}, {"in_channels": 128, "out_channels": 64}, {"size": 80}):
+        assert all(b > a > 0 for a, b in zip(base, seconds(**more), strict=True)), more
+    assert seconds(antialias=True)[1] > base[1]
+    assert seconds(dtype=torch.float16)[1] > base[1]  # its sums are not packed
+    assert seconds(dtype=torch.float32)[0] > base[0]
+
+
+def test_a_faster_gpu_is_predicted_to_be_faster() -> None:
+    slow = Gpu("slow", processors=66, clock=1.75e9, bandwidth=1.6e12, tensor_flop=4096)
+    for kind in KINDS:
+        fast, halved = (gpu_cost.estimate(call(kind=kind), gpu) for gpu in (H100, slow))
+        assert fast is not None
+        assert halved is not None
+        assert halved.dense > fast.dense
+        assert halved.triton > fast.triton
+
+
+def properties(**fields: Any) -> types.SimpleNamespace:
+    return types.SimpleNamespace(**({"name": "X", "multi_processor_count": 100} | fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (
+            {"major": 9, "minor": 0, "clock_rate": 1_700_000, "memory_clock_rate": 2_600_000, "memory_bus_width": 5120},
+            Gpu("X", 100, 1.7e9, 2 * 2.6e9 * 640, 4096),
+        ),
+        ({"major": 8, "minor": 0}, Gpu("X", 100, 1.41e9, 1.55e12, 2048)),
+        ({"major": 10, "minor": 3}, Gpu("X", 100, 1.85e9, 7.7e12, 8192)),  # unlisted: as the first of its generation
+        ({"major": 9, "minor": 4, "gcnArchName": "gfx942:sramecc+"}, Gpu("X", 100, 2.1e9, 5.3e12, 2048, 64, False)),
+    ],
+)
+def test_devices_are_described_by_what_the_driver_reports(
+    fields: dict[str, Any], expected: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties(**fields))
+    gpu_cost.describe.cache_clear()
+    assert gpu_cost.describe(torch.device("cuda", 0)) == expected
+    gpu_cost.describe.cache_clear()
+
+
+def test_of_unknown_architectures_nothing_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties(major=99, minor=0))
+    gpu_cost.describe.cache_clear()
+    unknown = gpu_cost.describe(torch.device("cuda", 0))
+    gpu_cost.describe.cache_clear()
+    assert gpu_cost.estimate(call(), unknown) is None
+
+
+# Tables ---------------------------------------------------------------------------------------------
+
+
+def row(k: int = 9, channels: int = 64, size: int = 56, pass_name: str = "forward", **fields: Any) -> dict[str, Any]:
+    ms, dense_ms = fields.get("ms", 1.0), fields.get("dense_ms", 4.0)
+    return {
+        "kernel_size": k, "channels": channels, "size": size, "batch": 64, "pass": pass_name, "ms": ms,
+        "dense_ms": dense_ms, "speedup_vs_dense": dense_ms / ms, "fraction_of_floor": 0.5,
+    } | fields  # fmt: skip
+
+
+@pytest.fixture
+def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A function that writes a table for the H100; the planner sees that GPU and that folder alone."""
+
+    def ship(*rows: dict[str, Any], **fields: Any) -> None:
+        (tmp_path / gpu_tables.file_name(H100.name)).write_text(json.dumps({"rows": rows} | fields))
+        gpu_tables.load.cache_clear()
+        plan._plan.cache_clear()
+
+    load = gpu_tables.load
+    monkeypatch.setattr(gpu_cost, "describe", lambda device: H100)
+    monkeypatch.setattr(gpu_tables, "load", lambda name: load(name, tmp_path))
+    monkeypatch.setattr(plan, "_triton_refusal", lambda call: None)
+    monkeypatch.setattr(gpu_tables.load, "cache_clear", load.cache_clear, raising=False)
+    plan._plan.cache_clear()
+    yield ship
+    plan._plan.cache_clear()
+    load.cache_clear()
+
+
+def test_without_a_table_the_model_decides(shipped: Any) -> None:
+    chosen = plan_call(call(), "auto")
+    assert chosen.path == "triton"
+    assert chosen.reason.startswith("predicted")
+    assert "with Triton against" in chosen.reason
+    assert plan_call(call(3), "auto").path == "dense"
+    assert plan_call(call(groups=64), "auto") == plan.Plan("dense", "no prediction of Triton's speed")
+
+
+def test_a_table_replaces_the_model(shipped: Any) -> None:
+    shipped(row(9, dense_ms=0.8), row(3, dense_ms=1.5))
+    assert plan_call(call(9), "auto").path == "dense"
+    chosen = plan_call(call(3), "auto")
+    assert chosen.path == "triton"
+    assert "measured on this GPU: Triton at 1.5 times" in chosen.reason
+    assert plan_call(call(5), "auto").reason.startswith("predicted"), "no row is like it"
+
+
+def test_the_nearest_row_counts(shipped: Any) -> None:
+    shipped(row(channels=64), row(channels=128, dense_ms=0.5), row(channels=64, size=14, batch=1024, dense_ms=0.5))
+    assert plan_call(call(9, 64), "auto").path == "triton"
+    assert plan_call(call(9, 96, 128), "auto").path == "dense"
+    assert plan_call(call(9, 64, size=16, batch=2048), "auto").path == "dense"
+
+
+@pytest.mark.parametrize(
+    "unlike",
+    [
+        call(9, 256), call(9, 64, size=200), call(9, batch=4), call(stride=2), call(groups=2), call(antialias=True),
+        call(dtype=torch.float16), call(kind="transpose"),
+    ],
+    ids=["channels", "size", "work", "stride", "groups", "antialias", "dtype", "pass"],
+)  # fmt: skip
+def test_rows_unlike_the_call_do_not_count(unlike: Call, shipped: Any) -> None:
+    shipped(row())
+    assert "measured" not in plan_call(unlike, "auto").reason
+
+
+def test_a_wrong_result_is_never_chosen(shipped: Any) -> None:
+    shipped(row(speedup_vs_dense=None))
+    assert plan_call(call(), "auto").path == "dense"
+
+
+def test_the_backward_pass_is_the_step_less_the_forward(shipped: Any) -> None:
+    shipped(row(ms=1.0, dense_ms=4.0), row(pass_name="step", ms=3.0, dense_ms=5.0))
+    assert "0.5 times" in plan_call(call(kind="backward"), "auto").reason
+    assert plan_call(call(kind="backward"), "auto").path == "dense"
+
+
+def test_a_table_of_another_dtype(shipped: Any) -> None:
+    shipped(row(dense_ms=0.5), dtype="float16")
+    assert plan_call(call(), "auto").path == "triton"
+    assert plan_call(call(dtype=torch.float16), "auto").path == "dense"
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", '{"rows": [{}]}', '{"rows": 3}'])
+def test_a_broken_table_is_named_and_ignored(content: str, tmp_path: Path) -> None:
+    (tmp_path / gpu_tables.file_name("X")).write_text(content)
+    gpu_tables.load.cache_clear()
+    with pytest.warns(RuntimeWarning, match=r"gpu-X\.json"):
+        assert gpu_tables.load("X", tmp_path) is None
+
+
+# Refusals -------------------------------------------------------------------------------------------
+
+
+def test_what_triton_refuses_goes_dense_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan._plan.cache_clear()
+    chosen = plan_call(call(dtype=torch.float64), "auto")
+    assert chosen.path == "dense"
+    assert "not with Triton" in chosen.reason
+    plan._plan.cache_clear()
+
+
+def test_without_triton_everything_goes_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Any:
+        raise ImportError("No module named 'triton'")
+
+    monkeypatch.setattr(plan, "_triton", missing)
+    plan._plan.cache_clear()
+    assert plan_call(call(), "auto").path == "dense"
+    assert "No module named 'triton'" in plan_call(call(), "auto").reason
+    plan._plan.cache_clear()
