@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo native test test-slow test-swap kernels lint format wheel bench clean
+.PHONY: help env demo native test fuzz test-slow test-swap kernels lint format wheel bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,10 +26,15 @@ demo: $(READY) ## A ring U-Net and an ordinary one learn vessels and are shown t
 	$(BIN)/sre-triton demo
 
 # Memory that is read before it is written holds huge numbers (glibc), so such a fault shows in every run.
-test: export MALLOC_PERTURB_ = 128
+test fuzz: export MALLOC_PERTURB_ = 128
 test: $(READY) ## The test suite, with the native kernel where it can be built
 	-$(BIN)/python -m sre_triton.backends.native
-	$(BIN)/python -m pytest -n auto
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest -n auto $(if $(SEED),--seed $(SEED))
+
+fuzz: SEED ?= $(shell date +%s)
+fuzz: $(READY) ## Random networks, calls and shapes by the thousand; SEED=N repeats a run
+	-$(BIN)/python -m sre_triton.backends.native
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest -n auto -m 'fuzz or hypothesis' --hypothesis-profile=fuzz --seed $(SEED)
 
 test-slow: $(READY) ## What the test suite leaves out: timings and exhaustive sweeps
 	$(BIN)/python -m pytest -m 'slow or exhaustive'

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
-import os
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("default", deadline=None, max_examples=25)
-settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+# No profile minds the clock: neither a deadline nor "data generation is too slow", which a busy machine meets.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("default", settings.get_profile("unhurried"), max_examples=25, derandomize=True)
+settings.register_profile("seeded", settings.get_profile("unhurried"), max_examples=25)
+settings.register_profile("fuzz", settings.get_profile("unhurried"), max_examples=5000)
+settings.load_profile("default")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--seed",
+        type=int,
+        help="draw other inputs, parameters and examples than the default run, which always draws the same",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)  # before Hypothesis reads its own options
+def pytest_configure(config: pytest.Config) -> None:
+    chosen = config.getoption("seed")
+    if chosen is not None:
+        config.option.hypothesis_seed = chosen
+        config.option.hypothesis_profile = config.option.hypothesis_profile or "seeded"
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {seed_of(config)} (--seed N draws anew, `make fuzz` draws much)"
+
+
+def seed_of(config: pytest.Config) -> int:
+    """What every source of random numbers starts from."""
+    chosen: int | None = config.getoption("seed")
+    return chosen or 0
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -40,13 +70,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session")
+def seed(pytestconfig: pytest.Config) -> int:
+    """The seed that the header of the run shows."""
+    return seed_of(pytestconfig)
+
+
 @pytest.fixture(autouse=True)
-def seeded() -> None:
+def seeded(seed: int) -> None:
     """Every test draws the same parameters and inputs whichever tests ran before it."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 @pytest.fixture
-def generator() -> torch.Generator:
+def generator(seed: int) -> torch.Generator:
     """A source of random numbers of the test's own."""
-    return torch.Generator().manual_seed(0)
+    return torch.Generator().manual_seed(seed)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+
+from tests import conftest
 
 ALLOCATIONS: dict[str, Callable[[], Tensor]] = {
     "empty": lambda: torch.empty(64),
@@ -38,7 +45,45 @@ def test_an_operation_that_forgets_an_element_shows_nan() -> None:
 
 
 @pytest.mark.parametrize("repetition", range(2))
-def test_parameters_are_drawn_alike_in_every_test(repetition: int, generator: torch.Generator) -> None:
-    expected = torch.rand(3, generator=torch.Generator().manual_seed(0))
+def test_parameters_are_drawn_alike_in_every_test(repetition: int, generator: torch.Generator, seed: int) -> None:
+    expected = torch.rand(3, generator=torch.Generator().manual_seed(seed))
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(torch.rand(3, generator=generator), expected)
+    assert random.random() == random.Random(seed).random()
+    assert np.random.random() == np.random.RandomState(seed).random_sample()
+
+
+DRAWS = """
+import random, sys
+import numpy as np
+import torch
+from hypothesis import given, strategies as st
+
+def test_of_the_three_generators():
+    print("drawn", torch.rand(1).item(), random.random(), np.random.random(), file=sys.stderr)
+
+@given(st.integers(), st.floats())
+def test_of_hypothesis(number, real):
+    print("drawn", number, real, file=sys.stderr)
+"""
+
+
+@pytest.mark.slow  # four processes that import PyTorch
+def test_a_run_is_reproduced_by_the_seed_in_its_header(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(Path(conftest.__file__).read_text())
+    (tmp_path / "test_draws.py").write_text(DRAWS)
+    command = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", "test_draws.py"]
+    runs = [
+        subprocess.Popen([*command, *options], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for options in ([], [], ["--seed", "7"], ["--seed", "7"])
+    ]
+    shown = [run.communicate(timeout=300) for run in runs]
+    assert not any(run.returncode for run in runs), shown
+    seeds = [line.split()[1] for output, _ in shown for line in output.splitlines() if line.startswith("seed: ")]
+    assert seeds == ["0", "0", "7", "7"]
+    default, again, other, repeated = ([t for t in text.splitlines() if t.startswith("drawn")] for _, text in shown)
+    assert len(default) == 26
+    assert default == again
+    assert other == repeated
+    assert other[0] != default[0]
+    assert other[1:] != default[1:]

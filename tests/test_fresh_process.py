@@ -8,6 +8,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 import sre_triton
 
 
@@ -58,6 +60,7 @@ def test_the_first_calls_stay_light() -> None:
     """)
 
 
+@pytest.mark.slow  # a machine's speed
 def test_the_import_takes_little_longer_than_that_of_torch() -> None:
     seconds = run("""
         import time

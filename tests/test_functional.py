@@ -132,7 +132,7 @@ def possible_rings(kernel_size: int, ndim: int, circular: bool, antialias: bool)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=100)
+@settings(max_examples=4 * settings().max_examples)
 @given(case=cases())
 def test_agrees_on_any_shape(backend: str, case: Case) -> None:
     with sre_triton.backend(backend):
