@@ -194,8 +194,10 @@ def _product_dtype(tensor: Tensor) -> torch.dtype:
 
 def _ring_major(weight: Tensor, window: Window, groups: int) -> Tensor:
     """Ring weights ``(out, in / groups, rings)`` as matrices ``(groups, rings * in / groups, out / groups)``."""
-    if len(window.rings) < weight.shape[2]:
-        weight = weight[..., window.rings]
+    rings = window.rings
+    # A view wherever that is possible: to pick single rings takes longer than all the rest of a small map.
+    picked = slice(len(rings)) if rings == tuple(range(len(rings))) else rings
+    weight = weight[..., picked]
     return _grouped(weight, groups).transpose(2, 3).flatten(2).transpose(1, 2)
 
 

@@ -30,7 +30,7 @@ struct RingWeight {
   S* data;
   Index group, input, output, ring;  // strides
   const std::vector<Index>& rings;   // that have sums
-  bool every_ring;
+  Index all_rings;
 
   RingWeight(const Tensor& t, Index groups, bool transposed, const std::vector<Index>& rings)
       : data(static_cast<S*>(t.data_ptr())),
@@ -39,7 +39,7 @@ struct RingWeight {
         output(t.stride(transposed ? 1 : 0)),
         ring(t.stride(2)),
         rings(rings),
-        every_ring(t.size(2) == static_cast<Index>(rings.size())) {}
+        all_rings(t.size(2)) {}
 
   S* of(Index g, Index c, Index o) const { return data + g * group + c * input + o * output; }
 };
@@ -50,9 +50,17 @@ void pack_panel(T* to, Index width, const RingWeight<S>& weight, Index group, In
                 Index columns) {
   const Index rings = weight.rings.size();
   auto row_of = [=](Index b, Index c) { return to + (b * inputs + c) * width; };
-  if (weight.every_ring && weight.ring == 1 && weight.input == rings)  // the memory of one output holds all rows
-    return transpose<T>([=](Index i) { return row_of(i % rings, i / rings); }, weight.of(group, 0, first),
-                        weight.output, columns, rings * inputs);
+  if (weight.ring == 1 && weight.input == weight.all_rings) {  // the memory of one output holds all rows
+    // Small maps lack some rings. To read these too and drop them is faster than to read the others one by one.
+    T dropped[kPanelVectors * kLanes<T>];
+    std::vector<T*> ring_rows(weight.all_rings, nullptr);
+    for (Index b = 0; b < rings; ++b) ring_rows[weight.rings[b]] = row_of(b, 0);
+    auto row = [&](Index i) {
+      T* const of_ring = ring_rows[i % weight.all_rings];
+      return of_ring ? of_ring + i / weight.all_rings * width : dropped;
+    };
+    return transpose<T>(row, weight.of(group, 0, first), weight.output, columns, weight.all_rings * inputs);
+  }
   for (Index c = 0; c < inputs; ++c)
     for (Index b = 0; b < rings; ++b) {
       const S* from = weight.of(group, c, first) + weight.rings[b] * weight.ring;
