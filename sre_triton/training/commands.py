@@ -64,7 +64,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from sre_triton.training.runs.train import train
+    from sre_triton.training.train import train
 
     train(from_namespace(arguments.options, arguments))
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from sre_triton.training.runs.files import replacing, write_json
+from sre_triton.training.files import replacing, write_json
 from tests.training.conftest import TINY, TINY_UNET, Command, MakeSet
 
 

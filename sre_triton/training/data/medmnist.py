@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sre_triton.training.runs.files import replacing
+from sre_triton.training.files import replacing
 
 __all__ = ["KNOWN_SETS", "SPLITS", "ImageSet", "KnownSet", "Split", "read_image_set", "write_image_set"]
 

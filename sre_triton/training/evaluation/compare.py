@@ -19,13 +19,13 @@ from torch import nn
 
 from sre_triton.models.profile import count_work
 from sre_triton.training.evaluation.evaluate import curves_of, evaluate_task, load_network, load_task
-from sre_triton.training.evaluation.figures import draw_angle_curves
 from sre_triton.training.evaluation.footprint import interleaved_ms, parameter_count, peak_training_memory
+from sre_triton.training.figures import draw_angle_curves
+from sre_triton.training.files import read_json, replacing, write_csv, write_json
 from sre_triton.training.options import CompareOptions, SegmentOptions, TrainOptions
-from sre_triton.training.runs.files import read_json, replacing, write_csv, write_json
 from sre_triton.training.runs.fitting import fit, prepare_machine
+from sre_triton.training.runs.folder import RunFolder
 from sre_triton.training.runs.interruption import Interrupted
-from sre_triton.training.runs.runs import RunFolder
 from sre_triton.training.tasks.classification import classification_task, read_set
 from sre_triton.training.tasks.networks import PLAIN_TWINS, classifier, segmenter
 from sre_triton.training.tasks.segmentation import read_photographs, segmentation_task

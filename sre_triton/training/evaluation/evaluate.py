@@ -13,15 +13,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from sre_triton.training.evaluation.figures import draw_angle_curves
-from sre_triton.training.evaluation.turning import flip_test, rotation_test, symmetries
+from sre_triton.training.figures import draw_angle_curves
+from sre_triton.training.files import write_csv, write_json
 from sre_triton.training.options import EvaluateOptions, SegmentOptions, TrainOptions, TurningOptions, from_dict
-from sre_triton.training.runs.files import write_csv, write_json
-from sre_triton.training.runs.runs import checkpoint_in, read_checkpoint
+from sre_triton.training.runs.folder import checkpoint_in, read_checkpoint
 from sre_triton.training.tasks.classification import ClassificationTask, read_set
 from sre_triton.training.tasks.networks import classifier, segmenter
 from sre_triton.training.tasks.segmentation import SegmentationTask, read_photographs
 from sre_triton.training.tasks.task import Task
+from sre_triton.training.tasks.turning import flip_test, rotation_test, symmetries
 
 __all__ = ["curves_of", "evaluate", "evaluate_task", "load_network", "load_task", "summary_tables", "write_results"]
 

@@ -20,9 +20,9 @@ from sre_triton.training.data.augment import Preparation
 from sre_triton.training.data.photographs import read_photograph
 from sre_triton.training.data.warp import turn
 from sre_triton.training.evaluation.evaluate import load_network
-from sre_triton.training.evaluation.figures import pyplot, save_figure
+from sre_triton.training.figures import pyplot, save_figure
+from sre_triton.training.files import replacing, write_json
 from sre_triton.training.options import ExplainOptions, SegmentOptions, TrainOptions
-from sre_triton.training.runs.files import replacing, write_json
 
 __all__ = ["Explanation", "explain_image", "explained_turns"]
 

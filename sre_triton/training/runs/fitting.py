@@ -15,10 +15,9 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
-from sre_triton.training.evaluation.figures import draw_curves
-from sre_triton.training.evaluation.turning import turning_tests
+from sre_triton.training.figures import draw_curves
 from sre_triton.training.options import RunOptions
-from sre_triton.training.runs.runs import (
+from sre_triton.training.runs.folder import (
     AtomicCheckpoints,
     Interruption,
     Recorder,
@@ -27,6 +26,7 @@ from sre_triton.training.runs.runs import (
     read_checkpoint,
 )
 from sre_triton.training.tasks.task import Task
+from sre_triton.training.tasks.turning import turning_tests
 
 __all__ = ["fit", "prepare_machine"]
 

@@ -17,7 +17,7 @@ from sre_triton.training.data.loading import EvaluationBatches, TrainingBatches,
 from sre_triton.training.data.medmnist import ImageSet, Split, read_image_set
 from sre_triton.training.data.patches import PATCHES, ensure_patches
 from sre_triton.training.data.warp import Symmetry
-from sre_triton.training.evaluation.figures import draw_images
+from sre_triton.training.figures import draw_images
 from sre_triton.training.options import TrainOptions, TurningOptions, to_dict
 from sre_triton.training.tasks.networks import classifier
 from sre_triton.training.tasks.task import Task

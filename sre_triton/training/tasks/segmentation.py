@@ -18,7 +18,7 @@ from sre_triton.training.data.loading import EvaluationBatches, TrainingBatches,
 from sre_triton.training.data.photographs import read_drive
 from sre_triton.training.data.vessels import Photograph, draw_vessels
 from sre_triton.training.data.warp import PADDING_MODES, Symmetry
-from sre_triton.training.evaluation.figures import draw_images
+from sre_triton.training.figures import draw_images
 from sre_triton.training.options import SegmentOptions, TurningOptions, to_dict
 from sre_triton.training.tasks.networks import segmenter
 from sre_triton.training.tasks.task import Task

@@ -24,8 +24,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from sre_triton.training.files import read_json, replacing, sweep, write_csv, write_json
 from sre_triton.training.options import RunOptions, from_dict, result_options, to_dict
-from sre_triton.training.runs.files import read_json, replacing, sweep, write_csv, write_json
 from sre_triton.training.runs.interruption import Interrupted
 
 __all__ = [

@@ -10,7 +10,7 @@ from rich.console import Console
 from sre_triton.training.evaluation.evaluate import evaluate_task, load_task, summary_tables, write_results
 from sre_triton.training.options import RunOptions, SegmentOptions, TrainOptions
 from sre_triton.training.runs.fitting import fit, load_weights, prepare_machine
-from sre_triton.training.runs.runs import RunFolder
+from sre_triton.training.runs.folder import RunFolder
 from sre_triton.training.tasks.classification import classification_task
 from sre_triton.training.tasks.segmentation import segmentation_task
 from sre_triton.training.tasks.task import Task

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sre_triton.training.runs.files import replacing
+from sre_triton.training.files import replacing
 
 __all__ = ["draw_angle_curves", "draw_curves", "draw_images", "pyplot", "save_figure"]
 
