@@ -28,12 +28,12 @@ demo: $(READY) ## A ring U-Net and an ordinary one learn vessels and are shown t
 # Memory that is read before it is written holds huge numbers (glibc), so such a fault shows in every run.
 test fuzz: export MALLOC_PERTURB_ = 128
 test: $(READY) ## The test suite, with the native kernel where it can be built
-	-$(BIN)/python -m sre_triton.backends.native
+	-$(BIN)/sre-triton build-native
 	PYTHONHASHSEED=0 $(BIN)/python -m pytest -n auto $(if $(SEED),--seed $(SEED))
 
 fuzz: SEED ?= $(shell date +%s)
 fuzz: $(READY) ## Random networks, calls and shapes by the thousand; SEED=N repeats a run
-	-$(BIN)/python -m sre_triton.backends.native
+	-$(BIN)/sre-triton build-native
 	PYTHONHASHSEED=0 $(BIN)/python -m pytest -n auto -m 'fuzz or hypothesis' --hypothesis-profile=fuzz --seed $(SEED)
 
 test-slow: $(READY) ## What the test suite leaves out: timings and exhaustive sweeps
@@ -54,7 +54,7 @@ test-swap: $(SWAP_READY) ## Convert, fold and export the networks of MONAI, torc
 	PYTHONPATH=. $(SWAP)/bin/python -m pytest -m swap -n auto tests/swap
 
 native: $(READY) ## Compile the optional CPU kernel for this machine
-	$(BIN)/python -m sre_triton.backends.native
+	$(BIN)/sre-triton build-native
 
 kernels: $(READY) ## Compile the default kernels for four GPU architectures; needs no GPU
 	$(BIN)/python -m bench.compile_report --check

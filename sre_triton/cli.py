@@ -29,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     models.add_argument("--json", action="store_true", help="print JSON instead of a table")
     models.set_defaults(run=_models)
 
+    native = commands.add_parser("build-native", help="compile the native CPU kernel for this machine (half a minute)")
+    native.add_argument("--verbose", "-v", action="store_true", help="show what the compiler says")
+    native.set_defaults(run=_build_native)
+
     add_training_commands(commands)
 
     arguments = parser.parse_args(argv)
@@ -48,6 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sre-triton {arguments.command}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _build_native(arguments: argparse.Namespace) -> None:
+    from sre_triton.backends.native import build
+
+    try:
+        print(build(verbose=arguments.verbose))
+    except RuntimeError as error:
+        raise OSError(str(error)) from error  # what the machine lacks, as `main` reports it
 
 
 def _models(arguments: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from sre_triton.training.options import (
     CompareOptions,
     EvaluateOptions,
-    ExplainOptions,
+    VisualizeOptions,
     RunOptions,
     SegmentOptions,
     TrainOptions,
@@ -24,7 +24,7 @@ __all__ = ["add_commands"]
 
 
 def add_commands(commands: Any) -> None:
-    """Adds ``train``, ``segment``, ``evaluate``, ``compare``, ``explain`` and ``demo`` to the command line."""
+    """Adds ``train``, ``segment``, ``evaluate``, ``compare``, ``visualize`` and ``demo`` to the command line."""
     about = {
         "train": "train a classifier on a MedMNIST set or on the embedded patches",
         "segment": "train a vessel segmentation on DRIVE or on the embedded vessels",
@@ -51,10 +51,10 @@ def add_commands(commands: Any) -> None:
         sub.set_defaults(run=_compare, options=options)
 
     text = "Grad-CAM and feature maps of a network over a turning image, and its kernels"
-    parser = commands.add_parser("explain", help=text, description=text, allow_abbrev=False)
+    parser = commands.add_parser("visualize", help=text, description=text, allow_abbrev=False)
     parser.add_argument("image", type=Path, metavar="IMAGE", help="picture to turn")
-    add_arguments(parser, ExplainOptions)
-    parser.set_defaults(run=_explain)
+    add_arguments(parser, VisualizeOptions)
+    parser.set_defaults(run=_visualize)
 
     text = "a ring U-Net and an ordinary one learn vessels for two minutes, and are shown them turned"
     parser = commands.add_parser("demo", help=text, description=text, allow_abbrev=False)
@@ -86,10 +86,10 @@ def _compare(arguments: argparse.Namespace) -> None:
     compare(options, from_namespace(CompareOptions, arguments, dest_prefix="compare_"))
 
 
-def _explain(arguments: argparse.Namespace) -> None:
-    from sre_triton.training.evaluation.visualize import explain_image
+def _visualize(arguments: argparse.Namespace) -> None:
+    from sre_triton.training.evaluation.visualize import visualize_image
 
-    explain_image(arguments.image, from_namespace(ExplainOptions, arguments))
+    visualize_image(arguments.image, from_namespace(VisualizeOptions, arguments))
 
 
 def _demo(arguments: argparse.Namespace) -> None:

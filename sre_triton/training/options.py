@@ -21,7 +21,7 @@ from typing import Any, ClassVar, TypeVar
 __all__ = [
     "CompareOptions",
     "EvaluateOptions",
-    "ExplainOptions",
+    "VisualizeOptions",
     "RunOptions",
     "SegmentOptions",
     "TrainOptions",
@@ -311,26 +311,26 @@ class CompareOptions:
 
 
 @dataclass
-class ExplainOptions:
-    """Options of ``sre-triton explain``."""
+class VisualizeOptions:
+    """Options of ``sre-triton visualize``."""
 
-    checkpoint: Path = _option(Path(), "checkpoint or run folder", group="explanation", metavar="CKPT")
-    output: Path = _option(Path("explanation"), "folder of the pictures", group="explanation", metavar="DIR")
+    checkpoint: Path = _option(Path(), "checkpoint or run folder", group="visualization", metavar="CKPT")
+    output: Path = _option(Path("visualization"), "folder of the pictures", group="visualization", metavar="DIR")
     layer: str = _option(
-        "", "layer to look at (default: the last with spatial extent)", group="explanation", metavar="NAME"
+        "", "layer to look at (default: the last with spatial extent)", group="visualization", metavar="NAME"
     )
     target_class: int | None = _option(
-        None, "class of the Grad-CAM (default: the predicted one)", group="explanation", metavar="C"
+        None, "class of the Grad-CAM (default: the predicted one)", group="visualization", metavar="C"
     )
-    step_degrees: float = _option(15.0, "degrees between two frames", group="explanation", metavar="DEG")
-    channels: int = _option(4, "feature maps to show, those of largest variance", group="explanation", metavar="N")
+    step_degrees: float = _option(15.0, "degrees between two frames", group="visualization", metavar="DEG")
+    channels: int = _option(4, "feature maps to show, those of largest variance", group="visualization", metavar="N")
     size: int = _option(
-        0, "side that the image is resized to (default: as in training)", group="explanation", metavar="N"
+        0, "side that the image is resized to (default: as in training)", group="visualization", metavar="N"
     )
     interpolation: str = _option(
-        "bilinear", "interpolation of turned images", group="explanation", choices=("nearest", "bilinear", "bicubic")
+        "bilinear", "interpolation of turned images", group="visualization", choices=("nearest", "bilinear", "bicubic")
     )
-    no_cuda: bool = _option(False, "stay on the CPU", group="explanation")
+    no_cuda: bool = _option(False, "stay on the CPU", group="visualization")
 
 
 def add_arguments(parser: argparse.ArgumentParser, options: type[Any], *, dest_prefix: str = "") -> None:

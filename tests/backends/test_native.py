@@ -48,14 +48,14 @@ def output(script: str, folder: Path, **environment: str) -> list[str]:
 @needs_compiler
 def test_it_is_built_once_and_found_from_then_on(tmp_path: Path) -> None:
     before, after = output(
-        f"{LAYER}\nassert '`python -m sre_triton.backends.native`' in native.missing()\nprint(planned())\n"
+        f"{LAYER}\nassert '`sre-triton build-native`' in native.missing()\nprint(planned())\n"
         "assert native.build().exists()\nassert native.missing() is None\nprint(planned())",
         tmp_path,
     )
     assert (before, after) == ("ringwise", "native")
     (library,) = tmp_path.iterdir()
     stamp = library.stat().st_mtime_ns
-    result = run("", tmp_path, "-m", "sre_triton.backends.native", CXX="/nowhere/c++")
+    result = run("", tmp_path, "-m", "sre_triton", "build-native", CXX="/nowhere/c++")
     assert result.stdout.strip() == str(library), "what is built needs no compiler"
     assert library.stat().st_mtime_ns == stamp
     assert output(f"{LAYER}\nprint(planned())", tmp_path) == ["native"]
@@ -63,9 +63,9 @@ def test_it_is_built_once_and_found_from_then_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compiler", ["/nowhere/c++", "false"])
 def test_without_a_compiler_it_says_so_and_leaves_nothing(compiler: str, tmp_path: Path) -> None:
-    result = run("", tmp_path, "-m", "sre_triton.backends.native", CXX=compiler)
+    result = run("", tmp_path, "-m", "sre_triton", "build-native", CXX=compiler)
     assert result.returncode == 2
-    assert result.stderr.startswith("sre_triton.backends.native: the native kernel cannot be built: ")
+    assert result.stderr.startswith("sre-triton build-native: the native kernel cannot be built: ")
     assert compiler in result.stderr
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.iterdir())

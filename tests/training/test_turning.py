@@ -226,7 +226,7 @@ def test_compare_goes_on_where_it_stopped(make_set: MakeSet, sre: Command, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["train", "segment"])
-def test_explain_turns_the_maps_back(kind: str, make_set: MakeSet, sre: Command, tmp_path: Path) -> None:
+def test_visualize_turns_the_maps_back(kind: str, make_set: MakeSet, sre: Command, tmp_path: Path) -> None:
     from PIL import Image
     from skimage.data import retina
 
@@ -235,17 +235,17 @@ def test_explain_turns_the_maps_back(kind: str, make_set: MakeSet, sre: Command,
     arguments = [*TINY, "--med-mnist", "tiny"] if kind == "train" else TINY_UNET
     assert sre(kind, *arguments, "--epochs", "1") == 0
     (run,) = (tmp_path / "logs" / "task").iterdir()
-    output = tmp_path / "explanation"
+    output = tmp_path / "visualization"
     arguments = ["--checkpoint", run, "--output", output, "--step-degrees", "90", "--size", "32"]
-    assert sre("explain", tmp_path / "image.png", *arguments) == 0
+    assert sre("visualize", tmp_path / "image.png", *arguments) == 0
     for name in ("turning.png", "turning.gif", "kernels.png", "profiles.png"):
         assert (output / name).stat().st_size > 0
     with Image.open(output / "turning.gif") as picture:
         assert picture.n_frames == 4
-    found = json.loads((output / "explanation.json").read_text())
+    found = json.loads((output / "visualization.json").read_text())
     # Quarter turns of a ring network: the maps turned back are the same maps.
     assert max(found["feature_map_deviation"]) < 1e-3
     assert max(found["output_deviation"]) < 1e-4
-    assert sre("explain", tmp_path / "image.png", *arguments, "--layer", "nothing") == 2
+    assert sre("visualize", tmp_path / "image.png", *arguments, "--layer", "nothing") == 2
     (tmp_path / "image.png").write_bytes(b"no picture")
-    assert sre("explain", tmp_path / "image.png", *arguments) == 2
+    assert sre("visualize", tmp_path / "image.png", *arguments) == 2

@@ -73,7 +73,7 @@ def _load() -> str | None:
     try:
         library = _library()
         if not library.exists():
-            return "it is not built; `python -m sre_triton.backends.native` builds it"
+            return "it is not built; `sre-triton build-native` builds it"
     except (OSError, RuntimeError) as error:  # no home folder, say
         return f"it cannot be looked for: {error}"
     try:

@@ -22,16 +22,16 @@ from sre_triton.training.data.warp import turn
 from sre_triton.training.evaluation.evaluate import load_network
 from sre_triton.training.figures import pyplot, save_figure
 from sre_triton.training.files import replacing, write_json
-from sre_triton.training.options import ExplainOptions, SegmentOptions, TrainOptions
+from sre_triton.training.options import VisualizeOptions, SegmentOptions, TrainOptions
 
-__all__ = ["Explanation", "explain_image", "explained_turns"]
+__all__ = ["Visualization", "visualize_image", "visualized_turns"]
 
 _PICTURED = (0, 30, 45, 90, 160)
 _KERNELS = 16
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Visualization:
     """What was seen at each angle, every map turned back to the upright input.
 
     Attributes:
@@ -57,10 +57,10 @@ class Explanation:
         return spread / what[0][..., inside].std(dim=-1).clamp(min=1e-12)
 
 
-def explain_image(path: Path, options: ExplainOptions, console: Console | None = None) -> None:
+def visualize_image(path: Path, options: VisualizeOptions, console: Console | None = None) -> None:
     """Turns a picture, and writes what the network of a checkpoint makes of it.
 
-    Writes ``turning.gif``, ``turning.png``, ``kernels.png``, ``profiles.png`` and ``explanation.json``.
+    Writes ``turning.gif``, ``turning.png``, ``kernels.png``, ``profiles.png`` and ``visualization.json``.
 
     Raises:
         ValueError: an option, the picture or the checkpoint is not as it should be.
@@ -69,10 +69,10 @@ def explain_image(path: Path, options: ExplainOptions, console: Console | None =
     console = console or Console()
     network, about, trained = load_network(options.checkpoint)
     if about["ndim"] != 2:
-        raise ValueError(f"{options.checkpoint} is of a network for volumes: explain takes pictures")
+        raise ValueError(f"{options.checkpoint} is of a network for volumes: visualize takes pictures")
     device = "cuda" if torch.cuda.is_available() and not options.no_cuda else "cpu"
     image = _prepared(path, about, trained, options.size).to(device)
-    found = explained_turns(network.to(device), image, options)
+    found = visualized_turns(network.to(device), image, options)
     options.output.mkdir(parents=True, exist_ok=True)
     _draw_turning(options.output / "turning.png", found)
     _animate(options.output / "turning.gif", found)
@@ -88,16 +88,16 @@ def explain_image(path: Path, options: ExplainOptions, console: Console | None =
         "feature_map_deviation": [float(value) for value in maps],
         "output_deviation": [float(value) for value in found.outputs.std(dim=0, correction=0)],
     }
-    write_json(options.output / "explanation.json", summary)
+    write_json(options.output / "visualization.json", summary)
     console.print(
         f"Standard deviation over {len(found.angles)} angles, relative to that over the image: "
         f"Grad-CAM {cam:.3f}, feature maps {float(maps.mean()):.3f}; "
         f"outputs {float(found.outputs.std(dim=0, correction=0).max()):.4f}"
     )
-    console.print(f"{options.output}/turning.gif, turning.png, kernels.png, profiles.png, explanation.json")
+    console.print(f"{options.output}/turning.gif, turning.png, kernels.png, profiles.png, visualization.json")
 
 
-def explained_turns(network: nn.Module, image: Tensor, options: ExplainOptions) -> Explanation:
+def visualized_turns(network: nn.Module, image: Tensor, options: VisualizeOptions) -> Visualization:
     """Turns an image (1, C, H, W) through the full circle and looks at a network's layer.
 
     Raises:
@@ -140,7 +140,7 @@ def explained_turns(network: nn.Module, image: Tensor, options: ExplainOptions) 
             outputs.append(pooled.probabilities(turned)[0].cpu())
     finally:
         hook.remove()
-    return Explanation(angles, torch.stack(inputs), torch.stack(cams), torch.stack(maps), torch.stack(outputs))
+    return Visualization(angles, torch.stack(inputs), torch.stack(cams), torch.stack(maps), torch.stack(outputs))
 
 
 class _Pooled(nn.Module):
@@ -251,7 +251,7 @@ def _draw_profiles(path: Path, layer: nn.Module) -> None:
     save_figure(figure, path)
 
 
-def _rows(found: Explanation) -> list[tuple[str, Tensor, str]]:
+def _rows(found: Visualization) -> list[tuple[str, Tensor, str]]:
     rows = [("input", found.inputs, "gray"), ("Grad-CAM, turned back", found.cams, "magma")]
     rows += [(f"map {i + 1}, turned back", found.maps[:, i], "viridis") for i in range(found.maps.shape[1])]
     return rows
@@ -265,7 +265,7 @@ def _pixels(row: Tensor, index: int) -> Any:
     return shown.numpy()
 
 
-def _draw_turning(path: Path, found: Explanation) -> None:
+def _draw_turning(path: Path, found: Visualization) -> None:
     """Rows: input, Grad-CAM and maps; columns: some angles, and the standard deviation over all."""
     nearest = [min(range(len(found.angles)), key=lambda i: abs(found.angles[i] - angle)) for angle in _PICTURED]
     chosen = list(dict.fromkeys(nearest))
@@ -287,7 +287,7 @@ def _draw_turning(path: Path, found: Explanation) -> None:
     save_figure(figure, path)
 
 
-def _animate(path: Path, found: Explanation, scale: int = 160) -> None:
+def _animate(path: Path, found: Visualization, scale: int = 160) -> None:
     """One frame per angle: input, Grad-CAM and maps side by side."""
     import matplotlib
     from PIL import Image
