@@ -1,6 +1,10 @@
-"""Training and evaluation of rotation-equivariant networks: what ``sre-triton train`` and its kin run.
+"""Training and evaluation from the command line; needs the extra ``sre-triton[train]``.
 
-Needs the extra ``sre-triton[train]``. Arrows go one way: options and files know nothing of networks; data
-(:mod:`.medmnist`, :mod:`.patches`, :mod:`.vessels`, :mod:`.drive`) know nothing of training; tasks join a network,
-a loss and metrics; runs own the folder that a training writes; the rotation test, comparison and pictures read it.
+Its packages import in one direction::
+
+    data <- tasks <- runs <- evaluation <- train, commands
+
+``data`` reads, draws and augments images; ``tasks`` are classification and segmentation: network, loss and scores;
+``runs`` trains a task in a folder and restores it from there; ``evaluation`` turns images and compares networks.
+``schema``, ``options``, ``files`` and ``figures`` know none of these and may be imported by all.
 """

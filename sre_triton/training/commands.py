@@ -12,13 +12,12 @@ from typing import Any
 from sre_triton.training.options import (
     CompareOptions,
     EvaluateOptions,
-    VisualizeOptions,
     RunOptions,
     SegmentOptions,
     TrainOptions,
-    add_arguments,
-    from_namespace,
+    VisualizeOptions,
 )
+from sre_triton.training.schema import add_arguments, from_namespace
 
 __all__ = ["add_commands"]
 

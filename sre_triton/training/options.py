@@ -1,86 +1,36 @@
 """Every option of the training commands, once: its name, default, group and meaning.
 
 A command's options are a dataclass. The command line is built from its fields, ``config.json`` is written from
-them, and a run is resumed only if the fields that change a result agree. Names and defaults are those of the
-reference training script where it has the option.
+them, and a run is resumed only if the fields that change a result agree (:mod:`.schema` does all three). Names and
+defaults are those of the reference training script where it has the option.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import os
-import types
-import typing
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar
+
+from sre_triton.training.schema import option
 
 __all__ = [
     "CompareOptions",
     "EvaluateOptions",
-    "VisualizeOptions",
     "RunOptions",
     "SegmentOptions",
     "TrainOptions",
     "TurningOptions",
-    "add_arguments",
-    "from_dict",
-    "from_namespace",
-    "result_options",
-    "to_dict",
+    "VisualizeOptions",
 ]
 
-_DROPPED = {
-    "--sre-shape": "rings are always round; circular=False of the layer gives the paper's other count of rings",
-    "--dev": "the debugging mode of the reference script has no counterpart",
-}
-
-Options = TypeVar("Options")
-
-
-def _option(
-    default: Any,
-    help: str,
-    *,
-    group: str,
-    flags: Sequence[str] = (),
-    choices: Iterable[Any] | None = None,
-    metavar: str | None = None,
-    nargs: str | None = None,
-    const: Any = None,
-    result: bool = True,
-) -> Any:
-    """One option.
-
-    Args:
-        flags: further spellings; the field's own name with dashes always comes first.
-        result: whether it can change what is learned, so that a resumed run must have the same.
-    """
-    metadata = {
-        "help": help,
-        "group": group,
-        "flags": tuple(flags),
-        "choices": tuple(choices) if choices is not None else None,
-        "metavar": metavar,
-        "nargs": nargs,
-        "const": const,
-        "result": result,
-    }
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: default.copy(), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-_data = partial(_option, group="data")
-_model = partial(_option, group="network")
-_optimiser = partial(_option, group="optimiser and schedule")
-_augment = partial(_option, group="augmentation")
-_turn = partial(_option, group="rotation test")
-_machine = partial(_option, group="machine", result=False)
-_run = partial(_option, group="run folder and logs", result=False)
+_data = partial(option, group="data")
+_model = partial(option, group="network")
+_optimiser = partial(option, group="optimiser and schedule")
+_augment = partial(option, group="augmentation")
+_turn = partial(option, group="rotation test")
+_machine = partial(option, group="machine", result=False)
+_run = partial(option, group="run folder and logs", result=False)
 
 
 @dataclass
@@ -100,6 +50,7 @@ class TurningOptions:
 class RunOptions(TurningOptions):
     """What training a classifier and training a segmentation network have in common."""
 
+    task: ClassVar[str]  # name of the task in tasks.TASKS
     fallback_optimiser: ClassVar[str] = "adadelta"
 
     model_type: str = _model("", "network; `sre-triton models` lists them", metavar="NAME")
@@ -180,6 +131,12 @@ class RunOptions(TurningOptions):
 class TrainOptions(RunOptions):
     """Options of ``sre-triton train``."""
 
+    task: ClassVar[str] = "classification"
+    dropped: ClassVar[dict[str, str]] = {
+        "--sre-shape": "rings are always round; circular=False of the layer gives the paper's other count of rings",
+        "--dev": "the debugging mode of the reference script has no counterpart",
+    }
+
     med_mnist: str = _data(
         "", "MedMNIST set, or the stem of another file of its format (default: patches)", metavar="NAME"
     )
@@ -230,6 +187,7 @@ class TrainOptions(RunOptions):
 class SegmentOptions(RunOptions):
     """Options of ``sre-triton segment``."""
 
+    task: ClassVar[str] = "segmentation"
     fallback_optimiser: ClassVar[str] = "adam"
 
     drive: Path | None = _data(
@@ -288,21 +246,21 @@ class EvaluateOptions(TurningOptions):
 class CompareOptions:
     """Options of ``sre-triton compare`` beside those of the training command that it repeats."""
 
-    models: list[str] | None = _option(
+    models: list[str] | None = option(
         None,
         "networks to compare (default: the ring network and its plain twin)",
         group="comparison",
         metavar="NAME",
         nargs="+",
     )
-    seeds: list[int] = _option([1, 2, 3], "seeds to train each with", group="comparison", metavar="S", nargs="+")
-    jobs: int = _option(
+    seeds: list[int] = option([1, 2, 3], "seeds to train each with", group="comparison", metavar="S", nargs="+")
+    jobs: int = option(
         1,
         "trainings at the same time, each in a process of its own (on a CPU: with --threads 1)",
         group="comparison",
         metavar="N",
     )
-    output: Path = _option(
+    output: Path = option(
         Path("comparison"),
         "folder of the runs, tables and the picture; run again to go on",
         group="comparison",
@@ -314,119 +272,20 @@ class CompareOptions:
 class VisualizeOptions:
     """Options of ``sre-triton visualize``."""
 
-    checkpoint: Path = _option(Path(), "checkpoint or run folder", group="visualization", metavar="CKPT")
-    output: Path = _option(Path("visualization"), "folder of the pictures", group="visualization", metavar="DIR")
-    layer: str = _option(
+    checkpoint: Path = option(Path(), "checkpoint or run folder", group="visualization", metavar="CKPT")
+    output: Path = option(Path("visualization"), "folder of the pictures", group="visualization", metavar="DIR")
+    layer: str = option(
         "", "layer to look at (default: the last with spatial extent)", group="visualization", metavar="NAME"
     )
-    target_class: int | None = _option(
+    target_class: int | None = option(
         None, "class of the Grad-CAM (default: the predicted one)", group="visualization", metavar="C"
     )
-    step_degrees: float = _option(15.0, "degrees between two frames", group="visualization", metavar="DEG")
-    channels: int = _option(4, "feature maps to show, those of largest variance", group="visualization", metavar="N")
-    size: int = _option(
+    step_degrees: float = option(15.0, "degrees between two frames", group="visualization", metavar="DEG")
+    channels: int = option(4, "feature maps to show, those of largest variance", group="visualization", metavar="N")
+    size: int = option(
         0, "side that the image is resized to (default: as in training)", group="visualization", metavar="N"
     )
-    interpolation: str = _option(
+    interpolation: str = option(
         "bilinear", "interpolation of turned images", group="visualization", choices=("nearest", "bilinear", "bicubic")
     )
-    no_cuda: bool = _option(False, "stay on the CPU", group="visualization")
-
-
-def add_arguments(parser: argparse.ArgumentParser, options: type[Any], *, dest_prefix: str = "") -> None:
-    """Adds every field of a dataclass of options to a parser, in groups that ``--help`` shows.
-
-    Args:
-        dest_prefix: of the namespace's attributes, where two dataclasses share a parser and a field's name.
-    """
-    hints = typing.get_type_hints(options)
-    groups: dict[str, Any] = {}
-    for entry in dataclasses.fields(options):
-        about = entry.metadata
-        group = groups.setdefault(about["group"], None) or parser.add_argument_group(about["group"])
-        groups[about["group"]] = group
-        make = entry.default_factory
-        default = entry.default if make is dataclasses.MISSING else make()
-        flags = [*about["flags"], "--" + entry.name.replace("_", "-")]
-        settings: dict[str, Any] = {
-            "dest": dest_prefix + entry.name,
-            "default": default,
-            "help": _help(about["help"], default),
-        }
-        kind, many = _kind(hints[entry.name])
-        if kind is bool:
-            group.add_argument(*flags, action=argparse.BooleanOptionalAction if default else "store_true", **settings)
-            continue
-        settings |= {"type": kind, "metavar": about["metavar"], "choices": about["choices"], "nargs": about["nargs"]}
-        if many and about["nargs"] is None:
-            settings["nargs"] = "+"
-        if about["const"] is not None:
-            settings["const"] = about["const"]
-        group.add_argument(*flags, **settings)
-    if options is TrainOptions:
-        for flag, reason in _DROPPED.items():
-            parser.add_argument(flag, action=_Dropped, reason=reason)
-
-
-def _help(text: str, default: Any) -> str:
-    shown = default not in (None, False, "") and "default" not in text
-    return text + (" (default: %(default)s)" if shown else "")
-
-
-def _kind(hint: Any) -> tuple[Any, bool]:
-    """The type of one value, and whether there are many."""
-    if isinstance(hint, types.UnionType):
-        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
-    if typing.get_origin(hint) is list:
-        return typing.get_args(hint)[0], True
-    return hint, False
-
-
-class _Dropped(argparse.Action):
-    """An option of the reference script that this one does not have, and why."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, reason: str) -> None:
-        super().__init__(
-            option_strings, argparse.SUPPRESS, nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-        )
-        self.reason = reason
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        parser.error(f"{self.option_strings[0]} was dropped: {self.reason}")
-
-
-def from_namespace(options: type[Options], namespace: argparse.Namespace, *, dest_prefix: str = "") -> Options:
-    """Takes the fields of a dataclass of options out of what a parser found."""
-    names = [entry.name for entry in dataclasses.fields(options)]  # type: ignore[arg-type]
-    return options(**{name: getattr(namespace, dest_prefix + name) for name in names})
-
-
-def to_dict(options: Any) -> dict[str, Any]:
-    """The options as JSON holds them; paths become text."""
-    return {
-        name: os.fspath(value) if isinstance(value, Path) else value
-        for name, value in dataclasses.asdict(options).items()
-    }
-
-
-def from_dict(options: type[Options], values: dict[str, Any]) -> Options:
-    """The inverse of :func:`to_dict`. Options that are new since then take their defaults.
-
-    Raises:
-        ValueError: an option of ``values`` is unknown; names it.
-    """
-    hints = typing.get_type_hints(options)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ValueError(f"unknown options {', '.join(unknown)}: written by another version of sre_triton")
-    read = {
-        name: Path(value) if _kind(hints[name])[0] is Path and value is not None else value
-        for name, value in values.items()
-    }
-    return options(**read)
-
-
-def result_options(options: Any) -> dict[str, Any]:
-    """The options that can change what is learned."""
-    names = {entry.name for entry in dataclasses.fields(options) if entry.metadata["result"]}
-    return {name: value for name, value in to_dict(options).items() if name in names}
+    no_cuda: bool = option(False, "stay on the CPU", group="visualization")

@@ -7,23 +7,15 @@ import os
 import torch
 from rich.console import Console
 
-from sre_triton.training.evaluation.evaluate import evaluate_task, load_task, summary_tables, write_results
-from sre_triton.training.options import RunOptions, SegmentOptions, TrainOptions
+from sre_triton.training.evaluation.evaluate import evaluate_task, summary_tables, write_results
+from sre_triton.training.options import RunOptions
 from sre_triton.training.runs.fitting import fit, load_weights, prepare_machine
 from sre_triton.training.runs.folder import RunFolder
-from sre_triton.training.tasks.classification import classification_task
-from sre_triton.training.tasks.segmentation import segmentation_task
+from sre_triton.training.runs.restore import load_task
+from sre_triton.training.tasks.registry import task_type
 from sre_triton.training.tasks.task import Task
 
-__all__ = ["build_task", "train"]
-
-
-def build_task(options: RunOptions) -> Task:
-    """Reads the data and builds the network that options name."""
-    if isinstance(options, TrainOptions):
-        return classification_task(options)
-    assert isinstance(options, SegmentOptions)
-    return segmentation_task(options)
+__all__ = ["train"]
 
 
 def train(options: RunOptions, console: Console | None = None) -> RunFolder:
@@ -36,7 +28,7 @@ def train(options: RunOptions, console: Console | None = None) -> RunFolder:
     """
     console = console or Console(highlight=False)
     prepare_machine(threads=options.threads, deterministic=options.deterministic, cudnn=options.cudnn)
-    task = build_task(options)
+    task = task_type(options).from_options(options)
     folder = RunFolder.choose(options, task.description["data"])
     if options.eval_only:
         if options.load_model is None:

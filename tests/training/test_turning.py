@@ -183,7 +183,7 @@ def test_evaluate_names_every_checkpoint(make_set: MakeSet, sre: Command, tmp_pa
 
 def test_turned_scores_are_those_of_turned_images(make_set: MakeSet, sre: Command, tmp_path: Path) -> None:
     """Batched on the device, the test gives what image by image gives."""
-    from sre_triton.training.evaluation.evaluate import load_task
+    from sre_triton.training.runs.restore import load_task
 
     make_set("tiny", counts=(8, 4, 6))
     assert sre("train", *TINY, "--med-mnist", "tiny", "--epochs", "1") == 0

@@ -1,1 +1,1 @@
-"""Images: readers, sets, augmentation and loading."""
+"""Images: readers, sets, augmentation and loading. Imports no other package of the training."""

@@ -1,7 +1,8 @@
 """From stored bytes to what a network sees: scaling, resizing and random augmentation of whole batches.
 
-Everything random is drawn from a generator that the caller seeds by epoch and step, for the whole batch of all
-processes, of which each takes its share. So a resumed run, and a run in several processes, sees the same images.
+Random numbers come from a generator that the caller seeds by epoch and step. They are drawn for the batch of all
+processes together, and each process uses those of its own items. So a resumed run and a run in several processes see
+the same images as an uninterrupted run in one.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from sre_triton.training.data import warp
 from sre_triton.training.data.warp import Symmetry
 from sre_triton.training.options import TrainOptions, TurningOptions
 
-__all__ = ["Preparation", "Share", "derived_seed"]
+__all__ = ["Preparation", "Share", "derived_seed", "normalise"]
 
 
 def derived_seed(*parts: int) -> int:
-    """One seed out of several numbers; other numbers give an unrelated one."""
+    """Mixes several numbers into one seed; different numbers give unrelated seeds."""
     mixed = 0
     for part in parts:  # the finaliser of SplitMix64
         mixed = (mixed + part + 0x9E3779B97F4A7C15) & (2**64 - 1)
@@ -33,7 +34,7 @@ def derived_seed(*parts: int) -> int:
 
 @dataclass(frozen=True)
 class Share:
-    """Which items of the joined batch of all processes a process holds: every ``world``-th from ``rank`` on."""
+    """A process's items of the batch of all processes: every ``world``-th, beginning with item ``rank``."""
 
     rank: int = 0
     world: int = 1
@@ -62,7 +63,7 @@ class Preparation:
     def evaluated(self, images: Tensor, seed: int = 0) -> Tensor:
         """Prepares a batch of a test set, uint8 (N, C, *space), as float32; ``seed`` feeds what is random in it."""
         options = self.options
-        x = _normalise(self._resize(images))
+        x = normalise(self._resize(images))
         if options.rotate:
             generator = torch.Generator().manual_seed(seed)
             angles = _angles(len(x), options.degree, options.fix_rotate, generator)
@@ -76,7 +77,7 @@ class Preparation:
 
     def turned(self, images: Tensor, symmetry: Symmetry, turning: TurningOptions) -> Tensor:
         """Prepares a batch of a test set for the rotation test: normalised first, then turned."""
-        return self._pad(symmetry(_normalise(self._resize(images)), turning))
+        return self._pad(symmetry(normalise(self._resize(images)), turning))
 
     def trained(self, images: Tensor, seed: int, share: Share | None = None) -> Tensor:
         """Prepares a batch of the training set, with augmentation.
@@ -92,7 +93,7 @@ class Preparation:
             draw = _Draw(len(images), torch.Generator().manual_seed(seed), share, x.device)
             if options.moco_aug and self.ndim == 2:
                 x = self._crop_and_colour(x, draw)
-            x = _normalise(x)
+            x = normalise(x)
             matrix = self._training_map(x, draw)
             if matrix is not None:
                 x = self._warp(x, matrix)
@@ -100,7 +101,7 @@ class Preparation:
                 x = _blur(x, draw.uniform(0, 0.5))
             x = self._flip(x, draw)
         else:
-            x = _normalise(x)
+            x = normalise(x)
         return self._pad(x)
 
     def _resize(self, images: Tensor) -> Tensor:
@@ -184,7 +185,7 @@ class Preparation:
 
 
 class _Draw:
-    """Random numbers for each item of a batch: drawn for the joined batch, of which the process's share is kept."""
+    """Random numbers for the items of a batch; drawn for the batch of all processes, this process's share is kept."""
 
     def __init__(self, count: int, generator: torch.Generator, share: Share, device: torch.device) -> None:
         self._joined, self._generator, self._share, self._device = count * share.world, generator, share, device
@@ -196,7 +197,8 @@ class _Draw:
         return self._share.of(draw(self._joined, self._generator)).to(self._device)
 
 
-def _normalise(x: Tensor) -> Tensor:
+def normalise(x: Tensor) -> Tensor:
+    """Values of 0 to 1 as values of -1 to 1."""
     return (x - 0.5) / 0.5
 
 
@@ -220,7 +222,7 @@ def _shifts(count: int, space: torch.Size, ratio: float, generator: torch.Genera
 
 
 def _compose(first: Tensor, second: Tensor) -> Tensor:
-    """The map that looks up by ``second``, then by ``first``."""
+    """One map for both: an output place is mapped by ``second``, the result by ``first``."""
     linear = first[:, :, :-1] @ second[:, :, :-1]
     return torch.cat([linear, first[:, :, :-1] @ second[:, :, -1:] + first[:, :, -1:]], dim=-1)
 

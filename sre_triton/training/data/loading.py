@@ -1,4 +1,4 @@
-"""Batches in an order that depends on the seed and the epoch alone, and that a resumed run enters in the middle."""
+"""Batches whose order depends on the seed and the epoch alone, so that a resumed run can start within an epoch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["EvaluationBatches", "ResumableLoader", "TrainingBatches", "loader"]
 class TrainingBatches(Sampler[list[int]]):
     """Indices of the batches of one process.
 
-    Every epoch shuffles anew. The items are cut into joined batches of all processes, and a process takes every
-    ``world``-th item of each from ``rank`` on: several processes see together what one with the joined batch sees.
-    An incomplete last batch is left out, unless there is no other.
+    Every epoch shuffles anew. The shuffled items are cut into batches for all processes together, and a process takes
+    every ``world``-th item of each, beginning with item ``rank``. So several processes together see the batches that
+    one process with the same total batch size sees. An incomplete last batch is left out, unless it is the only one.
 
     Args:
         count: items of the set.
@@ -50,7 +50,7 @@ class TrainingBatches(Sampler[list[int]]):
 
 
 class EvaluationBatches(Sampler[list[int]]):
-    """Every item once, in order, shared by the processes; none is repeated to fill a batch."""
+    """Batches of every item once, in order, divided among the processes; no item is repeated to fill a batch."""
 
     def __init__(self, count: int, batch: int, share: Share) -> None:
         self.indices, self.batch = range(share.rank, count, share.world), batch
@@ -66,7 +66,8 @@ class EvaluationBatches(Sampler[list[int]]):
 class ResumableLoader(DataLoader[Any]):
     """A loader over :class:`TrainingBatches` that Lightning restores in the middle of an epoch.
 
-    What it counts are the batches that were trained on, as Lightning's loop says, not those that were read ahead.
+    Attributes:
+        trained: returns the number of batches of this epoch that were trained on; those read ahead do not count.
     """
 
     trained: Callable[[], int] = staticmethod(lambda: 0)
@@ -81,7 +82,7 @@ class ResumableLoader(DataLoader[Any]):
 
 
 def loader(dataset: Dataset[Any], batches: Sampler[list[int]], workers: int) -> DataLoader[Any]:
-    """A loader whose dataset is asked for whole batches: it gets a list of indices and returns tensors."""
+    """A loader for a dataset whose ``__getitem__`` takes a list of indices and returns a whole batch."""
     kind = ResumableLoader if isinstance(batches, TrainingBatches) else DataLoader
     return kind(
         dataset,

@@ -1,1 +1,1 @@
-"""What a trained network is worth when the image turns."""
+"""What trained networks do when the image turns: tables and pictures. Imports ``runs``, ``tasks``, ``data``."""

@@ -15,21 +15,19 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from torch import nn
 
 from sre_triton.models.profile import count_work
-from sre_triton.training.evaluation.evaluate import curves_of, evaluate_task, load_network, load_task
+from sre_triton.training.evaluation.evaluate import curves_of, evaluate_task
 from sre_triton.training.evaluation.footprint import interleaved_ms, parameter_count, peak_training_memory
 from sre_triton.training.figures import draw_angle_curves
 from sre_triton.training.files import read_json, replacing, write_csv, write_json
-from sre_triton.training.options import CompareOptions, SegmentOptions, TrainOptions
+from sre_triton.training.options import CompareOptions, RunOptions
 from sre_triton.training.runs.fitting import fit, prepare_machine
 from sre_triton.training.runs.folder import RunFolder
 from sre_triton.training.runs.interruption import Interrupted
-from sre_triton.training.tasks.classification import classification_task, read_set
-from sre_triton.training.tasks.networks import PLAIN_TWINS, classifier, segmenter
-from sre_triton.training.tasks.segmentation import read_photographs, segmentation_task
-from sre_triton.training.tasks.task import Task
+from sre_triton.training.runs.restore import load_network, load_task
+from sre_triton.training.tasks.networks import PLAIN_TWINS
+from sre_triton.training.tasks.registry import task_type
 
 __all__ = ["compare"]
 
@@ -37,9 +35,7 @@ _EVALUATION = "evaluation.json"
 _TIMED_BATCH = 16
 
 
-def compare(
-    options: TrainOptions | SegmentOptions, comparison: CompareOptions, console: Console | None = None
-) -> list[dict[str, Any]]:
+def compare(options: RunOptions, comparison: CompareOptions, console: Console | None = None) -> list[dict[str, Any]]:
     """Trains every network with every seed, tests the best checkpoint of each, and writes and prints the comparison.
 
     What is finished is kept: run again with the same options, it goes on where it stopped.
@@ -60,7 +56,7 @@ def compare(
     models = comparison.models or [options.model_type, PLAIN_TWINS.get(options.model_type, options.model_type)]
     models = list(dict.fromkeys(models))
     seeds = list(dict.fromkeys(comparison.seeds))
-    # Seed by seed, so that an unfinished comparison is already a fair one.
+    # All networks with one seed, then with the next: what is finished early compares all networks.
     runs = [
         _Run(
             dataclasses.replace(options, model_type=model, seed=seed), _home(comparison.output, model) / f"seed-{seed}"
@@ -83,13 +79,13 @@ def compare(
 class _Run:
     """One network trained with one seed."""
 
-    options: TrainOptions | SegmentOptions
+    options: RunOptions
     path: Path
 
     def finished(self) -> dict[str, Any]:
-        """The evaluation of the run, which is begun, gone on with or only read."""
+        """The evaluation of the run: read if it is there, else after training from the start or the last checkpoint."""
         options, folder = self.options, RunFolder(self.path)
-        task = _task(options)
+        task = task_type(options).from_options(options)
         if (self.path / _EVALUATION).is_file():
             folder.begin(options, task.description)  # an error if it was begun otherwise
             return dict(read_json(self.path / _EVALUATION))
@@ -114,7 +110,9 @@ def _all_finished(runs: list[_Run], jobs: int) -> list[dict[str, Any]]:
     if jobs == 1:
         return [run.finished() for run in runs]
     first = runs[0].options
-    _task(first)  # data that have to be written are written once, and what is wrong with them is said once
+    task_type(first).from_options(
+        first
+    )  # data that have to be written are written once, and what is wrong with them is said once
     machine: dict[str, Any] = {"threads": first.threads, "deterministic": first.deterministic, "cudnn": first.cudnn}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=partial(prepare_machine, **machine)) as pool:
@@ -132,13 +130,7 @@ def _home(output: Path, model: str) -> Path:
     return output / model.replace(":", "-")
 
 
-def _task(options: TrainOptions | SegmentOptions) -> Task:
-    if isinstance(options, TrainOptions):
-        return classification_task(options, read_set(options))
-    return segmentation_task(options, read_photographs(options))
-
-
-def _device(options: TrainOptions | SegmentOptions) -> str:
+def _device(options: RunOptions) -> str:
     return "cuda" if torch.cuda.is_available() and not options.no_cuda else "cpu"
 
 
@@ -158,19 +150,15 @@ def _row(model: str, results: list[dict[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _add_costs(rows: list[dict[str, Any]], options: dict[str, TrainOptions | SegmentOptions], output: Path) -> None:
+def _add_costs(rows: list[dict[str, Any]], options: dict[str, RunOptions], output: Path) -> None:
     networks, builders = {}, {}
     for row in rows:
         model = row["network"]
         network, about, _ = load_network(next(_home(output, model).glob("seed-*")))
         networks[model] = network.to(_device(options[model]))
-        builders[model] = partial(_build, options[model], about)
+        builders[model] = partial(task_type(options[model]).build_network, options[model], about)
     some = next(iter(options.values()))
-    if isinstance(some, TrainOptions):
-        side = 32 if some.medmnist_size == 28 else some.medmnist_size
-        shape: tuple[int, ...] = (about["channels"], *[side] * about["ndim"])
-    else:
-        shape = (3, some.crop_size, some.crop_size)
+    shape = task_type(some).input_shape(some, about)
     batch = min(_TIMED_BATCH, some.batch_size)
     times = interleaved_ms(networks, (batch, *shape))
     for row in rows:
@@ -180,12 +168,6 @@ def _add_costs(rows: list[dict[str, Any]], options: dict[str, TrainOptions | Seg
         row["gmac"], row["gmac_dense"] = work.ringwise / 1e9, work.dense / 1e9
         row["ms_per_image"] = times[model]
         row["training_mib"] = peak_training_memory(builders[model], (some.batch_size, *shape), _device(options[model]))
-
-
-def _build(options: TrainOptions | SegmentOptions, about: dict[str, Any]) -> nn.Module:
-    if isinstance(options, TrainOptions):
-        return classifier(options, about["classes"], about["channels"], about["ndim"])
-    return segmenter(options)
 
 
 def _write(output: Path, rows: list[dict[str, Any]], results: dict[str, list[dict[str, Any]]]) -> None:

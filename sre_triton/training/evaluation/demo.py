@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from sre_triton.training.data.warp import turn
 from sre_triton.training.evaluation.compare import compare
-from sre_triton.training.evaluation.evaluate import load_network
 from sre_triton.training.figures import pyplot, save_figure
 from sre_triton.training.options import CompareOptions, SegmentOptions
 from sre_triton.training.runs.fitting import prepare_machine
+from sre_triton.training.runs.restore import load_network
 
 __all__ = ["run_demo"]
 

@@ -15,67 +15,12 @@ from rich.table import Table
 
 from sre_triton.training.figures import draw_angle_curves
 from sre_triton.training.files import write_csv, write_json
-from sre_triton.training.options import EvaluateOptions, SegmentOptions, TrainOptions, TurningOptions, from_dict
-from sre_triton.training.runs.folder import checkpoint_in, read_checkpoint
-from sre_triton.training.tasks.classification import ClassificationTask, read_set
-from sre_triton.training.tasks.networks import classifier, segmenter
-from sre_triton.training.tasks.segmentation import SegmentationTask, read_photographs
+from sre_triton.training.options import EvaluateOptions, TurningOptions
+from sre_triton.training.runs.restore import load_task
 from sre_triton.training.tasks.task import Task
 from sre_triton.training.tasks.turning import flip_test, rotation_test, symmetries
 
-__all__ = ["curves_of", "evaluate", "evaluate_task", "load_network", "load_task", "summary_tables", "write_results"]
-
-
-def load_network(path: Path) -> tuple[torch.nn.Module, dict[str, Any], TrainOptions | SegmentOptions]:
-    """The network of a checkpoint or run folder in evaluation mode, its description, and its options.
-
-    Raises:
-        ValueError: the checkpoint is damaged, or not of this package.
-        OSError: it is missing.
-    """
-    path = checkpoint_in(path)
-    content = read_checkpoint(path)
-    about = content["sre_triton"]
-    options: TrainOptions | SegmentOptions
-    if about["task"] == "classification":
-        options = from_dict(TrainOptions, about["options"])
-        network = classifier(options, about["classes"], about["channels"], about["ndim"])
-    else:
-        options = from_dict(SegmentOptions, about["options"])
-        network = segmenter(options)
-    state = {name.removeprefix("network."): value for name, value in content["state_dict"].items()}
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path} does not fit the network that it names: {str(error).splitlines()[1].strip()}"
-        ) from error
-    return network.eval(), about, options
-
-
-def load_task(path: Path, *, data_root: Path | None = None, drive: Path | None = None) -> Task:
-    """The task of a checkpoint or run folder, with its data, in evaluation mode.
-
-    Args:
-        path: of the checkpoint.
-        data_root, drive: where the data are now; None for where they were.
-
-    Raises:
-        ValueError: the checkpoint or the data are damaged, or do not fit each other.
-        OSError: one of them is missing.
-    """
-    network, about, options = load_network(path)
-    if isinstance(options, TrainOptions):
-        options = dataclasses.replace(options, data_root=data_root or options.data_root)
-        images = read_set(options)
-        if (images.classes, images.channels, images.ndim) != (about["classes"], about["channels"], about["ndim"]):
-            raise ValueError(
-                f"{path} was trained on {about['classes']} classes, {about['channels']} channels in {about['ndim']}-D; "
-                f"{images.name} now has {images.classes} classes, {images.channels} channels in {images.ndim}-D"
-            )
-        return ClassificationTask(network, options, images).eval()
-    options = dataclasses.replace(options, drive=drive or options.drive)
-    return SegmentationTask(network, options, read_photographs(options)).eval()
+__all__ = ["curves_of", "evaluate", "evaluate_task", "summary_tables", "write_results"]
 
 
 def evaluate_task(

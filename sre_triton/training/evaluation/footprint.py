@@ -22,7 +22,9 @@ def parameter_count(network: nn.Module) -> int:
 
 @torch.no_grad()
 def interleaved_ms(networks: Mapping[str, nn.Module], shape: Sequence[int], rounds: int = 7) -> dict[str, float]:
-    """Median milliseconds per image at inference; one run of each in turn, so that all meet the machine's same moods.
+    """Median milliseconds per image at inference.
+
+    The networks take turns, one run each, so that a slow spell of the machine slows all of them.
 
     Args:
         networks: in evaluation mode, on one device.

@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 from sre_triton.functional import expand_kernel
 from sre_triton.layers import RingConvNd
-from sre_triton.training.data.augment import Preparation
 from sre_triton.training.data.photographs import read_photograph
 from sre_triton.training.data.warp import turn
-from sre_triton.training.evaluation.evaluate import load_network
 from sre_triton.training.figures import pyplot, save_figure
 from sre_triton.training.files import replacing, write_json
-from sre_triton.training.options import VisualizeOptions, SegmentOptions, TrainOptions
+from sre_triton.training.options import VisualizeOptions
+from sre_triton.training.runs.restore import load_network
+from sre_triton.training.tasks.registry import task_type
 
 __all__ = ["Visualization", "visualize_image", "visualized_turns"]
 
@@ -32,7 +32,7 @@ _KERNELS = 16
 
 @dataclass(frozen=True)
 class Visualization:
-    """What was seen at each angle, every map turned back to the upright input.
+    """What a network makes of an image at each angle; every map is turned back to the upright image.
 
     Attributes:
         angles: in degrees, (A,).
@@ -49,7 +49,10 @@ class Visualization:
     outputs: Tensor
 
     def deviation(self, what: Tensor) -> Tensor:
-        """Standard deviation over the angles inside the disc that never leaves the frame, over that of space at 0."""
+        """How much maps change with the angle, relative to how much the upright map varies over its pixels.
+
+        Both are standard deviations; only the disc that stays in the frame at every angle counts.
+        """
         side = what.shape[-1]
         steps = torch.arange(side) - (side - 1) / 2
         inside = (steps[:, None] ** 2 + steps**2).sqrt() < 0.8 * side / 2
@@ -71,7 +74,8 @@ def visualize_image(path: Path, options: VisualizeOptions, console: Console | No
     if about["ndim"] != 2:
         raise ValueError(f"{options.checkpoint} is of a network for volumes: visualize takes pictures")
     device = "cuda" if torch.cuda.is_available() and not options.no_cuda else "cpu"
-    image = _prepared(path, about, trained, options.size).to(device)
+    pixels = torch.from_numpy(read_photograph(path))[None]
+    image = task_type(trained).prepare_picture(trained, about, pixels, options.size).to(device)
     found = visualized_turns(network.to(device), image, options)
     options.output.mkdir(parents=True, exist_ok=True)
     _draw_turning(options.output / "turning.png", found)
@@ -144,7 +148,7 @@ def visualized_turns(network: nn.Module, image: Tensor, options: VisualizeOption
 
 
 class _Pooled(nn.Module):
-    """A network with one number per class: of a segmentation, the mean of its logits over the image."""
+    """A network with one logit per class; those of a segmentation are averaged over the image."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -160,24 +164,6 @@ class _Pooled(nn.Module):
     def probabilities(self, x: Tensor) -> Tensor:
         logits = self.network(x).softmax(dim=1)
         return logits.mean(dim=(2, 3)) if logits.dim() == 4 else logits
-
-
-def _prepared(path: Path, about: dict[str, Any], trained: TrainOptions | SegmentOptions, size: int) -> Tensor:
-    """A picture as the network is used to: its size, channels and range of values."""
-    pixels = torch.from_numpy(read_photograph(path))[None]
-    if isinstance(trained, TrainOptions):
-        side = size or Preparation(trained, 2).side
-    else:
-        side = size or trained.test_crop or min(pixels.shape[2:])
-        side = min(side, 512)
-    height, width = pixels.shape[2:]
-    square = min(height, width)
-    top, left = (height - square) // 2, (width - square) // 2
-    pixels = pixels[..., top : top + square, left : left + square]
-    pixels = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False, antialias=True)
-    if about["channels"] == 1:
-        pixels = pixels.mean(dim=1, keepdim=True)
-    return (pixels - 0.5) / 0.5 if isinstance(trained, TrainOptions) else pixels
 
 
 def _last_spatial(pooled: _Pooled, image: Tensor) -> str:

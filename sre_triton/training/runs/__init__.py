@@ -1,1 +1,1 @@
-"""One training from start to end, and the folder that it writes."""
+"""A training in its folder: the loop, checkpoints, interruption and restoring. Imports ``tasks`` and ``data``."""

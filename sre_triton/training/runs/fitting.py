@@ -1,4 +1,4 @@
-"""A training from its options to its folder: the part that is the same whatever is learned."""
+"""The training loop, the same for every task: from a task and a folder to checkpoints and a table of epochs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
 from sre_triton.training.figures import draw_curves
 from sre_triton.training.options import RunOptions
-from sre_triton.training.runs.folder import (
-    AtomicCheckpoints,
-    Interruption,
-    Recorder,
-    RunFolder,
-    checkpoint_in,
-    read_checkpoint,
-)
+from sre_triton.training.runs.callbacks import AtomicCheckpoints, Interruption, Recorder
+from sre_triton.training.runs.folder import RunFolder, checkpoint_in, read_checkpoint
 from sre_triton.training.tasks.task import Task
 from sre_triton.training.tasks.turning import turning_tests
 
@@ -32,14 +26,13 @@ __all__ = ["fit", "prepare_machine"]
 
 
 def prepare_machine(*, threads: int = 0, deterministic: bool = False, cudnn: bool = False) -> None:
-    """Sets what PyTorch keeps for the whole process."""
+    """Sets PyTorch's switches for the whole process, and silences advice that is meant for authors of loops."""
     if threads > 0:
         torch.set_num_threads(threads)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = cudnn and not deterministic
-    # Lightning's advice is for those who write loops, not for those who run these.
     warnings.filterwarnings("ignore", module="lightning.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
@@ -65,7 +58,7 @@ def fit(task: Task, folder: RunFolder, *, bar: bool = True) -> Recorder:
     _check(options)
     resumed = folder.last if folder.last.is_file() else None
     if resumed is not None:
-        read_checkpoint(resumed)  # says what is wrong with it better than Lightning would
+        read_checkpoint(resumed)  # its error says what is wrong; Lightning's does not
     elif options.load_model is not None:
         load_weights(task, options.load_model)
     rank_zero = int(os.environ.get("LOCAL_RANK", "0")) == 0
@@ -152,7 +145,7 @@ def _check(options: RunOptions) -> None:
 
 
 def _periodic_tests(task: Task, epoch: int) -> dict[str, float]:
-    """What ``--eval-interval`` asks for, on the validation set: the test set has no part in training."""
+    """The tests of ``--eval-interval``, on the validation set; nothing of the test set is seen in training."""
     options = task.options
     if epoch % options.eval_interval or not (options.eval_rot or options.eval_flip):
         return {}
@@ -179,7 +172,10 @@ def _machine(options: RunOptions) -> dict[str, Any]:
 
 
 def _checkpoints(task: Task, folder: RunFolder) -> list[ModelCheckpoint]:
-    """Best, every so often, and last; the last one last, as it also holds what the others know."""
+    """Keepers of the best epoch, of every ``--save-interval``-th and of the last.
+
+    The last checkpoint is written last, because it also holds the state of the other keepers.
+    """
     every_epoch: dict[str, Any] = {
         "dirpath": folder.path,
         "save_on_train_epoch_end": True,
@@ -193,7 +189,7 @@ def _checkpoints(task: Task, folder: RunFolder) -> list[ModelCheckpoint]:
 
 
 class _LastCheckpoint(ModelCheckpoint):
-    """A class of its own, by which Lightning tells its state from that of the others."""
+    """A class of its own: Lightning stores the state of each keeper under the name of its class."""
 
 
 def _loggers(options: RunOptions, folder: RunFolder) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The one exception that is no error."""
+"""How a training ends when the user stops it."""
 
 __all__ = ["Interrupted"]
 

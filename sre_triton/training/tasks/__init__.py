@@ -1,1 +1,1 @@
-"""What is learned: classification and segmentation."""
+"""What is learned: each task's network, loss, scores and rotation test. Imports ``data``."""

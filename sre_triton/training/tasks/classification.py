@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,17 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import functional as metrics
 
-from sre_triton.training.data.augment import Preparation, Share
+from sre_triton.training.data.augment import Preparation, Share, normalise
 from sre_triton.training.data.loading import EvaluationBatches, TrainingBatches, loader
 from sre_triton.training.data.medmnist import ImageSet, Split, read_image_set
 from sre_triton.training.data.patches import PATCHES, ensure_patches
 from sre_triton.training.data.warp import Symmetry
 from sre_triton.training.figures import draw_images
-from sre_triton.training.options import TrainOptions, TurningOptions, to_dict
+from sre_triton.training.options import TrainOptions, TurningOptions
 from sre_triton.training.tasks.networks import classifier
-from sre_triton.training.tasks.task import Task
+from sre_triton.training.tasks.task import Task, centred_square
 
-__all__ = ["ClassificationTask", "Labelled", "classification_scores", "classification_task", "read_set"]
+__all__ = ["ClassificationTask", "Labelled", "classification_scores"]
 
 
 class Labelled(Dataset[tuple[Tensor, Tensor]]):
@@ -38,50 +39,52 @@ class Labelled(Dataset[tuple[Tensor, Tensor]]):
         return self.images[indices], self.labels[indices]
 
 
-def read_set(options: TrainOptions) -> ImageSet:
-    """Reads the set that the options name; patches if they name none.
-
-    Raises:
-        ValueError: the set disagrees with ``--multi-label``, or is not as it should be.
-        OSError: it is missing.
-    """
-    name = options.med_mnist or PATCHES
-    if name == PATCHES and options.medmnist_size == 28:
-        ensure_patches(options.data_root)
-    images = read_image_set(options.data_root, name, options.medmnist_size, download=options.download)
-    if options.multi_label and not images.multi_label:
-        raise ValueError(f"--multi-label: {name} has one label per image, of {images.classes} classes")
-    return images
-
-
-def classification_task(options: TrainOptions, images: ImageSet | None = None) -> ClassificationTask:
-    """Reads the data, seeds the generator and builds the network of a training."""
-    images = images or read_set(options)
-    torch.manual_seed(options.seed)
-    network = classifier(options, images.classes, images.channels, images.ndim)
-    return ClassificationTask(network, options, images)
-
-
 class ClassificationTask(Task):
     """Cross-entropy over classes, or binary cross-entropy over labels."""
 
+    options_type = TrainOptions
     options: TrainOptions
 
     def __init__(self, network: nn.Module, options: TrainOptions, images: ImageSet) -> None:
-        description = {
-            "task": "classification",
-            "options": to_dict(options),
+        super().__init__(network, options, images)
+        self.images = images
+        self.preparation = Preparation(options, images.ndim)
+        self.monitor = "val_auc" if images.multi_label else "val_accuracy"
+        self._validated: list[tuple[Tensor, Tensor]] = []
+
+    @classmethod
+    def read_data(cls, options: TrainOptions) -> ImageSet:
+        """The set that the options name; patches if they name none."""
+        name = options.med_mnist or PATCHES
+        if name == PATCHES and options.medmnist_size == 28:
+            ensure_patches(options.data_root)
+        images = read_image_set(options.data_root, name, options.medmnist_size, download=options.download)
+        if options.multi_label and not images.multi_label:
+            raise ValueError(f"--multi-label: {name} has one label per image, of {images.classes} classes")
+        return images
+
+    @classmethod
+    def describe(cls, options: TrainOptions, images: ImageSet) -> dict[str, Any]:
+        return {
             "data": images.name,
             "classes": images.classes,
             "channels": images.channels,
             "ndim": images.ndim,
             "multi_label": images.multi_label,
         }
-        super().__init__(network, options, description)
-        self.images = images
-        self.preparation = Preparation(options, images.ndim)
-        self.monitor = "val_auc" if images.multi_label else "val_accuracy"
-        self._validated: list[tuple[Tensor, Tensor]] = []
+
+    @classmethod
+    def build_network(cls, options: TrainOptions, about: Mapping[str, Any]) -> nn.Module:
+        return classifier(options, about["classes"], about["channels"], about["ndim"])
+
+    @classmethod
+    def input_shape(cls, options: TrainOptions, about: Mapping[str, Any]) -> tuple[int, ...]:
+        return (about["channels"], *[Preparation(options, about["ndim"]).side] * about["ndim"])
+
+    @classmethod
+    def prepare_picture(cls, options: TrainOptions, about: Mapping[str, Any], pixels: Tensor, side: int = 0) -> Tensor:
+        side = side or Preparation(options, 2).side
+        return normalise(centred_square(pixels, side, about["channels"]))
 
     def train_dataloader(self) -> DataLoader[Any]:
         labelled = Labelled(self.images.splits["train"])

@@ -20,7 +20,7 @@ PLAIN_TWINS = {
     "sre_unet": "unet",
     "gmr_unet": "unet",
 }
-"""Of each ring network, the ordinary one that it is fairly compared with."""
+"""For each ring network, the ordinary network of the same stem, strides and resolution."""
 
 _PLAIN_UNET_FEATURES = (32, 32, 64, 128, 256, 32)
 

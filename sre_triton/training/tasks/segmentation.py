@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,23 +20,13 @@ from sre_triton.training.data.photographs import read_drive
 from sre_triton.training.data.vessels import Photograph, draw_vessels
 from sre_triton.training.data.warp import PADDING_MODES, Symmetry
 from sre_triton.training.figures import draw_images
-from sre_triton.training.options import SegmentOptions, TurningOptions, to_dict
+from sre_triton.training.options import SegmentOptions, TurningOptions
 from sre_triton.training.tasks.networks import segmenter
-from sre_triton.training.tasks.task import Task
+from sre_triton.training.tasks.task import Task, centred_square
 
-__all__ = ["CropSet", "SegmentationTask", "read_photographs", "segmentation_scores", "segmentation_task", "slide"]
+__all__ = ["CropSet", "SegmentationTask", "segmentation_scores", "slide"]
 
 Photographs = dict[str, list[Photograph]]
-
-
-def read_photographs(options: SegmentOptions) -> Photographs:
-    """Reads DRIVE, or draws the embedded vessels."""
-    if options.drive is not None:
-        return read_drive(options.drive)
-    counts = options.vessels_count
-    if len(counts) != 3 or min(counts) < 1:
-        raise ValueError(f"--vessels-count must be three positive numbers (train, val, test), got {counts}")
-    return _draw(options.vessels_size, options.vessels_seed, *counts)
 
 
 @lru_cache(maxsize=2)
@@ -44,17 +35,10 @@ def _draw(size: int, seed: int, train: int, val: int, test: int) -> Photographs:
     return {"train": drawn[:train], "val": drawn[train : train + val], "test": drawn[train + val :]}
 
 
-def segmentation_task(options: SegmentOptions, photographs: Photographs | None = None) -> SegmentationTask:
-    """Reads the data, seeds the generator and builds the network of a training."""
-    photographs = photographs or read_photographs(options)
-    torch.manual_seed(options.seed)
-    return SegmentationTask(segmenter(options), options, photographs)
-
-
 class CropSet(Dataset[tuple[Tensor, Tensor]]):
-    """Crops of photographs at random places, of photographs scaled and sheared at random where that is asked for.
+    """Crops at random places of photographs, which ``--affine-prob`` scales and shears at random first.
 
-    What is drawn depends on the seed, the epoch and the crop's number.
+    A crop depends on the seed, the epoch and its own number alone.
     """
 
     def __init__(self, photographs: list[Photograph], options: SegmentOptions) -> None:
@@ -107,7 +91,7 @@ class _Whole(Dataset[tuple[Tensor, Tensor]]):
 
 
 class _CropBatches(TrainingBatches):
-    """Tells the crops which epoch it is."""
+    """Passes the epoch on to the crops, which are drawn anew in each."""
 
     def __init__(self, crops: CropSet, options: SegmentOptions, share: Share) -> None:
         super().__init__(len(crops), options.batch_size, options.seed, share)
@@ -123,21 +107,48 @@ class SegmentationTask(Task):
 
     monitor = "val_dice"
     main_score = "dice"
+    options_type = SegmentOptions
     options: SegmentOptions
 
     def __init__(self, network: nn.Module, options: SegmentOptions, photographs: Photographs) -> None:
-        description = {
-            "task": "segmentation",
-            "options": to_dict(options),
+        super().__init__(network, options, photographs)
+        self.photographs = photographs
+        self.loss = _loss(options)
+        self._validated: list[dict[str, float]] = []
+
+    @classmethod
+    def read_data(cls, options: SegmentOptions) -> Photographs:
+        """DRIVE, or the embedded vessels."""
+        if options.drive is not None:
+            return read_drive(options.drive)
+        counts = options.vessels_count
+        if len(counts) != 3 or min(counts) < 1:
+            raise ValueError(f"--vessels-count must be three positive numbers (train, val, test), got {counts}")
+        return _draw(options.vessels_size, options.vessels_seed, *counts)
+
+    @classmethod
+    def describe(cls, options: SegmentOptions, photographs: Photographs) -> dict[str, Any]:
+        return {
             "data": "drive" if options.drive is not None else "vessels",
             "classes": 2,
             "channels": 3,
             "ndim": 2,
         }
-        super().__init__(network, options, description)
-        self.photographs = photographs
-        self.loss = _loss(options)
-        self._validated: list[dict[str, float]] = []
+
+    @classmethod
+    def build_network(cls, options: SegmentOptions, about: Mapping[str, Any]) -> nn.Module:
+        return segmenter(options)
+
+    @classmethod
+    def input_shape(cls, options: SegmentOptions, about: Mapping[str, Any]) -> tuple[int, ...]:
+        return (about["channels"], options.crop_size, options.crop_size)
+
+    @classmethod
+    def prepare_picture(
+        cls, options: SegmentOptions, about: Mapping[str, Any], pixels: Tensor, side: int = 0
+    ) -> Tensor:
+        side = min(side or options.test_crop or min(pixels.shape[2:]), 512)
+        return centred_square(pixels, side, about["channels"])
 
     def train_dataloader(self) -> DataLoader[Any]:
         batches = self.training_batches()
@@ -242,7 +253,7 @@ def segmentation_scores(probability: Tensor, vessels: Tensor) -> dict[str, float
 
 
 def _ratio(part: float, whole: float) -> float:
-    """A share; of nothing it is 1, as nothing was missed."""
+    """``part / whole``, and 1 where ``whole`` is 0: there was nothing to find, and nothing was missed."""
     return part / whole if whole else 1.0
 
 

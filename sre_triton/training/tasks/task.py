@@ -1,14 +1,16 @@
-"""What every task shares: a network, its optimiser, and an account of each epoch that survives an interruption."""
+"""What all tasks share: a network, its optimiser, and means over an epoch that survive an interruption."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
@@ -16,9 +18,10 @@ from sre_triton.training.data.augment import Share, derived_seed
 from sre_triton.training.data.loading import ResumableLoader, TrainingBatches
 from sre_triton.training.data.warp import Symmetry
 from sre_triton.training.options import RunOptions, TurningOptions
+from sre_triton.training.schema import to_dict
 from sre_triton.training.tasks.optimisation import optimiser_and_schedule
 
-__all__ = ["Task"]
+__all__ = ["Task", "centred_square"]
 
 
 class Task(LightningModule):
@@ -30,22 +33,68 @@ class Task(LightningModule):
 
     Args:
         network: from images to logits.
-        options: of the run.
-        description: what a checkpoint must hold to rebuild the task without its data; plain values.
+        options: of the run, an instance of :attr:`options_type`.
+        data: as :meth:`read_data` returns them.
     """
 
+    options_type: ClassVar[type[RunOptions]]
     monitor = ""
     main_score = "accuracy"
 
-    def __init__(self, network: nn.Module, options: RunOptions, description: dict[str, Any]) -> None:
+    def __init__(self, network: nn.Module, options: RunOptions, data: Any) -> None:
         super().__init__()
         self.network = network
         self.options = options
-        self.description = description
+        self.description = {"task": options.task, "options": to_dict(options), **self.describe(options, data)}
         self.epoch_means = nn.ModuleDict({name: MeanMetric() for name in ("loss", "accuracy", "grad_norm")})
 
+    @classmethod
+    def from_options(cls, options: RunOptions) -> Task:
+        """Reads the data, seeds the generator and builds the network of a training."""
+        data = cls.read_data(options)
+        torch.manual_seed(options.seed)
+        return cls(cls.build_network(options, cls.describe(options, data)), options, data)
+
+    @classmethod
+    def read_data(cls, options: Any) -> Any:
+        """The data that the options name.
+
+        Raises:
+            ValueError: they are not as they should be, or disagree with an option.
+            OSError: they are missing.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def describe(cls, options: Any, data: Any) -> dict[str, Any]:
+        """What a checkpoint must hold to rebuild the network without the data, as plain values.
+
+        At least ``data`` (their name), ``classes``, ``channels`` and ``ndim`` (2 for images, 3 for volumes).
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def build_network(cls, options: Any, about: Mapping[str, Any]) -> nn.Module:
+        """The network that the options name, from images to logits, for data as :meth:`describe` describes them."""
+        raise NotImplementedError
+
+    @classmethod
+    def input_shape(cls, options: Any, about: Mapping[str, Any]) -> tuple[int, ...]:
+        """Shape of one training input as the network sees it, (C, *space)."""
+        raise NotImplementedError
+
+    @classmethod
+    def prepare_picture(cls, options: Any, about: Mapping[str, Any], pixels: Tensor, side: int = 0) -> Tensor:
+        """A picture as the network is used to: its size, channels and range of values.
+
+        Args:
+            pixels: (1, 3, H, W) in 0 to 1; what is longer than it is wide, or the other way round, loses its ends.
+            side: of the result; 0 for that of the training.
+        """
+        raise NotImplementedError
+
     def _mean(self, name: str) -> Any:
-        """A mean over the epoch; Any, as a module's attributes have no types."""
+        """The running mean of this name (typed Any, as submodules have no types)."""
         return self.epoch_means[name]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +111,7 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimiser, schedule = optimiser_and_schedule(self.network, self.options)
-        # Counted in steps, Lightning moves the schedule before it writes an epoch's checkpoint, not after.
+        # An interval in steps, as Lightning then advances the schedule before it writes the epoch's checkpoint.
         steps = len(self.training_batches())
         return {
             "optimizer": optimiser,
@@ -70,11 +119,11 @@ class Task(LightningModule):
         }
 
     def training_batches(self) -> TrainingBatches:
-        """The order of the training items of this process."""
+        """The batches of this process, as indices of training items."""
         raise NotImplementedError
 
     def turned_scores(self, split: str, symmetry: Symmetry, turning: TurningOptions) -> dict[str, float]:
-        """Scores of the network as it is on a turned split, as shares of one; batched on the network's device.
+        """Scores of the network on a split whose images are turned, between 0 and 1; computed on the network's device.
 
         Args:
             split: "train", "val" or "test".
@@ -92,7 +141,7 @@ class Task(LightningModule):
             self._mean(name).reset()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Dropout draws from the global generator; seeded by the step, it needs no memory of the steps before.
+        # Dropout draws from the global generator: seeded at every step, a resumed run draws the same numbers.
         torch.manual_seed(derived_seed(self.step_seed(batch_idx), self.global_rank))
 
     def account(self, loss: Tensor, accuracy: Tensor, count: int) -> None:
@@ -137,10 +186,19 @@ class Task(LightningModule):
             mean._update_count = max(1, mean._update_count)  # else it warns that it has nothing to compute
 
     def resumable(self, loader: DataLoader[Any]) -> DataLoader[Any]:
-        """Lets the training loader count what Lightning's loop has trained on."""
+        """Tells the training loader its epoch, and how to count the batches that were trained on."""
         assert isinstance(loader, ResumableLoader)
         assert isinstance(loader.sampler, TrainingBatches)
-        # Lightning tells the epoch after it has begun to read.
+        # Lightning calls set_epoch only after it has begun to read.
         loader.sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
         loader.trained = lambda: self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         return loader
+
+
+def centred_square(pixels: Tensor, side: int, channels: int) -> Tensor:
+    """The middle square of pictures (N, 3, H, W), resized; their grey for one channel."""
+    square = min(pixels.shape[2:])
+    top, left = ((length - square) // 2 for length in pixels.shape[2:])
+    pixels = pixels[..., top : top + square, left : left + square]
+    pixels = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False, antialias=True)
+    return pixels.mean(dim=1, keepdim=True) if channels == 1 else pixels

@@ -1,0 +1,135 @@
+"""Callbacks of a training: its table of epochs, checkpoints that are whole, and the stop that a user asks for."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from sre_triton.training.files import replacing, write_csv, write_json
+from sre_triton.training.runs.folder import RunFolder
+from sre_triton.training.runs.interruption import Interrupted
+
+__all__ = ["AtomicCheckpoints", "Interruption", "Recorder"]
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside the old one and then puts it in its place."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with replacing(Path(path)) as partial:
+            try:
+                torch.save(checkpoint, partial)
+            except RuntimeError as error:  # PyTorch's own writer reports a full disk so
+                raise OSError(str(error)) from error
+
+
+class Interruption(Callback):
+    """Ctrl-C (SIGINT) and SIGTERM end a training at the next step, after saving; a second Ctrl-C ends it at once."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.asked = False
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Watches for the signals."""
+
+        def ask(number: int, frame: Any) -> None:
+            if self.asked and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.asked = True
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # The last batch's checkpoint is the epoch's, after validation.
+        if self._any_asked(trainer) and not trainer.is_last_batch:
+            trainer.save_checkpoint(self.folder.last)
+            raise self._stopped(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0 and trainer.current_epoch > 0 and self._any_asked(trainer):
+            raise self._stopped(trainer)  # the epoch before has just been saved
+
+    def _stopped(self, trainer: Trainer) -> Interrupted:
+        return Interrupted(
+            f"stopped in epoch {trainer.current_epoch + 1} of {trainer.max_epochs}; everything is saved in "
+            f"{self.folder.path}: go on with the same command and --resume {self.folder.path} "
+            "(`compare` goes on by itself)"
+        )
+
+    def _any_asked(self, trainer: Trainer) -> bool:
+        """Whether any process was asked to stop: all stop at the same step, else some would wait for ever."""
+        if trainer.world_size == 1:
+            return self.asked
+        asked = torch.tensor(float(self.asked), device=trainer.strategy.root_device)
+        return bool(trainer.strategy.reduce(asked, reduce_op="sum"))
+
+
+class Recorder(Callback):
+    """Keeps the table of epochs, in the checkpoint and in the folder, and prints a line of each if ``lines``.
+
+    Attributes:
+        tests: called with the number of each finished epoch; returns further columns of its row.
+    """
+
+    def __init__(self, folder: RunFolder, first_epoch: int = 0, *, lines: bool = True) -> None:
+        self.folder = folder
+        self.lines = lines
+        self.first_epoch = first_epoch
+        self.rows: list[dict[str, Any]] = []
+        self.tests: Callable[[int], dict[str, float]] = lambda epoch: {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        row = {"epoch": self.first_epoch + trainer.current_epoch + 1, "lr": self._rate}
+        row |= pl_module.training_row()  # type: ignore[operator]
+        row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name != "loss"}
+        if trainer.is_global_zero:
+            row |= self.tests(int(row["epoch"]))
+        self.rows.append(row)
+        for logger in trainer.loggers:
+            logger.log_metrics({name.replace("_", "/", 1): value for name, value in row.items()}, trainer.global_step)
+        if trainer.is_global_zero:
+            self.write()
+            if self.lines:
+                print(_line(row, trainer.max_epochs), flush=True)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"]  # a run resumed in mid-epoch misses the epoch's start
+
+    def write(self, **tests: Any) -> None:
+        """Writes ``metrics.csv`` and ``logs.json``, the latter with results of tests."""
+        if not self.rows:
+            return
+        write_csv(self.folder.path / "metrics.csv", self.rows)
+        columns = dict.fromkeys(key for row in self.rows for key in row)
+        logs = {name: [row.get(name) for row in self.rows] for name in columns}
+        write_json(self.folder.path / "logs.json", {**logs, **tests})
+
+
+def _line(row: dict[str, Any], epochs: int | None) -> str:
+    shown = {name: value for name, value in row.items() if name.endswith(("loss", "accuracy", "auc", "dice"))}
+    return f"epoch {row['epoch']}/{epochs}  " + "  ".join(f"{name} {value:.4f}" for name, value in shown.items())

@@ -1,0 +1,151 @@
+"""Dataclasses of options: fields that know their help, the command line made of them, and their form in JSON."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Any, TypeVar
+
+__all__ = ["add_arguments", "from_dict", "from_namespace", "option", "result_options", "to_dict"]
+
+Options = TypeVar("Options")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str,
+    flags: Sequence[str] = (),
+    choices: Iterable[Any] | None = None,
+    metavar: str | None = None,
+    nargs: str | None = None,
+    const: Any = None,
+    result: bool = True,
+) -> Any:
+    """One option.
+
+    Args:
+        flags: further spellings; the field's own name with dashes always comes first.
+        result: whether it can change what is learned, so that a resumed run must have the same.
+    """
+    metadata = {
+        "help": help,
+        "group": group,
+        "flags": tuple(flags),
+        "choices": tuple(choices) if choices is not None else None,
+        "metavar": metavar,
+        "nargs": nargs,
+        "const": const,
+        "result": result,
+    }
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: default.copy(), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def add_arguments(parser: argparse.ArgumentParser, options: type[Any], *, dest_prefix: str = "") -> None:
+    """Adds every field of a dataclass of options to a parser, in groups that ``--help`` shows.
+
+    A class variable ``dropped`` lists flags of the reference script that are answered with the reason why they are
+    gone.
+
+    Args:
+        dest_prefix: of the namespace's attributes, where two dataclasses share a parser and a field's name.
+    """
+    hints = typing.get_type_hints(options)
+    groups: dict[str, Any] = {}
+    for entry in dataclasses.fields(options):
+        about = entry.metadata
+        group = groups.setdefault(about["group"], None) or parser.add_argument_group(about["group"])
+        groups[about["group"]] = group
+        make = entry.default_factory
+        default = entry.default if make is dataclasses.MISSING else make()
+        flags = [*about["flags"], "--" + entry.name.replace("_", "-")]
+        settings: dict[str, Any] = {
+            "dest": dest_prefix + entry.name,
+            "default": default,
+            "help": _help(about["help"], default),
+        }
+        kind, many = _kind(hints[entry.name])
+        if kind is bool:
+            group.add_argument(*flags, action=argparse.BooleanOptionalAction if default else "store_true", **settings)
+            continue
+        settings |= {"type": kind, "metavar": about["metavar"], "choices": about["choices"], "nargs": about["nargs"]}
+        if many and about["nargs"] is None:
+            settings["nargs"] = "+"
+        if about["const"] is not None:
+            settings["const"] = about["const"]
+        group.add_argument(*flags, **settings)
+    for flag, reason in getattr(options, "dropped", {}).items():
+        parser.add_argument(flag, action=_Dropped, reason=reason)
+
+
+def _help(text: str, default: Any) -> str:
+    shown = default not in (None, False, "") and "default" not in text
+    return text + (" (default: %(default)s)" if shown else "")
+
+
+def _kind(hint: Any) -> tuple[Any, bool]:
+    """The type of one value, and whether there are many."""
+    if isinstance(hint, types.UnionType):
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    if typing.get_origin(hint) is list:
+        return typing.get_args(hint)[0], True
+    return hint, False
+
+
+class _Dropped(argparse.Action):
+    """An option of the reference script that this one does not have, and why."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, reason: str) -> None:
+        super().__init__(
+            option_strings, argparse.SUPPRESS, nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
+        self.reason = reason
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.error(f"{self.option_strings[0]} was dropped: {self.reason}")
+
+
+def from_namespace(options: type[Options], namespace: argparse.Namespace, *, dest_prefix: str = "") -> Options:
+    """Takes the fields of a dataclass of options out of what a parser found."""
+    names = [entry.name for entry in dataclasses.fields(options)]  # type: ignore[arg-type]
+    return options(**{name: getattr(namespace, dest_prefix + name) for name in names})
+
+
+def to_dict(options: Any) -> dict[str, Any]:
+    """The options as JSON holds them; paths become text."""
+    return {
+        name: os.fspath(value) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(options).items()
+    }
+
+
+def from_dict(options: type[Options], values: dict[str, Any]) -> Options:
+    """The inverse of :func:`to_dict`. Options that are new since then take their defaults.
+
+    Raises:
+        ValueError: an option of ``values`` is unknown; names it.
+    """
+    hints = typing.get_type_hints(options)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ValueError(f"unknown options {', '.join(unknown)}: written by another version of sre_triton")
+    read = {
+        name: Path(value) if _kind(hints[name])[0] is Path and value is not None else value
+        for name, value in values.items()
+    }
+    return options(**read)
+
+
+def result_options(options: Any) -> dict[str, Any]:
+    """The options that can change what is learned."""
+    names = {entry.name for entry in dataclasses.fields(options) if entry.metadata["result"]}
+    return {name: value for name, value in to_dict(options).items() if name in names}
