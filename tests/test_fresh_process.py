@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import sre_triton
+from tests.oracle import BACKENDS
 
 
 def run(script: str, timeout: float = 300, **environment: str) -> str:
@@ -198,14 +199,14 @@ def test_forked_workers_run_and_share_weights() -> None:
 def test_no_memory_is_read_before_it_is_written() -> None:
     """Under glibc's MALLOC_PERTURB_ fresh memory holds numbers too large to be missed."""
     run(
-        """
+        f"""
         import torch
         import sre_triton
         for size in ((2, 2, 2), (3, 9, 9), (9, 4, 9), (1, 1, 1), (9, 9, 3)):
             for kernel_size, stride in ((3, 1), (5, 1), (5, 2)):
                 layer = sre_triton.SREConv3d(16, 16, kernel_size, stride, kernel_size // 2, bias=False)
                 x = torch.randn(2, 16, *size)
-                for backend in ("dense", "ringwise"):
+                for backend in {BACKENDS}:
                     with sre_triton.backend(backend):
                         expected = torch.autograd.grad(layer(x).sum(), layer.weight)[0]
                         with torch.autocast("cpu", torch.bfloat16):

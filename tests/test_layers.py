@@ -15,12 +15,12 @@ from torch import Tensor, nn
 import sre_triton
 from sre_triton.geometry.rings import ring_geometry
 from sre_triton.layers import RingConvNd
-from tests import reference
+from tests import oracle, reference
 
 CONVS = ["Conv1d", "Conv2d", "Conv3d"]
 TRANSPOSED = ["ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
 NAMES = [*CONVS, *TRANSPOSED]
-BACKENDS = ["auto", "dense", "ringwise"]
+BACKENDS = ["auto", *oracle.BACKENDS]
 RING_OPTIONS = {"num_rings": None, "circular": True, "antialias": False}
 
 # Reach and rounding of a sum of products: units in the last place of its largest term, generously for a

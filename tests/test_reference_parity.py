@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import sre_triton
+from tests.oracle import BACKENDS
 from tests.reference import gmr_conv_package, ring_masks, sre_conv_package
 
-BACKENDS = ["dense", "ringwise"]
 PADDING_MODES = ["zeros", "reflect", "replicate", "circular"]
 
 # 80 in 2-D and 40 in 3-D.
