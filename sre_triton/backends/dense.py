@@ -39,28 +39,40 @@ def transpose(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, ou
 
 def weight_grad(x: Tensor, grad_y: Tensor, spec: ConvSpec) -> Tensor:
     kernel = x.new_empty(()).expand(grad_y.shape[1], x.shape[1] // spec.groups, *spec.geometry.kernel_size)
-    return collapse(_convolution_backward(grad_y, x, kernel, spec, (False, True))[1], spec.geometry)
+    return collapse(_kernel_grad(grad_y, x, kernel, spec), spec.geometry)
 
 
 def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple[Tensor, Tensor]:
     kernel = expand(weight, spec.geometry)
-    grad_x, grad_kernel = _convolution_backward(grad_y, x, kernel, spec, (True, True))
+    if _reads_garbage(x, spec) or _is_slow(x, spec):
+        grad_x, _ = _convolution_backward(grad_y, x, kernel, spec, spec.padding, (True, False))
+        grad_kernel = _kernel_grad(grad_y, x, kernel, spec)
+    else:
+        grad_x, grad_kernel = _convolution_backward(grad_y, x, kernel, spec, spec.padding, (True, True))
     return grad_x, collapse(grad_kernel, spec.geometry)
 
 
+def _kernel_grad(grad_y: Tensor, x: Tensor, kernel: Tensor, spec: ConvSpec) -> Tensor:
+    dtype, padding = x.dtype, spec.padding
+    if _reads_garbage(x, spec):
+        grad_y, x, kernel = grad_y.float(), x.float(), kernel.float()
+    if _is_slow(x, spec):
+        padding = tuple(min(p, r // 2) for p, r in zip(padding, spec.reach, strict=True))
+        by_hand = [p - q for p, q in zip(spec.padding, padding, strict=True)]
+        x = F.pad(x, [extra for extra in reversed(by_hand) for _ in range(2)])
+    return _convolution_backward(grad_y, x, kernel, spec, padding, (False, True))[1].to(dtype)
+
+
 def _convolution_backward(
-    grad_y: Tensor, x: Tensor, kernel: Tensor, spec: ConvSpec, mask: tuple[bool, bool]
+    grad_y: Tensor, x: Tensor, kernel: Tensor, spec: ConvSpec, padding: tuple[int, ...], mask: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
-    if x.dtype is torch.bfloat16 and mask[1] and _reads_garbage(x, spec):
-        grads = _convolution_backward(grad_y.float(), x.float(), kernel.float(), spec, mask)
-        return grads[0].to(x.dtype) if mask[0] else grads[0], grads[1].to(x.dtype)
     grads = torch.ops.aten.convolution_backward.default(
         grad_y,
         x,
         kernel,
         None,
         spec.stride,
-        spec.padding,
+        padding,
         spec.dilation,
         False,
         [0] * spec.ndim,
@@ -70,14 +82,23 @@ def _convolution_backward(
     return grads[0], grads[1]
 
 
-def _reads_garbage(x: Tensor, spec: ConvSpec) -> bool:
-    """Where PyTorch's own weight gradient is wrong in bfloat16.
+# What is wrong with the weight gradients of oneDNN, as of PyTorch 2.13.
 
-    In 3-D oneDNN (as of PyTorch 2.13) takes uninitialised memory for the planes beyond an image that is smaller
-    than the kernel.
-    """
-    return (
-        x.device.type == "cpu"
-        and x.dim() == 5
-        and any(n < k for n, k in zip(x.shape[2:], spec.geometry.kernel_size, strict=True))
-    )
+
+def _reads_garbage(x: Tensor, spec: ConvSpec) -> bool:
+    """Where bfloat16 ones are sums over uninitialised memory: in 3-D with dilation or an image smaller than the
+    kernel, in 2-D with dilation and groups."""
+    if x.dtype is not torch.bfloat16 or x.device.type != "cpu":
+        return False
+    if spec.ndim == 3 and any(n < k for n, k in zip(x.shape[2:], spec.geometry.kernel_size, strict=True)):
+        return True
+    return spec.is_dilated and (spec.ndim == 3 or (spec.ndim == 2 and spec.groups > 1))
+
+
+def _is_slow(x: Tensor, spec: ConvSpec) -> bool:
+    """Where padding above half the kernel leads to an algorithm that takes two to ten times as long (once, 750)."""
+    if x.device.type != "cpu" or not spec.pads_beyond_half or spec.groups == x.shape[1]:
+        return False
+    if spec.ndim == 3:
+        return x.dtype in (torch.float32, torch.bfloat16) and not spec.is_dilated
+    return spec.ndim == 2 and x.dtype is torch.bfloat16

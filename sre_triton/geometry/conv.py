@@ -39,6 +39,15 @@ class ConvSpec:
     def is_unit_stride(self) -> bool:
         return all(s == 1 for s in self.stride)
 
+    @cached_property
+    def is_dilated(self) -> bool:
+        return any(d > 1 for d in self.dilation)
+
+    @cached_property
+    def pads_beyond_half(self) -> bool:
+        """Whether somewhere more is padded than keeps the size at stride 1."""
+        return any(2 * p > r for p, r in zip(self.padding, self.reach, strict=True))
+
     def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
         """Spatial size of the convolution of an input of this spatial size; see :func:`output_size`."""
         return output_size(input_size, self.stride, self.padding, self.reach)
