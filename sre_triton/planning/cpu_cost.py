@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from sre_triton.backends.ringwise.depthwise import ring_masks, suits_depthwise
 from sre_triton.geometry.schedule import ring_schedule
 
 if TYPE_CHECKING:
@@ -51,8 +50,6 @@ class RingwiseWork(NamedTuple):
     additions: float  # of elements in ring sums
     strided: float  # the same where the convolution is strided: operands are read with gaps, from larger blocks
     copies: float  # of elements into a block, and of ring sums
-    taps: float  # of elements in ring sums by depthwise convolutions, those of weight 0 between the others too
-    sums: float  # elements of such ring sums; twice where the convolution is strided
     products: float
     outputs: float  # elements of products, written or added up
 
@@ -139,9 +136,8 @@ def _taps_inside(k: int, n: int, m: int, padding: int, stride: int, dilation: in
     return total
 
 
-# Elements of scratch memory that a block of ring sums takes, and of one ring sum by a depthwise convolution.
+# Elements of scratch memory that a block of ring sums takes.
 _BLOCK = 3 << 18
-_DEPTHWISE_BLOCK = 1 << 18
 
 
 class _RingSums(NamedTuple):
@@ -155,15 +151,12 @@ class _RingSums(NamedTuple):
     rings: int
     density: list[int]  # elements of a buffer of each level, per position and channel
     additions: int  # per position and channel
-    upsampling: tuple[int, ...]
-    half: tuple[int, ...]
     steps: int
     buffers: int
 
 
 def _ring_sums(call: Call) -> _RingSums:
     spec, input_size = call.spec, call.input_size
-    upsampling = spec.stride if call.kind == "transpose" else (1,) * spec.ndim
     if call.kind in ("forward", "weight_grad"):
         positions, summed, mixed, stride = call.pixels, call.in_channels, call.out_channels, spec.stride
         width = spec.output_size(input_size)[-1]
@@ -178,8 +171,8 @@ def _ring_sums(call: Call) -> _RingSums:
     additions = sum(density[schedule.levels[step.out]] for step in schedule.steps)
     products = 2 if call.kind == "backward" else 1
     return _RingSums(
-        positions, width, summed, mixed, products, len(rings), density, additions, upsampling, half,
-        len(schedule.steps), len(schedule.levels),
+        positions, width, summed, mixed, products, len(rings), density, additions, len(schedule.steps),
+        len(schedule.levels),
     )  # fmt: skip
 
 
@@ -189,31 +182,15 @@ def ringwise_work(call: Call) -> RingwiseWork:
         return RingwiseWork(*_in_two_passes(ringwise_work, call))
     spec, r = call.spec, _ring_sums(call)
     elements = r.positions * r.summed
-    shared = RingwiseWork(
-        start=1.0,
-        calls=0.0,
-        additions=0.0,
-        strided=0.0,
-        copies=0.0,
-        taps=0.0,
-        sums=0.0,
-        products=r.products * elements * r.rings * _in_lanes(r.mixed // spec.groups),
-        outputs=r.products * r.positions * r.mixed,
-    )
-    if call.device.type == "cpu" and suits_depthwise(r.upsampling, elements, r.rings, call.dtype):
-        blocks = max(1.0, elements / _DEPTHWISE_BLOCK)
-        masks = ring_masks(spec.geometry, r.half)
-        return shared._replace(
-            calls=blocks * r.rings * (1 + r.products * spec.groups),
-            taps=r.positions * _in_lanes(r.summed) * sum(mask.shares.size for mask in masks),
-            sums=elements * r.rings * (2 if r.density[0] > 1 else 1),
-        )
     blocks = max(1.0, elements * (r.buffers + r.rings) / _BLOCK)
-    return shared._replace(
+    return RingwiseWork(
+        start=1.0,
         calls=blocks * (r.steps + r.rings + 2 * r.products * spec.groups),
         additions=elements * r.additions,
         strided=elements * r.additions if r.density[0] > 1 else 0.0,
         copies=elements * (r.density[0] + r.rings),
+        products=r.products * elements * r.rings * _in_lanes(r.mixed // spec.groups),
+        outputs=r.products * r.positions * r.mixed,
     )
 
 
@@ -271,8 +248,6 @@ _CPU: dict[str, Work] = {
         additions=0.32,
         strided=0.18,
         copies=0.0,
-        taps=0.053,
-        sums=0.81,
         products=0.034,
         outputs=1.07,
     ),
@@ -296,8 +271,6 @@ _CPU_HALF: dict[str, Work] = {
         additions=0.38,
         strided=0.043,
         copies=0.077,
-        taps=0.055,
-        sums=0.44,
         products=0.0143,
         outputs=0.52,
     ),
@@ -323,8 +296,6 @@ _OTHER: dict[str, Work] = {
         additions=8e-3,
         strided=0.0,
         copies=8e-3,
-        taps=0.0,
-        sums=0.0,
         products=1e-5,
         outputs=4e-3,
     ),

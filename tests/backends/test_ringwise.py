@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sre_triton.backends import dense, native
 from sre_triton.backends.native import launch
-from sre_triton.backends.ringwise import additions, depthwise, ring_sums
 from sre_triton.backends.ringwise import passes as ringwise
+from sre_triton.backends.ringwise import ring_sums
 from sre_triton.geometry.conv import ConvSpec, conv_spec
 from sre_triton.geometry.rings import RingGeometry, default_num_rings, ring_geometry
 from sre_triton.geometry.schedule import Operand, Schedule, ring_schedule
@@ -72,22 +72,14 @@ needs_native = pytest.mark.skipif(native.missing() is not None, reason=str(nativ
 PATHS = [pytest.param(ringwise, id="ringwise"), pytest.param(launch, id="native", marks=needs_native)]
 
 
-@pytest.fixture(params=["additions", "depthwise", pytest.param("native", marks=needs_native)])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """How ring sums are made, wherever there is a choice: also in float64, which has no fast depthwise kernel."""
+@pytest.fixture(params=["ringwise", pytest.param("native", marks=needs_native)])
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Who makes the ring sums."""
+    threads = torch.get_num_threads()
     if request.param == "native":  # several threads cut small images, too, into tiles
-        threads = torch.get_num_threads()
         torch.set_num_threads(3)
-        yield request.param
-        torch.set_num_threads(threads)
-        return
-    by_depthwise = request.param == "depthwise"
-    monkeypatch.setattr(
-        ring_sums, "has_depthwise", lambda _, w: by_depthwise and len(w.half) == 2 and set(w.upsampling) == {1}
-    )
-    if by_depthwise:
-        monkeypatch.setattr(ring_sums, "_NARROW", 2)
     yield request.param
+    torch.set_num_threads(threads)
 
 
 def assert_same(way: str, spec: ConvSpec, *tensors: Tensor) -> None:
@@ -159,9 +151,8 @@ def test_schedule_shares_partial_sums(kernel_size: tuple[int, ...], additions: i
 def test_random_shapes_match_dense(seed: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(seed)
     torch.manual_seed(seed)
-    monkeypatch.setattr(additions, "_CPU_SCRATCH", draw.choice([64, 1500, 20000, 1 << 20]))  # many blocks to one
-    monkeypatch.setattr(depthwise, "_BLOCK_BYTES", draw.choice([64, 1500, 8000, 1 << 20]))
-    ndim = 2 if way == "depthwise" else draw.choice([1, 2, 2, 3])
+    monkeypatch.setattr(ring_sums, "_CPU_SCRATCH", draw.choice([64, 1500, 20000, 1 << 20]))  # many blocks to one
+    ndim = draw.choice([1, 2, 2, 3])
     while True:
         k = draw.choice([1, 3, 5] if ndim == 3 else [1, 3, 5, 7, 9])
         circular = ndim == 1 or draw.random() < 0.7  # non-circular rings of a line can be empty
@@ -254,23 +245,6 @@ def test_error_is_at_most_twice_that_of_dense(
         assert error <= 2 * allowed, f"{name}: {error:.3g} against {allowed:.3g}"
 
 
-def test_float32_images_take_depthwise_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
-        pytest.skip("the depthwise kernels are those of x86 processors")
-    taken = []
-    convolve = torch.nn.functional.conv2d
-    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda *args: taken.append(args) or convolve(*args))
-    for dtype, expected in ((torch.float32, 4), (torch.float64, 0)):
-        spec = make_spec(2, 9)
-        x, weight, *_ = make_tensors(spec, (64, 64), channels=(32, 4), dtype=dtype, channels_last=True)
-        ringwise.forward(x, weight, None, spec)
-        assert len(taken) == expected  # the centre is no convolution
-        taken.clear()
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    ringwise.forward(x.float(), weight.float(), None, spec)
-    assert not taken
-
-
 def test_results_turn_with_the_input(way: str) -> None:
     spec = make_spec(2, 9)
     x, weight, bias, _ = make_tensors(spec, (20, 20))
@@ -309,5 +283,5 @@ def test_working_memory_does_not_grow_with_the_activation(channels_last: bool, d
         y = ringwise.forward(x, weight, bias, spec)
         grad_x, _ = ringwise.backward(grad_y, x, weight, spec)
     results = sum(t.untyped_storage().nbytes() for t in (y, grad_x))
-    scratch_bytes = 4 * additions._CPU_SCRATCH * torch.get_num_threads()
+    scratch_bytes = 4 * ring_sums._CPU_SCRATCH * torch.get_num_threads()
     assert memory.peak - results < 3 * scratch_bytes < 2 * 5 * 4 * x.numel()

@@ -23,9 +23,8 @@ import torch
 from torch import Tensor
 
 from sre_triton.backends.memory_format import new_activation
-from sre_triton.backends.ringwise.additions import sum_dtype
 from sre_triton.backends.ringwise.blocks import Block
-from sre_triton.backends.ringwise.ring_sums import Part, ring_sums
+from sre_triton.backends.ringwise.ring_sums import ring_sums, sum_dtype
 from sre_triton.geometry.conv import ConvSpec
 from sre_triton.geometry.windows import Window, adjoint_window, forward_window
 
@@ -36,8 +35,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> T
     window = forward_window(spec, tuple(x.shape[2:]))
     y = new_activation(x, weight.shape[0], window.output_size)
     mixer = _Mixer(_ring_major(weight, window, spec.groups), bias, y)
-    for block, rings, sums in _sums(x, window, spec.groups):
-        mixer.write(block, rings, sums)
+    for block, sums in _sums(x, window, spec.groups):
+        mixer.write(block, sums)
     return y
 
 
@@ -45,16 +44,16 @@ def transpose(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, ou
     window = adjoint_window(spec, tuple(x.shape[2:]), spec.transposed_size(x.shape[2:], output_padding))
     y = new_activation(x, weight.shape[1] * spec.groups, window.output_size)
     mixer = _Mixer(_ring_major(_swap(weight, spec.groups), window, spec.groups), bias, y)
-    for block, rings, sums in _sums(x, window, spec.groups):
-        mixer.write(block, rings, sums)
+    for block, sums in _sums(x, window, spec.groups):
+        mixer.write(block, sums)
     return y
 
 
 def weight_grad(x: Tensor, grad_y: Tensor, spec: ConvSpec) -> Tensor:
     window = forward_window(spec, tuple(x.shape[2:]))
     grad = _WeightGrad(grad_y, x.shape[1], window, spec)
-    for block, rings, sums in _sums(x, window, spec.groups):
-        grad.add(block, rings, sums)
+    for block, sums in _sums(x, window, spec.groups):
+        grad.add(block, sums)
     return grad.ring_weight()
 
 
@@ -67,9 +66,9 @@ def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple
     grad_x = new_activation(x, x.shape[1], input_size)
     mixer = _Mixer(_ring_major(_swap(weight, spec.groups), window, spec.groups), None, grad_x)
     grad = _WeightGrad(x, grad_y.shape[1], window, spec)
-    for block, rings, sums in _sums(grad_y, window, spec.groups):
-        mixer.write(block, rings, sums)
-        grad.add(block, rings, sums)
+    for block, sums in _sums(grad_y, window, spec.groups):
+        mixer.write(block, sums)
+        grad.add(block, sums)
     return grad_x, _swap(grad.ring_weight(), spec.groups).contiguous()
 
 
@@ -81,22 +80,16 @@ class _Mixer:
         self._kernels = kernels.to(dtype).unbind()
         self._bias = [None] * len(kernels) if bias is None else bias.to(dtype).chunk(len(kernels))
         self._y = _Rows(y)
-        self._product = y.new_empty(0)
 
-    def write(self, block: Block, rings: Part, sums: Sequence[Tensor]) -> None:
-        """Adds ``sums @ kernels`` to ``y[block]``, group by group; the first rings come with the bias."""
-        if rings.start == 0:
-            self._product = self._y.matrix(block, sums[0])
-        for left, kernel, bias, out in zip(sums, self._kernels, self._bias, _split(self._product, sums), strict=True):
-            right = kernel[rings.columns(len(kernel))]
-            if rings.start:
-                out.addmm_(left, right)
-            elif bias is None:
+    def write(self, block: Block, sums: Sequence[Tensor]) -> None:
+        """``y[block] = sums @ kernels + bias``, group by group."""
+        rows = self._y.matrix(block, sums[0])
+        for left, right, bias, out in zip(sums, self._kernels, self._bias, _split(rows, sums), strict=True):
+            if bias is None:
                 torch.mm(left, right, out=out)
             else:
                 torch.addmm(bias, left, right, out=out)
-        if rings.stop == rings.total:
-            self._y.store(self._product, block)
+        self._y.store(rows, block)
 
 
 class _WeightGrad:
@@ -110,17 +103,14 @@ class _WeightGrad:
         shape = (spec.groups, thin.shape[1] // spec.groups, len(window.rings) * (summed_channels // spec.groups))
         self._total = thin.new_zeros(shape, dtype=sum_dtype(thin.dtype))
         self._totals = self._total.unbind()
-        self._rows = thin.new_empty(0)
 
-    def add(self, block: Block, rings: Part, sums: Sequence[Tensor]) -> None:
-        if rings.start == 0:
-            self._rows = self._thin.load(block, sums[0])
-        for total, left, right in zip(self._totals, _split(self._rows, sums), sums, strict=True):
-            part = total[:, rings.columns(total.shape[1])]
+    def add(self, block: Block, sums: Sequence[Tensor]) -> None:
+        rows = self._thin.load(block, sums[0])
+        for total, left, right in zip(self._totals, _split(rows, sums), sums, strict=True):
             if total.dtype == right.dtype:
-                part.addmm_(left.t(), right)
+                total.addmm_(left.t(), right)
             else:
-                part.add_(left.t() @ right)
+                total.add_(left.t() @ right)
 
     def ring_weight(self) -> Tensor:
         """The gradient as ``(thin channels, summed channels / groups, rings)``."""
@@ -181,7 +171,7 @@ def _split(rows: Tensor, sums: Sequence[Tensor]) -> Sequence[Tensor]:
     return (rows,) if len(sums) == 1 else rows.chunk(len(sums), dim=1)
 
 
-def _sums(source: Tensor, window: Window, groups: int) -> Iterator[tuple[Block, Part, Sequence[Tensor]]]:
+def _sums(source: Tensor, window: Window, groups: int) -> Iterator[tuple[Block, Sequence[Tensor]]]:
     return ring_sums(source, window, groups, _product_dtype(source))
 
 
