@@ -243,13 +243,13 @@ def rates(device_type: str, dtype: torch.dtype) -> dict[str, Work]:
 _CPU: dict[str, Work] = {
     "dense": DenseWork(start=7.7e4, products=0.0176, gradient_products=0.0165, kernel=2.6, activations=0.67),
     "ringwise": RingwiseWork(
-        start=1.2e5,
-        calls=8.1e3,
-        additions=0.32,
-        strided=0.18,
+        start=1.3e5,
+        calls=4.2e3,
+        additions=0.27,
+        strided=0.14,
         copies=0.0,
-        products=0.034,
-        outputs=1.07,
+        products=0.026,
+        outputs=0.62,
     ),
     "native": NativeWork(
         start=4e3,
@@ -267,12 +267,12 @@ _CPU_HALF: dict[str, Work] = {
     "dense": DenseWork(start=1.1e5, products=0.0091, gradient_products=0.0113, kernel=1.25, activations=0.39),
     "ringwise": RingwiseWork(
         start=1.7e5,
-        calls=1.0e4,
-        additions=0.38,
-        strided=0.043,
-        copies=0.077,
-        products=0.0143,
-        outputs=0.52,
+        calls=6.1e3,
+        additions=0.3,
+        strided=0.013,
+        copies=0.085,
+        products=0.012,
+        outputs=0.26,
     ),
     "native": NativeWork(
         start=5e3,
