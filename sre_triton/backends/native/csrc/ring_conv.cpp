@@ -6,30 +6,34 @@
 
 #include <torch/library.h>
 
+#include "arguments.h"
 #include "passes.h"
 #include "ring_sums.h"
 
 namespace sre_triton {
 
-// Tensors of one call; those that it does not need are undefined.
-struct Call {
-  const Tensor& source;
-  Index groups;
-  bool transposed;  // the convolution's outputs are summed over rings, not its inputs
-  const std::optional<Tensor>&weight, &bias, &y;
-  const std::optional<Tensor>&thin, &grad;
+Groups channels(const Call& call, const Tensor& other) {
+  return {call.groups, call.source.size(1) / call.groups, other.size(1) / call.groups};
+}
 
-  Groups channels(const Tensor& other) const { return {groups, source.size(1) / groups, other.size(1) / groups}; }
-};
+// What outputs are without inputs.
+void fill(const Tensor& y, const std::optional<Tensor>& bias) {
+  y.zero_();
+  if (bias) y.transpose(1, -1).add_(*bias);
+}
 
 // S: type in memory. T: type of additions and products. P: type of ring sums as they are kept. F: type of factors of
 // outputs; those of weight gradients are T.
 template <class S, class T, class P, class F>
 void run(const Call& call, const Window& w) {
   const Activation<S> x(call.source);
-  const bool empty = x.images * x.channels * w.out[0] * w.out[1] * w.out[2] == 0;
+  const Index others = (call.y ? *call.y : *call.thin).size(1);
+  const bool empty = x.images * x.channels * others * w.out[0] * w.out[1] * w.out[2] == 0;
   if (call.grad && (empty || call.grad->size(2) != static_cast<Index>(w.rings.size()))) clear<S>(*call.grad);
-  if (empty) return;
+  if (empty) {
+    if (call.y) fill(*call.y, call.bias);
+    return;
+  }
   const Tiling tiling = cut(w, x.images, x.channels);
   const Index most = tiling.images * tiling.size[0] * tiling.size[1] * tiling.size[2];
   const Index rings = w.rings.size();
@@ -40,9 +44,9 @@ void run(const Call& call, const Window& w) {
   std::optional<Gradient<S, T>> gradient;
   if (call.y) {
     const RingWeight<S> weight(*call.weight, call.groups, call.transposed, w.rings);
-    mixer.emplace(*call.y, weight, call.bias, call.channels(*call.y));
+    mixer.emplace(*call.y, weight, call.bias, channels(call, *call.y));
   }
-  if (call.thin) gradient.emplace(*call.thin, rings, call.channels(*call.thin));
+  if (call.thin) gradient.emplace(*call.thin, rings, channels(call, *call.thin));
 
   const Index sums_size = rings * most * x.channels, products_size = Products::products(most);
   const Index rows_size = gradient ? most * gradient->thin_pitch() : 0;
@@ -96,11 +100,11 @@ void run(const Call& call, const Window& w) {
 void ring_conv(const Tensor& source, const Tensor& numbers, const Tensor& factors, Index groups, bool transposed,
                const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const std::optional<Tensor>& y,
                const std::optional<Tensor>& thin, const std::optional<Tensor>& grad) {
-  for (const std::optional<Tensor>* other : {&weight, &bias, &y, &thin, &grad})
-    TORCH_CHECK_TYPE(!*other || (*other)->scalar_type() == source.scalar_type(),
-                     "all tensors must be of source's type ", source.scalar_type(), ", got ", (*other)->scalar_type());
+  check_source(source, groups);
   const Window w = read_window(source, numbers, factors);
+  if (!y && !grad) return;
   const Call call{source, groups, transposed, weight, bias, y, thin, grad};
+  check(call, w);
   auto go = [&](auto s, auto t, auto p, auto f) { run<decltype(s), decltype(t), decltype(p), decltype(f)>(call, w); };
   switch (source.scalar_type()) {
     case at::kFloat:

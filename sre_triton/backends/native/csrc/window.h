@@ -38,37 +38,6 @@ struct Window {
   std::vector<Node> nodes;
 };
 
-Window read_window(const Tensor& source, const Tensor& numbers, const Tensor& factors) {
-  const Index* at = numbers.const_data_ptr<Index>();
-  const double* factor = factors.const_data_ptr<double>();
-  Window w;
-  for (Index d = 0; d < 3; ++d) w.in[d] = d < 5 - source.dim() ? 1 : source.size(d - 3 + source.dim());
-  for (Triple* t : {&w.out, &w.half, &w.origin, &w.stride, &w.dilation, &w.upsampling}) {
-    std::copy_n(at, 3, t->begin());
-    at += 3;
-  }
-  w.split = *at++;
-  w.rings.resize(*at++);
-  for (Index& ring : w.rings) ring = *at++;
-  w.levels.resize(*at++);
-  for (Index& level : w.levels) level = *at++;
-  w.nodes.resize(*at++);
-  for (Node& node : w.nodes) {
-    node.out = *at++;
-    node.ring = *at++;
-    node.terms.resize(*at++);
-    node.weighed = false;
-    for (Term& term : node.terms) {
-      term.buffer = *at++;
-      std::copy_n(at, 3, term.tap.begin());
-      at += 3;
-      term.factor = *factor++;
-      node.weighed |= term.factor != 1.0;
-    }
-  }
-  return w;
-}
-
 struct Tile {
   Index image, images;
   Triple start, size;
