@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import geometric_mean
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,26 +28,25 @@ from scipy.optimize import nnls
 from bench import timing
 from bench.cases import Case, cases
 from bench.layers import MEMORY_FORMATS
-from sre_triton.backends import dense, native
-from sre_triton.backends.native import launch as native_launch
-from sre_triton.backends.ringwise import passes as ringwise
+from sre_triton.backends import dense, native, ringwise
+from sre_triton.backends.base import Backend, Call, Kind
 from sre_triton.geometry.conv import conv_spec
 from sre_triton.geometry.rings import default_num_rings
 from sre_triton.planning import cpu_cost as cost
-from sre_triton.planning.plan import Call, plan_call
+from sre_triton.planning.plan import plan_call
 
 __all__ = ["Sample", "Verdict", "check_registry", "fit", "fit_rates", "main", "make_call", "random_cases", "verdict"]
 
-PATHS: dict[str, ModuleType] = {"dense": dense, "ringwise": ringwise}
+BACKENDS: dict[str, Backend] = {"dense": dense, "ringwise": ringwise}
 if native.missing() is None:
-    PATHS["native"] = native_launch
+    BACKENDS["native"] = native
 WORK: dict[str, Callable[[Call], cost.Work]] = {
     "dense": cost.dense_work,
     "ringwise": cost.ringwise_work,
     "native": cost.native_work,
 }
 DTYPES = (torch.float32, torch.bfloat16)
-KINDS = ("forward", "backward")
+KINDS: tuple[Kind, ...] = ("forward", "backward")
 CHANNELS = (3, 8, 16, 24, 32, 64, 96, 128, 256)
 ROUNDS = 5
 
@@ -85,7 +83,7 @@ def random_cases(shapes: int, seed: int) -> Iterator[tuple[Case, int]]:
             yield case, k
 
 
-def make_call(kind: str, case: Case, k: int, dtype: torch.dtype) -> Call:
+def make_call(kind: Kind, case: Case, k: int, dtype: torch.dtype) -> Call:
     """A pass of a case, as the planner is asked for it."""
     every = (1,) * case.ndim
     stride, padding = (case.stride,) * case.ndim, (k // 2,) * case.ndim
@@ -97,7 +95,7 @@ def make_call(kind: str, case: Case, k: int, dtype: torch.dtype) -> Call:
 
 
 def measure(call: Call, *, channels_last: bool) -> Sample:
-    """Times all paths in turns, on the processor's clock."""
+    """Times all backends in turns, on the processor's clock."""
     spec = call.spec
     formats = MEMORY_FORMATS[spec.ndim]
     memory_format = formats["nhwc" if channels_last else "nchw"]
@@ -105,10 +103,10 @@ def measure(call: Call, *, channels_last: bool) -> Sample:
     weight = torch.randn(call.out_channels, call.in_channels // spec.groups, spec.geometry.num_rings).to(call.dtype)
     passes: dict[str, timing.Call] = {}
     grad_y = torch.randn_like(dense.forward(x, weight, None, spec))
-    for name, path in PATHS.items():
+    for name, backend in BACKENDS.items():
         forward, backward = (
-            partial(path.forward, x, weight, None, spec),
-            partial(path.backward, grad_y, x, weight, spec),
+            partial(backend.forward, x, weight, None, spec),
+            partial(backend.backward, grad_y, x, weight, spec),
         )
         passes[name] = forward if call.kind == "forward" else backward
     with torch.no_grad():
@@ -175,10 +173,10 @@ def check_registry(name: str = "", tolerance: float = 1.1) -> int:
         for k in case.kernel_sizes:
             call = make_call(kind, case, k, dtype)
             plan = plan_call(call, "auto")
-            if plan.path != "dense":
-                ratio = _raced(call, plan.path)
+            if plan.backend != "dense":
+                ratio = _raced(call, plan.backend)
                 if ratio > tolerance:  # a busy moment, or the plan: a second race tells
-                    ratio = min(ratio, _raced(call, plan.path))
+                    ratio = min(ratio, _raced(call, plan.backend))
                 ratios.append(ratio)
                 table.add_row(case.name, str(k), str(dtype), kind, f"{ratios[-1]:.2f}", plan.reason)
     Console(width=160).print(table)
@@ -208,9 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rates = fit_rates([sample for sample in typed if sample.call.spec in learned])
         held_out = [sample for sample in typed if sample.call.spec not in learned]
         results[str(dtype)] = {
-            "held_out": [asdict(verdict(held_out, rates, path)) for path in PATHS if path != "dense"],
+            "held_out": [asdict(verdict(held_out, rates, path)) for path in BACKENDS if path != "dense"],
             "held_out_at_present_rates": [
-                asdict(verdict(held_out, cost.rates("cpu", dtype), path)) for path in PATHS if path != "dense"
+                asdict(verdict(held_out, cost.rates("cpu", dtype), path)) for path in BACKENDS if path != "dense"
             ],
             "rates": {path: rate._asdict() for path, rate in fit_rates(typed).items()},
         }

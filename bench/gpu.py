@@ -35,8 +35,8 @@ from torch.nn import functional as F
 
 from bench.gpu_checks import Clock, check_operations, checks, collect, difference, full_float32, guard, sanitize, submit
 from sre_triton.backends import dense
+from sre_triton.cache import gpu_file_name
 from sre_triton.geometry.conv import ConvSpec, conv_spec
-from sre_triton.planning import gpu_tables
 
 KERNEL_SIZES = (9, 5, 3, 7, 11)
 # (channels, size) of the stages of ResNets at 224, 64 and 32 pixels and of U-Nets at 256 and 512.
@@ -299,7 +299,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(out: Path, clock: Clock) -> int:
     result = machine() | {"complete": False, "rows": [], "models": []}
     out.mkdir(parents=True, exist_ok=True)
-    path = out / gpu_tables.file_name(result["gpu"])
+    path = out / gpu_file_name(result["gpu"])
 
     def save() -> None:
         path.write_text(json.dumps(result, indent=1) + "\n")

@@ -62,7 +62,7 @@ def test_layer(benchmark: Any, case: Case, k: int, mode: str, device: str, quick
         mode=mode,
         device=device,
         in_mean=case.in_mean,
-        plan={call.kind: plan.path for call, plan in plans},
+        plan={call.kind: plan.backend for call, plan in plans},
         median={name: times.median for name, times in seconds.items()},
         iqr={name: times.iqr for name, times in seconds.items()},
         ratio={name: t / best[layers.OURS] for name, t in best.items()},

@@ -55,7 +55,7 @@ from sre_triton.models import (
     sre_resnet50,
     sre_resnet101,
 )
-from sre_triton.planning.plan import backend
+from sre_triton.planning.request import backend
 from sre_triton.planning.tune import tune
 from sre_triton.pooling import (
     CenteredAvgPool1d,

@@ -6,7 +6,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["cache_directory"]
+__all__ = ["cache_directory", "gpu_file_name"]
 
 
 def cache_directory() -> Path:
@@ -17,3 +17,8 @@ def cache_directory() -> Path:
 @lru_cache(maxsize=16)
 def _directory(chosen: str | None, cache: str | None) -> Path:
     return Path(chosen) if chosen else Path(cache or Path.home() / ".cache") / "sre_triton"
+
+
+def gpu_file_name(gpu: str) -> str:
+    """Name of the file that holds what was measured on a GPU of this name."""
+    return f"gpu-{''.join(c if c.isalnum() else '-' for c in gpu)}.json"

@@ -1,4 +1,4 @@
-"""Tells which execution path each ring convolution of a module takes, and why."""
+"""Tells which backend each ring convolution of a module takes, and why."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from sre_triton.backends.base import Call, Kind
 from sre_triton.layers import RingConvNd
-from sre_triton.planning.plan import Call, Plan, current_backend, plan_call, recording
+from sre_triton.planning.plan import Plan, plan_call, recording
+from sre_triton.planning.request import current_backend
 
 __all__ = ["explain"]
 
@@ -22,8 +24,8 @@ def explain(module: nn.Module, *inputs: Any) -> str:
         inputs: what the module is called with; on real devices, since plans are made when operators run.
 
     Returns:
-        One paragraph per ring convolution that ran, in order: the layer, its input, and the path of the
-        forward and the backward pass with the reason for each.
+        One paragraph per ring convolution that ran, in order: the layer, its input, and the backend of
+        the forward and the backward pass with the reason for each.
 
     Raises:
         RuntimeError: a requested backend cannot run one of the calls.
@@ -53,12 +55,12 @@ def explain(module: nn.Module, *inputs: Any) -> str:
 
 
 def _paragraph(title: str, call: Call, plan: Plan) -> str:
-    passes = {"input": call.kind, "backward": "backward"}
+    passes: dict[str, Kind] = {"input": call.kind, "backward": "backward"}
     if call.kind == "transpose":
         passes = {"input": "transpose", "grad of input": "forward", "grad of weight": "weight_grad"}
     shape = (call.batch, call.in_channels, *call.input_size)
     lines = [f"{title}", f"  fine side {shape}, {call.dtype}, {call.device.type}"]
     for label, kind in passes.items():
         chosen = plan if kind == call.kind else plan_call(call._replace(kind=kind), current_backend())
-        lines.append(f"  {'forward' if label == 'input' else label}: {chosen.path} ({chosen.reason})")
+        lines.append(f"  {'forward' if label == 'input' else label}: {chosen.backend} ({chosen.reason})")
     return "\n".join(lines)

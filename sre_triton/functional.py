@@ -9,13 +9,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from sre_triton.geometry.conv import output_size
+from sre_triton.geometry.conv import ConvArgs, output_size
 from sre_triton.geometry.rings import default_num_rings
 from sre_triton.operators import operators as _ops
 from sre_triton.operators.arguments import Size, check_conv, check_conv_transpose, conv_args, size_tuple
 from sre_triton.operators.autograd import CollapseKernel, ExpandKernel, RingConv, RingConvTranspose, apply
-from sre_triton.operators.operators import ConvArgs
-from sre_triton.planning.plan import current_backend
+from sre_triton.planning.request import current_backend
 
 __all__ = [
     "expand_kernel",
@@ -226,7 +225,7 @@ def sre_conv_act(
     check_conv(x, weight, bias, args)
     if residual is not None:
         residual = residual.to(x.dtype) if x.dtype != input.dtype else residual
-        shape = (x.shape[0], weight.shape[0], *output_size(x.shape[2:], args.stride, args.padding, args.reach))
+        shape = (x.shape[0], weight.shape[0], *output_size(args, x.shape[2:]))
         if (tuple(residual.shape), residual.dtype, residual.device) != (shape, x.dtype, x.device):
             raise RuntimeError(
                 f"residual must be like the output, {shape} {x.dtype} on {x.device}; got {tuple(residual.shape)} "

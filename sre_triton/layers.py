@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _ntuple
 
 from sre_triton.functional import ring_conv, ring_conv_transpose
+from sre_triton.geometry.conv import ConvArgs, output_padding
 from sre_triton.geometry.rings import RingGeometry, default_num_rings, ring_geometry
 from sre_triton.operators.arguments import Size, conv_args, size_tuple
-from sre_triton.operators.operators import ConvArgs
-from sre_triton.planning.plan import current_backend
+from sre_triton.planning.request import current_backend
 
 __all__ = [
     "RingConvNd",
@@ -303,16 +303,15 @@ class _SREConvTransposeNd(RingConvNd):
                 f"{type(self).__name__}: for {input.dim()}D input, output_size must have {self.ndim} or {input.dim()} "
                 f"elements (got {len(size)})"
             )
-        least = [
-            (n - 1) * s - 2 * p + r + 1 for n, s, p, r in zip(space, args.stride, args.padding, args.reach, strict=True)
-        ]
-        most = [m + s - 1 for m, s in zip(least, args.stride, strict=True)]
-        if not all(lo <= n <= hi for lo, n, hi in zip(least, size, most, strict=True)):
+        extra = output_padding(args, size, space)
+        if not all(0 <= n < s for n, s in zip(extra, args.stride, strict=True)):
+            least = [n - e for n, e in zip(size, extra, strict=True)]
+            most = [n + s - 1 for n, s in zip(least, args.stride, strict=True)]
             raise ValueError(
                 f"requested an output size of {size}, but valid sizes range from {least} to {most} (for an input of "
                 f"{tuple(space)})"
             )
-        return tuple(n - lo for n, lo in zip(size, least, strict=True))
+        return extra
 
 
 class SREConv1d(_SREConvNd):

@@ -43,7 +43,7 @@ def test_every_case_is_a_convolution(case: Case) -> None:
         for kind in fit_plan.KINDS:
             call = fit_plan.make_call(kind, case, k, FLOAT)
             assert call.pixels == case.batch * (-(-case.size // case.stride)) ** case.ndim
-            assert plan_call(call, "auto").path in fit_plan.PATHS
+            assert plan_call(call, "auto").backend in fit_plan.BACKENDS
 
 
 def test_the_means_are_over_ordinary_layers() -> None:
@@ -121,7 +121,7 @@ def without_native(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("case", "k"), HARD.values(), ids=HARD)
 @pytest.mark.usefixtures("without_native")
 def test_layers_with_nothing_to_save_are_planned_dense(case: Case, k: int, dtype: torch.dtype) -> None:
-    assert plan_call(fit_plan.make_call("forward", case, k, dtype), "auto").path == "dense"
+    assert plan_call(fit_plan.make_call("forward", case, k, dtype), "auto").backend == "dense"
 
 
 @pytest.mark.parametrize("kind", [*fit_plan.KINDS, "transpose", "weight_grad"])
@@ -133,7 +133,7 @@ def test_ordinary_layers_are_not_planned_dense(
 ) -> None:
     monkeypatch.setattr(native, "missing", lambda: None if path == "native" else "not in this test")
     plan = plan_call(fit_plan.make_call(kind, square(64, 32), k, dtype), "auto")
-    assert plan.path == path
+    assert plan.backend == path
     assert plan.reason.startswith("predicted ")
     assert f"ms {words} against" in plan.reason
     assert plan.reason.endswith("ms dense")
@@ -162,7 +162,7 @@ def test_no_pixels_cost_no_products() -> None:
     call = fit_plan.make_call("backward", square(64, 8, batch=0), 3, FLOAT)
     assert cost.dense_work(call).gradient_products == cost.ringwise_work(call).products == 0
     assert cost.native_work(call).gradient_products == 0
-    assert plan_call(call, "auto").path in fit_plan.PATHS
+    assert plan_call(call, "auto").backend in fit_plan.BACKENDS
 
 
 def test_a_fit_recovers_the_rates_that_made_the_times() -> None:
@@ -184,7 +184,7 @@ def test_a_fit_recovers_the_rates_that_made_the_times() -> None:
 def test_the_fitting_command_prints_rates_to_paste(capsys: pytest.CaptureFixture[str]) -> None:
     assert fit_plan.main(["--shapes", "6"]) == 0
     for found in json.loads(capsys.readouterr().out).values():
-        assert set(found["rates"]) == set(fit_plan.PATHS)
+        assert set(found["rates"]) == set(fit_plan.BACKENDS)
         assert cost.DenseWork(**found["rates"]["dense"])
         assert all(0 <= verdict["hit_rate"] <= 1 for verdict in found["held_out"])
 

@@ -1,11 +1,7 @@
-"""The dense path: expand the rings to an ordinary kernel and let PyTorch convolve with it.
+"""The dense backend: expand the rings to an ordinary kernel and let PyTorch convolve with it.
 
 It runs on every device and dtype that ``F.convNd`` runs on, and in float64 it is the truth that the
-other paths are held against. The expanded kernel lives for one call and is never saved.
-
-Like every execution path it offers four functions, told apart by what they compute and nothing else:
-:func:`forward`, :func:`transpose` (its adjoint in the input), :func:`weight_grad` (its adjoint in the
-ring weight) and :func:`backward` (both adjoints, where they can share work).
+other backends are held against. The expanded kernel lives for one call and is never saved.
 """
 
 from __future__ import annotations
@@ -16,30 +12,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sre_triton.backends.base import Call
 from sre_triton.backends.expansion import collapse, expand
+from sre_triton.backends.memory_format import contiguous, laid_out_like
 from sre_triton.geometry.conv import ConvSpec
 
-__all__ = ["backward", "collapse", "expand", "forward", "transpose", "weight_grad"]
+__all__ = ["backward", "collapse", "expand", "forward", "refusal", "transpose", "weight_grad"]
 
 _CONV = (F.conv1d, F.conv2d, F.conv3d)
 _CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
+def refusal(call: Call) -> str | None:
+    return None
+
+
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:
     kernel = expand(weight, spec.geometry)
-    return _CONV[spec.ndim - 1](x, kernel, bias, spec.stride, spec.padding, spec.dilation, spec.groups)
+    convolve = _CONV[spec.ndim - 1]
+    return laid_out_like(x, convolve(x, kernel, bias, spec.stride, spec.padding, spec.dilation, spec.groups))
 
 
 def transpose(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, output_padding: Sequence[int]) -> Tensor:
     kernel = expand(weight, spec.geometry)
-    return _CONV_TRANSPOSE[spec.ndim - 1](
-        x, kernel, bias, spec.stride, spec.padding, output_padding, spec.groups, spec.dilation
-    )
+    convolve = _CONV_TRANSPOSE[spec.ndim - 1]
+    y = convolve(x, kernel, bias, spec.stride, spec.padding, output_padding, spec.groups, spec.dilation)
+    return laid_out_like(x, y)
 
 
 def weight_grad(x: Tensor, grad_y: Tensor, spec: ConvSpec) -> Tensor:
     kernel = x.new_empty(()).expand(grad_y.shape[1], x.shape[1] // spec.groups, *spec.geometry.kernel_size)
-    return collapse(_kernel_grad(grad_y, x, kernel, spec), spec.geometry)
+    return contiguous(collapse(_kernel_grad(grad_y, x, kernel, spec), spec.geometry))
 
 
 def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple[Tensor, Tensor]:
@@ -49,7 +52,7 @@ def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple
         grad_kernel = _kernel_grad(grad_y, x, kernel, spec)
     else:
         grad_x, grad_kernel = _convolution_backward(grad_y, x, kernel, spec, spec.padding, (True, True))
-    return grad_x, collapse(grad_kernel, spec.geometry)
+    return laid_out_like(x, grad_x), contiguous(collapse(grad_kernel, spec.geometry))
 
 
 def _kernel_grad(grad_y: Tensor, x: Tensor, kernel: Tensor, spec: ConvSpec) -> Tensor:

@@ -1,4 +1,4 @@
-"""Ring weights to a dense kernel and back: one pass of a Triton kernel on a GPU, PyTorch operations elsewhere.
+"""Ring weights to a dense kernel and back, and who does it: PyTorch operations, or a backend's kernels in one pass.
 
 Both take any pair of dtypes, and round once: float32 weights become a bfloat16 kernel without a copy in between.
 """
@@ -6,21 +6,54 @@ Both take any pair of dtypes, and round once: float32 weights become a bfloat16 
 from __future__ import annotations
 
 from functools import lru_cache
-from importlib import import_module
-from types import ModuleType
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sre_triton.geometry.rings import RingGeometry
 
-__all__ = ["collapse", "expand"]
+__all__ = ["ExpansionKernels", "collapse", "expand", "use_kernels"]
 
 
-def expand(weight: Tensor, geometry: RingGeometry, dtype: torch.dtype | None = None) -> Tensor:
+class ExpansionKernels(Protocol):
+    """Kernels that do the work of :func:`expand` and :func:`collapse`."""
+
+    def device_refusal(self, device_type: str, dtype: torch.dtype, /) -> str | None:
+        """Why they cannot take or make tensors of this type, in words; None if they can."""
+        ...
+
+    def expand(self, weight: Tensor, geometry: RingGeometry, dtype: torch.dtype | None, /) -> Tensor: ...
+
+    def collapse(self, dense: Tensor, geometry: RingGeometry, dtype: torch.dtype | None, /) -> Tensor: ...
+
+
+_kernels: ExpansionKernels | None = None
+
+
+def use_kernels(kernels: ExpansionKernels) -> None:
+    """Lets a backend's kernels expand; :mod:`sre_triton.backends.registry` says whose, as nothing here may import a
+    backend."""
+    global _kernels
+    _kernels = kernels
+
+
+def _kernels_for(tensor: Tensor, dtype: torch.dtype, requested: bool) -> ExpansionKernels | None:
+    """The kernels on a GPU, and on any device that they run on if they were asked for: so the interpreter is reached
+    by an explicit request alone."""
+    device_type = tensor.device.type
+    if _kernels is None or not (requested or device_type in ("cuda", "xpu")):
+        return None
+    refused = any(_kernels.device_refusal(device_type, kind) for kind in (tensor.dtype, dtype))
+    return None if refused else _kernels
+
+
+def expand(
+    weight: Tensor, geometry: RingGeometry, dtype: torch.dtype | None = None, *, by_kernels: bool = False
+) -> Tensor:
     """Dense kernel ``(o, i, *kernel_size)`` of ring weights ``(o, i, rings)``, in ``dtype`` or theirs."""
     dtype = dtype or weight.dtype
-    if kernels := _kernels(weight, dtype):
+    if kernels := _kernels_for(weight, dtype, by_kernels):
         return kernels.expand(weight, geometry, dtype)
     o, i, rings = weight.shape
     if geometry.num_taps == 1:  # of weight one, whatever the geometry
@@ -38,10 +71,12 @@ def expand(weight: Tensor, geometry: RingGeometry, dtype: torch.dtype | None = N
     return dense.to(dtype).view(o, i, *geometry.kernel_size)
 
 
-def collapse(dense: Tensor, geometry: RingGeometry, dtype: torch.dtype | None = None) -> Tensor:
+def collapse(
+    dense: Tensor, geometry: RingGeometry, dtype: torch.dtype | None = None, *, by_kernels: bool = False
+) -> Tensor:
     """Adjoint of :func:`expand`: weighted sum of a dense kernel's taps over each ring, in ``dtype`` or the kernel's."""
     dtype = dtype or dense.dtype
-    if kernels := _kernels(dense, dtype):
+    if kernels := _kernels_for(dense, dtype, by_kernels):
         return kernels.collapse(dense, geometry, dtype)
     o, i = dense.shape[:2]
     if geometry.num_taps == 1:
@@ -53,24 +88,6 @@ def collapse(dense: Tensor, geometry: RingGeometry, dtype: torch.dtype | None = 
     else:
         weight = torch.stack([(flat * row).sum(-1) for row in table], dim=-1)
     return weight.to(dtype).view(o, i, geometry.num_rings)
-
-
-def _kernels(tensor: Tensor, dtype: torch.dtype) -> ModuleType | None:
-    """The Triton launchers, if they can do this on the tensor's device. The interpreter is for explicit requests."""
-    if tensor.device.type not in ("cuda", "xpu"):
-        return None
-    launch = _launchers()
-    if launch is None or any(launch.device_refusal(tensor.device.type, kind) for kind in (tensor.dtype, dtype)):
-        return None
-    return launch
-
-
-@lru_cache(maxsize=1)
-def _launchers() -> ModuleType | None:
-    try:
-        return import_module("sre_triton.backends.triton.launch")
-    except ImportError:
-        return None
 
 
 def _product_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:

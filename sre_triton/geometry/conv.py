@@ -1,22 +1,58 @@
-"""The arithmetic of one ring convolution: everything about a call but its tensors."""
+"""The arithmetic of one ring convolution: everything about a call but its tensors, and the sizes that follow."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple, Protocol
 
 from sre_triton.geometry.rings import RingGeometry, ring_geometry
 
-__all__ = ["ConvSpec", "conv_spec", "output_padding", "output_size", "transposed_size"]
+__all__ = ["ConvArgs", "ConvSpec", "conv_spec", "output_padding", "output_size", "transposed_size"]
+
+
+class ConvArgs(NamedTuple):
+    """What a caller asks for beside tensors: plain values, in the order of the operators' schemas.
+
+    The number of rings is missing: it is read off the weight, and :meth:`spec` puts the two together.
+    """
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    kernel_size: int
+    circular: bool
+    antialias: bool
+    backend: str  # the request: "auto" or the name of a backend
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """Distance between the first and the last tap, ``dilation * (kernel_size - 1)``, per dimension."""
+        return tuple(d * (self.kernel_size - 1) for d in self.dilation)
+
+    def spec(self, num_rings: int) -> ConvSpec:
+        """The convolution that these arguments and a weight with this many rings describe."""
+        return conv_spec(
+            len(self.stride),
+            self.kernel_size,
+            num_rings,
+            self.circular,
+            self.antialias,
+            tuple(self.stride),
+            tuple(self.padding),
+            tuple(self.dilation),
+            self.groups,
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class ConvSpec:
-    """Geometry, strides and groups of a ring convolution.
+    """Geometry, strides and groups of a ring convolution: what backends are told beside tensors.
 
-    Obtained from :func:`conv_spec`, which returns one object per set of arguments; it is therefore
-    compared and hashed by identity, which keeps it cheap as a cache key.
+    Obtained from :func:`conv_spec`, which checks its arguments and returns one object per set of them; it is
+    therefore compared and hashed by identity, which keeps it cheap as a cache key.
     """
 
     geometry: RingGeometry
@@ -49,31 +85,39 @@ class ConvSpec:
         return any(2 * p > r for p, r in zip(self.padding, self.reach, strict=True))
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
-        """Spatial size of the convolution of an input of this spatial size; see :func:`output_size`."""
-        return output_size(input_size, self.stride, self.padding, self.reach)
+        """See :func:`output_size`."""
+        return output_size(self, input_size)
 
     def transposed_size(self, input_size: Sequence[int], output_padding: Sequence[int]) -> tuple[int, ...]:
-        """Spatial size of the transposed convolution of such an input; see :func:`transposed_size`."""
-        return transposed_size(input_size, output_padding, self.stride, self.padding, self.reach)
+        """See :func:`transposed_size`."""
+        return transposed_size(self, input_size, output_padding)
 
     def output_padding(self, input_size: Sequence[int], output_size: Sequence[int]) -> tuple[int, ...]:
-        """What leads from ``output_size`` back to ``input_size``; see :func:`output_padding`."""
-        return output_padding(input_size, output_size, self.stride, self.padding, self.reach)
+        """See :func:`output_padding`."""
+        return output_padding(self, input_size, output_size)
 
 
-# Plain arithmetic on ints, so that it also works on the symbolic sizes of a compiler. ``reach`` is the
-# distance between the first and the last tap, dilation * (kernel_size - 1).
+# Sizes: plain arithmetic on ints, so that it also works on the symbolic sizes of a compiler, and on what both
+# descriptions of a convolution have.
 
 
-def output_size(
-    input_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], reach: Sequence[int]
-) -> tuple[int, ...]:
+class _Convolution(Protocol):
+    @property
+    def stride(self) -> tuple[int, ...]: ...
+    @property
+    def padding(self) -> tuple[int, ...]: ...
+    @property
+    def reach(self) -> tuple[int, ...]: ...
+
+
+def output_size(conv: _Convolution, input_size: Sequence[int]) -> tuple[int, ...]:
     """Spatial size of a convolution's output.
 
     Raises:
         RuntimeError: the dilated kernel is larger than the padded input.
     """
-    padded = [n + 2 * p for n, p in zip(input_size, padding, strict=True)]
+    reach = conv.reach
+    padded = [n + 2 * p for n, p in zip(input_size, conv.padding, strict=True)]
     for n, r in zip(padded, reach, strict=True):
         if n <= r:
             raise RuntimeError(
@@ -81,25 +125,16 @@ def output_size(
                 f"Kernel size: {tuple(r + 1 for r in reach)} (dilation included). "
                 "Kernel size can't be greater than actual input size"
             )
-    return tuple((n - r - 1) // s + 1 for n, r, s in zip(padded, reach, stride, strict=True))
+    return tuple((n - r - 1) // s + 1 for n, r, s in zip(padded, reach, conv.stride, strict=True))
 
 
-def transposed_size(
-    input_size: Sequence[int],
-    output_padding: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    reach: Sequence[int],
-) -> tuple[int, ...]:
+def transposed_size(conv: _Convolution, input_size: Sequence[int], output_padding: Sequence[int]) -> tuple[int, ...]:
     """Spatial size of a transposed convolution's output.
 
     Raises:
         RuntimeError: it would be empty.
     """
-    size = tuple(
-        (n - 1) * s - 2 * p + r + o + 1
-        for n, s, p, r, o in zip(input_size, stride, padding, reach, output_padding, strict=True)
-    )
+    size = tuple(n + extra for n, extra in zip(_least_size(conv, input_size), output_padding, strict=True))
     for n in size:
         if n < 1:
             raise RuntimeError(
@@ -109,17 +144,17 @@ def transposed_size(
     return size
 
 
-def output_padding(
-    input_size: Sequence[int],
-    output_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    reach: Sequence[int],
-) -> tuple[int, ...]:
-    """Rows at the far end of a convolution's input that its output is too coarse to tell of."""
+def output_padding(conv: _Convolution, input_size: Sequence[int], output_size: Sequence[int]) -> tuple[int, ...]:
+    """By how much an input of a convolution is larger than the smallest with an output of this size: what its
+    transposed convolution must be told to lead from ``output_size`` back to ``input_size``."""
+    return tuple(n - least for n, least in zip(input_size, _least_size(conv, output_size), strict=True))
+
+
+def _least_size(conv: _Convolution, output_size: Sequence[int]) -> tuple[int, ...]:
+    """Size of the smallest input whose output has this size."""
     return tuple(
-        n - ((m - 1) * s - 2 * p + r + 1)
-        for n, m, s, p, r in zip(input_size, output_size, stride, padding, reach, strict=True)
+        (m - 1) * s - 2 * p + r + 1
+        for m, s, p, r in zip(output_size, conv.stride, conv.padding, conv.reach, strict=True)
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sre_triton.operators.operators import ConvArgs
+from sre_triton.geometry.conv import ConvArgs
 
 __all__ = ["Size", "check_conv", "check_conv_transpose", "conv_args", "size_tuple"]
 

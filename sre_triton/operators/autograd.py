@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from sre_triton.geometry.conv import output_padding
+from sre_triton.geometry.conv import ConvArgs, output_padding
 from sre_triton.operators import operators as _ops
-from sre_triton.operators.operators import ConvArgs
 
 __all__ = ["CollapseKernel", "ExpandKernel", "RingConv", "RingConvTranspose", "RingConvWeightGrad", "apply"]
 
@@ -40,7 +39,7 @@ def _bias_grad(grad_y: Tensor) -> Tensor:
 
 
 def _output_padding(x: Tensor, grad_y: Tensor, args: ConvArgs) -> tuple[int, ...]:
-    return output_padding(x.shape[2:], grad_y.shape[2:], args.stride, args.padding, args.reach)
+    return output_padding(args, x.shape[2:], grad_y.shape[2:])
 
 
 class _RingFunction(Function):

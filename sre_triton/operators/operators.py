@@ -1,31 +1,33 @@
-"""The operators: schemas, fakes, batching rules, and the hand-over to an execution path.
+"""The operators: schemas, fakes, batching rules, and the hand-over to a backend.
 
 One operator per direction of the ring convolution, opaque to tracing, so that a compiled or exported
-graph holds one node per layer and pass. Which path runs is decided inside the operator, where shapes
+graph holds one node per layer and pass. Which backend runs is decided inside the operator, where shapes
 are numbers: a compiled graph with dynamic shapes plans each call anew.
 
 Operators know nothing of autograd; :mod:`sre_triton.operators.autograd` wraps them. Every output is laid out
-channels_last if the first argument is, and contiguous otherwise, whatever path made it.
+channels_last if the first argument is, and contiguous otherwise, whatever backend made it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from sre_triton.backends.memory_format import layout_of, new_activation
-from sre_triton.geometry.conv import ConvSpec, conv_spec, output_size, transposed_size
+from sre_triton.backends import expansion
+from sre_triton.backends.base import fuses_epilogue
+from sre_triton.backends.memory_format import new_activation
+from sre_triton.geometry.conv import ConvArgs, output_size, transposed_size
 from sre_triton.geometry.rings import ring_geometry
-from sre_triton.planning.plan import Call, expansion_path, run
+from sre_triton.planning.plan import plan_pass
+from sre_triton.planning.request import current_backend
 
 __all__ = [
-    "ConvArgs",
     "Operator",
     "collapse_kernel",
     "expand_kernel",
@@ -35,38 +37,6 @@ __all__ = [
     "ring_conv_transpose",
     "ring_conv_weight_grad",
 ]
-
-
-class ConvArgs(NamedTuple):
-    """The trailing arguments that all convolution operators share, in schema order."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    kernel_size: int
-    circular: bool
-    antialias: bool
-    backend: str
-
-    @property
-    def reach(self) -> tuple[int, ...]:
-        """Distance between the first and the last tap, per dimension."""
-        return tuple(d * (self.kernel_size - 1) for d in self.dilation)
-
-    def spec(self, num_rings: int) -> ConvSpec:
-        """The convolution that these arguments and a weight with this many rings describe."""
-        return conv_spec(
-            len(self.stride),
-            self.kernel_size,
-            num_rings,
-            self.circular,
-            self.antialias,
-            tuple(self.stride),
-            tuple(self.padding),
-            tuple(self.dilation),
-            self.groups,
-        )
 
 
 _CONV_ARGS = (
@@ -116,11 +86,11 @@ class Operator:
         if self._takes_conv_args:
             args, (stride, padding, dilation, *rest) = args[: -len(ConvArgs._fields)], args[-len(ConvArgs._fields) :]
             args = (*args, ConvArgs(tuple(stride), tuple(padding), tuple(dilation), *rest))
-        with torch.no_grad():  # an exported graph calls operators with parameters, and paths write in place
+        with torch.no_grad():  # an exported graph calls operators with parameters, and backends write in place
             return self._real(*args)
 
     def _below_autocast(self, key: str) -> Callable[..., Any]:
-        """Callers cast before they call. Paths choose the precision of their own sums, so autocast must
+        """Callers cast before they call. Backends choose the precision of their own sums, so autocast must
         not reach the operations inside."""
         keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
@@ -150,41 +120,13 @@ def _is_plain(args: tuple[Any, ...]) -> bool:
     return True
 
 
-# Layout ---------------------------------------------------------------------------------------------
-
-
-def _laid_out(y: Tensor, layout: torch.memory_format) -> Tensor:
-    """``y`` with exactly the strides of a new tensor of this layout.
-
-    ``contiguous`` leaves the strides of dimensions of size 1 as they are. They decide the layout of
-    what follows, so a compiled graph would differ from its fakes.
-    """
-    y = y.contiguous(memory_format=layout)
-    strides = _strides(y.shape, layout)
-    return y if y.stride() == strides else y.as_strided(y.shape, strides)
-
-
-@lru_cache(maxsize=8192)
-def _strides(size: torch.Size, layout: torch.memory_format) -> tuple[int, ...]:
-    return torch.empty(size, device="meta", memory_format=layout).stride()
-
-
 # Implementations ------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=8192)
-def _call(
-    kind: str, batch: int, in_channels: int, out_channels: int, size: tuple[int, ...], num_rings: int, args: ConvArgs,
-    dtype: torch.dtype, device: torch.device,
-) -> Call:  # fmt: skip
-    """The planner's view of a pass; ``size`` is that of the convolution's input, whichever pass this is."""
-    return Call(kind, args.spec(num_rings), batch, in_channels, out_channels, tuple(size), dtype, device)
 
 
 def _ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) -> Tensor:
     shape, rings = x.shape, weight.shape
-    call = _call("forward", shape[0], shape[1], rings[0], shape[2:], rings[2], args, x.dtype, x.device)
-    return _laid_out(run(call, args.backend).forward(x, weight, bias, call.spec), layout_of(x))
+    call, backend = plan_pass("forward", shape[0], shape[1], rings[0], shape[2:], rings[2], args, x.dtype, x.device)
+    return backend.forward(x, weight, bias, call.spec)
 
 
 def _ring_conv_act(
@@ -192,12 +134,12 @@ def _ring_conv_act(
     args: ConvArgs,
 ) -> Tensor:  # fmt: skip
     shape, rings = x.shape, weight.shape
-    call = _call("forward", shape[0], shape[1], rings[0], shape[2:], rings[2], args, x.dtype, x.device)
-    path = run(call, args.backend)
-    if hasattr(path, "fused_forward"):
-        epilogue = {"activation": activation or None, "negative_slope": slope, "residual": residual}
-        return _laid_out(path.fused_forward(x, weight, bias, call.spec, **epilogue), layout_of(x))
-    y = _laid_out(path.forward(x, weight, bias, call.spec), layout_of(x))
+    call, backend = plan_pass("forward", shape[0], shape[1], rings[0], shape[2:], rings[2], args, x.dtype, x.device)
+    if fuses_epilogue(backend):
+        return backend.fused_forward(
+            x, weight, bias, call.spec, activation=activation or None, negative_slope=slope, residual=residual
+        )
+    y = backend.forward(x, weight, bias, call.spec)
     return _activate_(y if residual is None else y.add_(residual), activation, slope)
 
 
@@ -211,37 +153,38 @@ def _ring_conv_transpose(
     x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: Sequence[int], args: ConvArgs
 ) -> Tensor:
     shape, rings = x.shape, weight.shape
-    size = args.spec(rings[2]).transposed_size(shape[2:], output_padding)
+    size = transposed_size(args, shape[2:], output_padding)
     channels = rings[1] * args.groups
-    call = _call("transpose", shape[0], channels, shape[1], size, rings[2], args, x.dtype, x.device)
-    return _laid_out(run(call, args.backend).transpose(x, weight, bias, call.spec, output_padding), layout_of(x))
+    call, backend = plan_pass("transpose", shape[0], channels, shape[1], size, rings[2], args, x.dtype, x.device)
+    return backend.transpose(x, weight, bias, call.spec, output_padding)
 
 
 def _ring_conv_weight_grad(x: Tensor, grad_y: Tensor, num_rings: int, args: ConvArgs) -> Tensor:
     shape = x.shape
-    call = _call("weight_grad", shape[0], shape[1], grad_y.shape[1], shape[2:], num_rings, args, x.dtype, x.device)
-    return _laid_out(run(call, args.backend).weight_grad(x, grad_y, call.spec), torch.contiguous_format)
+    call, backend = plan_pass(
+        "weight_grad", shape[0], shape[1], grad_y.shape[1], shape[2:], num_rings, args, x.dtype, x.device
+    )
+    return backend.weight_grad(x, grad_y, call.spec)
 
 
 def _ring_conv_backward(x: Tensor, grad_y: Tensor, weight: Tensor, args: ConvArgs) -> tuple[Tensor, Tensor]:
     shape, rings = x.shape, weight.shape
-    call = _call("backward", shape[0], shape[1], rings[0], shape[2:], rings[2], args, x.dtype, x.device)
-    grad_x, grad_weight = run(call, args.backend).backward(grad_y, x, weight, call.spec)
-    return _laid_out(grad_x, layout_of(x)), _laid_out(grad_weight, torch.contiguous_format)
+    call, backend = plan_pass("backward", shape[0], shape[1], rings[0], shape[2:], rings[2], args, x.dtype, x.device)
+    return backend.backward(grad_y, x, weight, call.spec)
 
 
 def _expand_kernel(
     weight: Tensor, kernel_size: Sequence[int], circular: bool, antialias: bool, dtype: torch.dtype | None = None
 ) -> Tensor:
     geometry = ring_geometry(tuple(kernel_size), weight.shape[2], circular, antialias)
-    return expansion_path(weight, dtype).expand(weight, geometry, dtype)
+    return expansion.expand(weight, geometry, dtype, by_kernels=current_backend() == "triton")
 
 
 def _collapse_kernel(
     kernel: Tensor, num_rings: int, circular: bool, antialias: bool, dtype: torch.dtype | None = None
 ) -> Tensor:
     geometry = ring_geometry(tuple(kernel.shape[2:]), num_rings, circular, antialias)
-    return expansion_path(kernel, dtype).collapse(kernel, geometry, dtype)
+    return expansion.collapse(kernel, geometry, dtype, by_kernels=current_backend() == "triton")
 
 
 # Fakes: shapes and exact strides, no data -----------------------------------------------------------
@@ -249,8 +192,7 @@ def _collapse_kernel(
 
 def _fake_ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
     conv = ConvArgs(*args)
-    size = output_size(x.shape[2:], conv.stride, conv.padding, conv.reach)
-    return new_activation(x, weight.shape[0], size)
+    return new_activation(x, weight.shape[0], output_size(conv, x.shape[2:]))
 
 
 def _fake_ring_conv_act(
@@ -263,7 +205,7 @@ def _fake_ring_conv_transpose(
     x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: Sequence[int], *args: Any
 ) -> Tensor:
     conv = ConvArgs(*args)
-    size = transposed_size(x.shape[2:], output_padding, conv.stride, conv.padding, conv.reach)
+    size = transposed_size(conv, x.shape[2:], output_padding)
     return new_activation(x, weight.shape[1] * conv.groups, size)
 
 

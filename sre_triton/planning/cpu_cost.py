@@ -1,6 +1,6 @@
-"""What a call costs on each of a CPU's paths: a linear model of shapes and dtype.
+"""What a call costs on each of a CPU's backends: a linear model of shapes and dtype.
 
-A path's *work* is a few amounts that its time grows with: operations started, additions, products,
+A backend's *work* is a few amounts that its time grows with: operations started, additions, products,
 elements moved. The predicted time is their sum, each times its *rate* in nanoseconds. The rates of CPUs
 are fitted by ``python -m bench.fit_plan``.
 """
@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
+from sre_triton.backends.base import Call, Kind
 from sre_triton.geometry.schedule import ring_schedule
-
-if TYPE_CHECKING:
-    from sre_triton.planning.plan import Call
 
 __all__ = [
     "DenseWork",
@@ -33,7 +31,7 @@ __all__ = [
 
 
 class DenseWork(NamedTuple):
-    """Work of the dense path, or nanoseconds per unit of it."""
+    """Work of the dense backend, or nanoseconds per unit of it."""
 
     start: float  # once per pass
     products: float  # of one convolution
@@ -43,7 +41,7 @@ class DenseWork(NamedTuple):
 
 
 class RingwiseWork(NamedTuple):
-    """Work of the ring-wise path, or nanoseconds per unit of it."""
+    """Work of the ring-wise backend, or nanoseconds per unit of it."""
 
     start: float  # once per pass
     calls: float  # of PyTorch operations on a block
@@ -55,7 +53,7 @@ class RingwiseWork(NamedTuple):
 
 
 class NativeWork(NamedTuple):
-    """Work of the native path, or nanoseconds per unit of it."""
+    """Work of the native backend, or nanoseconds per unit of it."""
 
     start: float  # once per pass
     loads: float  # elements copied into a tile
@@ -72,10 +70,10 @@ Work = DenseWork | RingwiseWork | NativeWork
 
 
 def estimate(call: Call, rates: Mapping[str, Work]) -> dict[str, float]:
-    """Predicted seconds of ``call`` on each path that ``rates`` names."""
+    """Predicted seconds of ``call`` on each backend that ``rates`` names."""
     return {
-        path: 1e-9 * sum(amount * price for amount, price in zip(_WORK[path](call), rate, strict=True))
-        for path, rate in rates.items()
+        name: 1e-9 * sum(amount * price for amount, price in zip(_WORK[name](call), rate, strict=True))
+        for name, rate in rates.items()
     }
 
 
@@ -87,7 +85,7 @@ _HEAD_START = {"ringwise": 4e-5, "native": 0.0}
 
 
 def choose(call: Call, seconds: Mapping[str, float]) -> str:
-    """The path to take, of the dense one and one other. Where the two are close, it is the dense one, which has the
+    """The backend to take, of the dense one and one other. Where the two are close, it is the dense one, which has the
     smaller surprises."""
     (other,) = set(seconds) - {"dense"}
     thin = call.kind == "forward" and min(call.in_channels, call.out_channels) // call.spec.groups < _THIN
@@ -96,7 +94,7 @@ def choose(call: Call, seconds: Mapping[str, float]) -> str:
 
 
 def dense_work(call: Call) -> DenseWork:
-    """What the dense path does for this call."""
+    """What the dense backend does for this call."""
     spec, input_size = call.spec, call.input_size
     output_size = spec.output_size(input_size)
     taps = 1.0
@@ -177,7 +175,7 @@ def _ring_sums(call: Call) -> _RingSums:
 
 
 def ringwise_work(call: Call) -> RingwiseWork:
-    """What the ring-wise path does for this call, if its input is channels_last."""
+    """What the ring-wise backend does for this call, if its input is channels_last."""
     if call.kind == "backward" and not call.spec.is_unit_stride:
         return RingwiseWork(*_in_two_passes(ringwise_work, call))
     spec, r = call.spec, _ring_sums(call)
@@ -200,7 +198,7 @@ _NATIVE_COLUMNS = 32
 
 
 def native_work(call: Call) -> NativeWork:
-    """What the native path does for this call, if its input is channels_last."""
+    """What the native backend does for this call, if its input is channels_last."""
     if call.kind == "backward" and not call.spec.is_unit_stride:
         return NativeWork(*_in_two_passes(native_work, call))
     groups, r = call.spec.groups, _ring_sums(call)
@@ -228,18 +226,19 @@ _WORK: dict[str, Callable[[Call], Work]] = {"dense": dense_work, "ringwise": rin
 
 def _in_two_passes(work: Callable[[Call], Work], call: Call) -> list[float]:
     """A strided backward pass does its gradients one after the other."""
-    parts = [work(call._replace(kind=kind)) for kind in ("transpose", "weight_grad")]
+    kinds: tuple[Kind, ...] = ("transpose", "weight_grad")
+    parts = [work(call._replace(kind=kind)) for kind in kinds]
     return [sum(amounts) for amounts in zip(*parts, strict=True)]
 
 
 def rates(device_type: str, dtype: torch.dtype) -> dict[str, Work]:
-    """Nanoseconds per unit of each path's work."""
+    """Nanoseconds per unit of each backend's work."""
     if device_type != "cpu":
         return _OTHER
     return _CPU_HALF if dtype in (torch.bfloat16, torch.float16) else _CPU
 
 
-# One thread of a server processor with AVX-512. More threads make both paths faster alike.
+# One thread of a server processor with AVX-512. More threads make both backends faster alike.
 _CPU: dict[str, Work] = {
     "dense": DenseWork(start=7.7e4, products=0.0176, gradient_products=0.0165, kernel=2.6, activations=0.67),
     "ringwise": RingwiseWork(
@@ -287,7 +286,7 @@ _CPU_HALF: dict[str, Work] = {
     ),
 }
 # Not measured: a ratio of arithmetic to memory traffic as GPUs have it, 200 products to a byte, with every
-# addition going through memory. It errs to the side of the dense path.
+# addition going through memory. It errs to the side of the dense backend.
 _OTHER: dict[str, Work] = {
     "dense": DenseWork(start=1e4, products=1e-5, gradient_products=1e-5, kernel=4e-3, activations=4e-3),
     "ringwise": RingwiseWork(

@@ -1,6 +1,6 @@
 """What a call costs on a GPU, dense and with the Triton kernels: a roofline of shapes, dtype and device.
 
-A path takes as long as its memory traffic, or its arithmetic if that is longer. The kernels do arithmetic of two
+A backend takes as long as its memory traffic, or its arithmetic if that is longer. The kernels do arithmetic of two
 kinds, instructions that form ring sums and matrix products, which are assumed not to overlap. How many
 instructions was read off machine code (``python -m bench.compile_report``); what share of its peak each unit
 reaches is assumed, low for these kernels and high for the vendor's. Measured speeds, where there are any, come
@@ -12,13 +12,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    from sre_triton.planning.plan import Call
+from sre_triton.backends.base import Call
 
 __all__ = ["Estimate", "Gpu", "describe", "estimate"]
 
@@ -96,13 +95,13 @@ def describe(device: torch.device) -> Gpu:
 
 
 class Estimate(NamedTuple):
-    """Predicted seconds of a call on each path."""
+    """Predicted seconds of a call on each backend."""
 
     dense: float
     triton: float
 
     @property
-    def path(self) -> str:
+    def backend(self) -> str:
         return "triton" if self.dense >= _MARGIN * self.triton else "dense"
 
 
@@ -193,7 +192,7 @@ def _activation_bytes(call: Call) -> float:
 
 
 def _tensor_flops(dtype: torch.dtype, gpu: Gpu) -> float:
-    """Peak of the matrix units. float32 is taken for TF32; without it both paths slow down, dense the more."""
+    """Peak of the matrix units. float32 is taken for TF32; without it both backends slow down, dense the more."""
     return gpu.processors * gpu.clock * gpu.tensor_flop * (1 if dtype.itemsize == 2 else 0.5)
 
 

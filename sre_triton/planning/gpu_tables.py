@@ -13,16 +13,15 @@ import math
 import warnings
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from sre_triton.backends.base import Call
+from sre_triton.cache import gpu_file_name
 from sre_triton.geometry.rings import default_num_rings
 
-if TYPE_CHECKING:
-    from sre_triton.planning.plan import Call
-
-__all__ = ["FOLDER", "Measured", "file_name", "load", "lookup"]
+__all__ = ["FOLDER", "Measured", "load", "lookup"]
 
 FOLDER = Path(__file__).with_name("gpu_tables")
 
@@ -30,7 +29,7 @@ _PASSES = {"forward": "forward", "transpose": "grad_x", "weight_grad": "grad_w"}
 
 
 class Measured(NamedTuple):
-    """How much faster than dense the Triton path was on one layer; 0 if its result was wrong."""
+    """How much faster than dense the Triton backend was on one layer; 0 if its result was wrong."""
 
     pass_name: str  # "forward", "grad_x", "grad_w" or "backward"
     kernel_size: int
@@ -47,15 +46,10 @@ class Table(NamedTuple):
     rows: tuple[Measured, ...]
 
 
-def file_name(gpu: str) -> str:
-    """Name of the file that belongs to a GPU of this name."""
-    return f"gpu-{''.join(c if c.isalnum() else '-' for c in gpu)}.json"
-
-
 @lru_cache(maxsize=16)
 def load(gpu: str, folder: Path = FOLDER) -> Table | None:
     """The table of a GPU; None if there is none, or, with a warning, if it cannot be read."""
-    path = folder / file_name(gpu)
+    path = folder / gpu_file_name(gpu)
     try:
         content = json.loads(path.read_text())
         return Table(content.get("dtype", "bfloat16"), tuple(_rows(content["rows"])))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from sre_triton.planning.plan import backend
+from sre_triton.planning.request import backend
 
 if TYPE_CHECKING:
     from sre_triton.backends.triton.tuning import Tuned
@@ -35,7 +35,7 @@ def tune(
     layers, wherever the plan takes Triton.
 
     Args:
-        model: what holds the layers; runs on the Triton path in its current mode, whatever the plan would choose.
+        model: what holds the layers; runs on the Triton backend in its current mode, whatever the plan would choose.
         inputs: what it is called with, of the dtype, layout and image size that count.
         backward: also tune the gradients of the parameters that require one.
         force: measure again what an earlier search has found.
@@ -45,7 +45,7 @@ def tune(
         One entry per kernel and bucket that was measured: the options, their time, and that of the default.
 
     Raises:
-        RuntimeError: model and inputs are not on one GPU that Triton runs on, or a layer cannot run on this path.
+        RuntimeError: model and inputs are not on one GPU that Triton runs on, or a layer cannot run on this backend.
         ImportError: Triton is not installed.
     """
     from sre_triton.backends.triton import tuning

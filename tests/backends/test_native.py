@@ -12,7 +12,8 @@ import torch
 
 import sre_triton
 from sre_triton.backends import dense, native
-from sre_triton.backends.native import launch, library
+from sre_triton.backends.base import Call
+from sre_triton.backends.native import library
 from sre_triton.geometry.conv import conv_spec
 
 needs_native = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
@@ -113,12 +114,14 @@ def test_a_machine_without_a_home_folder_goes_without(monkeypatch: pytest.Monkey
 def test_tensors_of_another_type_are_refused() -> None:
     spec = conv_spec(2, 3, 2, True, False, (1, 1), (1, 1), (1, 1), 1)
     with pytest.raises(TypeError, match="must be of source's type Float, got Double"):
-        launch.forward(torch.randn(1, 4, 8, 8), torch.randn(4, 4, 2).double(), None, spec)
+        native.forward(torch.randn(1, 4, 8, 8), torch.randn(4, 4, 2).double(), None, spec)
 
 
 def test_what_it_cannot_run_on() -> None:
-    assert "'cuda'" in launch.refusal("cuda", torch.float32)
-    assert "torch.int64" in launch.refusal("cpu", torch.int64)
+    spec = conv_spec(2, 3, 2, True, False, (1, 1), (1, 1), (1, 1), 1)
+    call = Call("forward", spec, 1, 4, 4, (8, 8), torch.float32, torch.device("cuda"))
+    assert "'cuda'" in (native.refusal(call) or "")
+    assert "torch.int64" in (native.refusal(call._replace(device=torch.device("cpu"), dtype=torch.int64)) or "")
 
 
 # Results ----------------------------------------------------------------------------------------------
@@ -149,9 +152,9 @@ def test_images_of_many_tiles(
     if channels_last and ndim > 1:
         x = x.contiguous(memory_format={2: torch.channels_last, 3: torch.channels_last_3d}[ndim])
     expected = dense.forward(x, weight, None, spec)
-    torch.testing.assert_close(launch.forward(x, weight, None, spec), expected, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(native.forward(x, weight, None, spec), expected, rtol=1e-11, atol=1e-11)
     grad_y = torch.randn_like(expected)
-    grads, truth = (path.backward(grad_y, x, weight, spec) for path in (launch, dense))
+    grads, truth = (backend.backward(grad_y, x, weight, spec) for backend in (native, dense))
     for grad, true in zip(grads, truth, strict=True):
         torch.testing.assert_close(grad, true, rtol=1e-10, atol=1e-10)
 
@@ -161,11 +164,11 @@ def test_images_of_many_tiles(
 def test_every_run_gives_the_same_bits(threads: int) -> None:
     spec = conv_spec(2, 5, 3, True, False, (1, 1), (2, 2), (1, 1), 1)
     x, weight = torch.randn(3, 32, 40, 40), torch.randn(48, 32, 3)
-    alone = launch.forward(x, weight, None, spec)
+    alone = native.forward(x, weight, None, spec)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        runs = [(launch.forward(x, weight, None, spec), *launch.backward(alone, x, weight, spec)) for _ in range(20)]
+        runs = [(native.forward(x, weight, None, spec), *native.backward(alone, x, weight, spec)) for _ in range(20)]
     finally:
         torch.set_num_threads(before)
     for results in runs:
@@ -179,5 +182,5 @@ def test_bfloat16_rounds_as_pytorch_does(value: float) -> None:
     """A centre tap of 1 copies its input."""
     spec = conv_spec(2, 1, 1, True, False, (1, 1), (0, 0), (1, 1), 1)
     x = torch.full((1, 1, 3, 3), value).bfloat16()
-    y = launch.forward(x, torch.ones(1, 1, 1).bfloat16(), None, spec)
+    y = native.forward(x, torch.ones(1, 1, 1).bfloat16(), None, spec)
     torch.testing.assert_close(y, x, rtol=0, atol=0, equal_nan=True)

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sre_triton.backends import dense, native
-from sre_triton.backends.native import launch
-from sre_triton.backends.ringwise import passes as ringwise
+from sre_triton.backends import dense, native, ringwise
 from sre_triton.backends.ringwise import ring_sums
 from sre_triton.geometry.conv import ConvSpec, conv_spec
 from sre_triton.geometry.rings import RingGeometry, default_num_rings, ring_geometry
@@ -69,7 +67,7 @@ def run_all(path: Any, spec: ConvSpec, x: Tensor, weight: Tensor, bias: Tensor, 
 
 
 needs_native = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
-PATHS = [pytest.param(ringwise, id="ringwise"), pytest.param(launch, id="native", marks=needs_native)]
+PATHS = [pytest.param(ringwise, id="ringwise"), pytest.param(native, id="native", marks=needs_native)]
 
 
 @pytest.fixture(params=["ringwise", pytest.param("native", marks=needs_native)])
@@ -84,7 +82,7 @@ def way(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def assert_same(way: str, spec: ConvSpec, *tensors: Tensor) -> None:
     expected = run_all(dense, spec, *tensors)
-    for name, result in run_all(launch if way == "native" else ringwise, spec, *tensors).items():
+    for name, result in run_all(native if way == "native" else ringwise, spec, *tensors).items():
         torch.testing.assert_close(result, expected[name], rtol=1e-11, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
 
 
@@ -248,7 +246,7 @@ def test_error_is_at_most_twice_that_of_dense(
 def test_results_turn_with_the_input(way: str) -> None:
     spec = make_spec(2, 9)
     x, weight, bias, _ = make_tensors(spec, (20, 20))
-    path = launch if way == "native" else ringwise
+    path = native if way == "native" else ringwise
     y = path.forward(x, weight, bias, spec)
     for turn in (lambda t: t.rot90(1, (2, 3)), lambda t: t.flip(2), lambda t: t.transpose(2, 3)):
         torch.testing.assert_close(path.forward(turn(x), weight, bias, spec), turn(y), rtol=1e-12, atol=1e-12)

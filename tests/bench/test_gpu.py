@@ -13,6 +13,7 @@ import torch
 
 from bench import gpu, gpu_checks
 from sre_triton.backends import dense
+from sre_triton.cache import gpu_file_name
 from sre_triton.geometry.conv import conv_spec
 from sre_triton.planning import gpu_tables
 
@@ -109,7 +110,7 @@ def test_the_planner_reads_what_it_writes(tmp_path: Path) -> None:
     names = ("kernel_size", "channels", "size", "batch", "pass", "ms", "dense_ms", "speedup_vs_dense")
     times = dict.fromkeys(gpu.PASSES, 1.0) | {"step": 3.0}
     rows = [dict(zip(names, (9, 64, 56, 167, name, ms, 4 * ms, 4.0), strict=True)) for name, ms in times.items()]
-    (tmp_path / gpu_tables.file_name("A GPU")).write_text(json.dumps({"gpu": "A GPU", "rows": rows}))
+    (tmp_path / gpu_file_name("A GPU")).write_text(json.dumps({"gpu": "A GPU", "rows": rows}))
     table = gpu_tables.load("A GPU", tmp_path)
     assert table is not None
     assert {row.pass_name: row.speedup for row in table.rows} == dict.fromkeys(

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sre_triton
+from sre_triton.geometry.conv import ConvArgs
 from sre_triton.operators import operators as _ops
 from tests.oracle import BACKENDS, CASES, Case
 
@@ -44,7 +45,7 @@ def arguments(
         return (fine, weight, torch.linspace(-1, 1, weight.shape[0], dtype=x.dtype), *trailing)
     if operator is _ops.ring_conv_transpose.overload:
         bias = torch.linspace(-1, 1, weight.shape[1] * case.groups, dtype=x.dtype)
-        conv_args = _ops.ConvArgs(*trailing)
+        conv_args = ConvArgs(*trailing)
         extra = conv_args.spec(case.rings).output_padding(fine.shape[2:], coarse.shape[2:])
         return (coarse, weight, bias, extra, *trailing)
     if operator is _ops.ring_conv_weight_grad.overload:
@@ -199,7 +200,7 @@ def test_results_never_share_memory_with_arguments(case: Case, operator: Callabl
 @plain_cases
 def test_adjoint_identities(case: Case, backend: str) -> None:
     x, g, weight, *trailing = arguments(_ops.ring_conv_backward.overload, case, backend)
-    extra = _ops.ConvArgs(*trailing).spec(case.rings).output_padding(x.shape[2:], g.shape[2:])
+    extra = ConvArgs(*trailing).spec(case.rings).output_padding(x.shape[2:], g.shape[2:])
     forward = (_ops.ring_conv.overload(x, weight, None, *trailing) * g).sum()
     transpose = (x * _ops.ring_conv_transpose.overload(g, weight, None, extra, *trailing)).sum()
     weight_grad = (weight * _ops.ring_conv_weight_grad.overload(x, g, case.rings, *trailing)).sum()

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+from sre_triton.backends.base import Call
+from sre_triton.cache import gpu_file_name
 from sre_triton.geometry.conv import conv_spec
 from sre_triton.geometry.rings import default_num_rings
 from sre_triton.planning import gpu_cost, gpu_tables, plan
 from sre_triton.planning.gpu_cost import Gpu
-from sre_triton.planning.plan import Call, plan_call
+from sre_triton.planning.plan import plan_call
 
 H100 = Gpu("Some H100", processors=132, clock=1.75e9, bandwidth=3.35e12, tensor_flop=4096)
 KINDS = ("forward", "transpose", "weight_grad", "backward")
@@ -43,7 +45,7 @@ def call(
 
 def predicted(*args: Any, gpu: Gpu = H100, **kwargs: Any) -> str:
     estimate = gpu_cost.estimate(call(*args, **kwargs), gpu)
-    return estimate.path if estimate else "dense"
+    return estimate.backend if estimate else "dense"
 
 
 # The model ------------------------------------------------------------------------------------------
@@ -147,44 +149,44 @@ def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """A function that writes a table for the H100; the planner sees that GPU and that folder alone."""
 
     def ship(*rows: dict[str, Any], **fields: Any) -> None:
-        (tmp_path / gpu_tables.file_name(H100.name)).write_text(json.dumps({"rows": rows} | fields))
+        (tmp_path / gpu_file_name(H100.name)).write_text(json.dumps({"rows": rows} | fields))
         gpu_tables.load.cache_clear()
-        plan._plan.cache_clear()
+        plan._planned.cache_clear()
 
     load = gpu_tables.load
     monkeypatch.setattr(gpu_cost, "describe", lambda device: H100)
     monkeypatch.setattr(gpu_tables, "load", lambda name: load(name, tmp_path))
-    monkeypatch.setattr(plan, "_triton_refusal", lambda call: None)
+    monkeypatch.setattr(plan.triton, "refusal", lambda call: None)
     monkeypatch.setattr(gpu_tables.load, "cache_clear", load.cache_clear, raising=False)
-    plan._plan.cache_clear()
+    plan._planned.cache_clear()
     yield ship
-    plan._plan.cache_clear()
+    plan._planned.cache_clear()
     load.cache_clear()
 
 
 def test_without_a_table_the_model_decides(shipped: Any) -> None:
     chosen = plan_call(call(), "auto")
-    assert chosen.path == "triton"
+    assert chosen.backend == "triton"
     assert chosen.reason.startswith("predicted")
     assert "with Triton against" in chosen.reason
-    assert plan_call(call(3), "auto").path == "dense"
+    assert plan_call(call(3), "auto").backend == "dense"
     assert plan_call(call(groups=64), "auto") == plan.Plan("dense", "no prediction of Triton's speed")
 
 
 def test_a_table_replaces_the_model(shipped: Any) -> None:
     shipped(row(9, dense_ms=0.8), row(3, dense_ms=1.5))
-    assert plan_call(call(9), "auto").path == "dense"
+    assert plan_call(call(9), "auto").backend == "dense"
     chosen = plan_call(call(3), "auto")
-    assert chosen.path == "triton"
+    assert chosen.backend == "triton"
     assert "measured on this GPU: Triton at 1.5 times" in chosen.reason
     assert plan_call(call(5), "auto").reason.startswith("predicted"), "no row is like it"
 
 
 def test_the_nearest_row_counts(shipped: Any) -> None:
     shipped(row(channels=64), row(channels=128, dense_ms=0.5), row(channels=64, size=14, batch=1024, dense_ms=0.5))
-    assert plan_call(call(9, 64), "auto").path == "triton"
-    assert plan_call(call(9, 96, 128), "auto").path == "dense"
-    assert plan_call(call(9, 64, size=16, batch=2048), "auto").path == "dense"
+    assert plan_call(call(9, 64), "auto").backend == "triton"
+    assert plan_call(call(9, 96, 128), "auto").backend == "dense"
+    assert plan_call(call(9, 64, size=16, batch=2048), "auto").backend == "dense"
 
 
 @pytest.mark.parametrize(
@@ -202,24 +204,24 @@ def test_rows_unlike_the_call_do_not_count(unlike: Call, shipped: Any) -> None:
 
 def test_a_wrong_result_is_never_chosen(shipped: Any) -> None:
     shipped(row(speedup_vs_dense=None))
-    assert plan_call(call(), "auto").path == "dense"
+    assert plan_call(call(), "auto").backend == "dense"
 
 
 def test_the_backward_pass_is_the_step_less_the_forward(shipped: Any) -> None:
     shipped(row(ms=1.0, dense_ms=4.0), row(pass_name="step", ms=3.0, dense_ms=5.0))
     assert "0.5 times" in plan_call(call(kind="backward"), "auto").reason
-    assert plan_call(call(kind="backward"), "auto").path == "dense"
+    assert plan_call(call(kind="backward"), "auto").backend == "dense"
 
 
 def test_a_table_of_another_dtype(shipped: Any) -> None:
     shipped(row(dense_ms=0.5), dtype="float16")
-    assert plan_call(call(), "auto").path == "triton"
-    assert plan_call(call(dtype=torch.float16), "auto").path == "dense"
+    assert plan_call(call(), "auto").backend == "triton"
+    assert plan_call(call(dtype=torch.float16), "auto").backend == "dense"
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", '{"rows": [{}]}', '{"rows": 3}'])
 def test_a_broken_table_is_named_and_ignored(content: str, tmp_path: Path) -> None:
-    (tmp_path / gpu_tables.file_name("X")).write_text(content)
+    (tmp_path / gpu_file_name("X")).write_text(content)
     gpu_tables.load.cache_clear()
     with pytest.warns(RuntimeWarning, match=r"gpu-X\.json"):
         assert gpu_tables.load("X", tmp_path) is None
@@ -229,19 +231,19 @@ def test_a_broken_table_is_named_and_ignored(content: str, tmp_path: Path) -> No
 
 
 def test_what_triton_refuses_goes_dense_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan._plan.cache_clear()
+    plan._planned.cache_clear()
     chosen = plan_call(call(dtype=torch.float64), "auto")
-    assert chosen.path == "dense"
+    assert chosen.backend == "dense"
     assert "not with Triton" in chosen.reason
-    plan._plan.cache_clear()
+    plan._planned.cache_clear()
 
 
 def test_without_triton_everything_goes_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> Any:
         raise ImportError("No module named 'triton'")
 
-    monkeypatch.setattr(plan, "_triton", missing)
-    plan._plan.cache_clear()
-    assert plan_call(call(), "auto").path == "dense"
+    monkeypatch.setattr(plan.triton, "_launchers", missing)
+    plan._planned.cache_clear()
+    assert plan_call(call(), "auto").backend == "dense"
     assert "No module named 'triton'" in plan_call(call(), "auto").reason
-    plan._plan.cache_clear()
+    plan._planned.cache_clear()

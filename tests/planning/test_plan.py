@@ -12,7 +12,8 @@ from torch import nn
 import sre_triton
 from sre_triton.backends import native
 from sre_triton.planning import plan
-from sre_triton.planning.plan import current_backend, recording
+from sre_triton.planning.plan import recording
+from sre_triton.planning.request import current_backend
 from tests.oracle import BACKENDS, CASES, Case
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -24,7 +25,7 @@ def planned(call: Any, *args: Any) -> list[tuple[str, str]]:
     """(kind, path) of every operator call."""
     with recording() as records:
         call(*args)
-    return [(planned_call.kind, chosen.path) for planned_call, chosen in records]
+    return [(planned_call.kind, chosen.backend) for planned_call, chosen in records]
 
 
 # Requests -------------------------------------------------------------------------------------------
@@ -102,7 +103,7 @@ def test_a_backward_pass_takes_the_path_requested_at_its_forward(case: Case, bac
         grads = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
         sum(g.square().sum() for g in grads).backward()
     assert len(records) > 3
-    assert {chosen.path for _, chosen in records} == {backend}
+    assert {chosen.backend for _, chosen in records} == {backend}
     assert {chosen.reason for _, chosen in records} == {"requested"}
 
 
@@ -132,13 +133,13 @@ def test_a_plan_looks_at_shapes_and_dtype_alone(case: Case) -> None:
     assert plans(other_values) == first
     if case.ndim > 1:
         assert plans(case.leaves(torch.float32, channels_last=True)) == first
-    plan._plan.cache_clear()
+    plan._planned.cache_clear()
     assert plans(case.leaves(torch.float32)) == first
     for call, chosen in first:
         assert call.dtype == torch.float32
         assert call.device == torch.device("cpu")
         assert plan.plan_call(call, "auto") == chosen
-        assert chosen.path in BACKENDS
+        assert chosen.backend in BACKENDS
         assert chosen.reason
 
 
@@ -181,7 +182,7 @@ def test_explaining_a_layer() -> None:
     with recording() as records:
         layer(x.requires_grad_()).sum().backward()  # both gradients at once
     for (_, chosen), name in zip(records, ("forward", "backward"), strict=True):
-        assert f"{name}: {chosen.path} ({chosen.reason})" in text
+        assert f"{name}: {chosen.backend} ({chosen.reason})" in text
 
 
 def test_explaining_a_transposed_layer_tells_its_three_passes() -> None:

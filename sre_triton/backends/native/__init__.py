@@ -1,10 +1,11 @@
-"""The native CPU path: ring convolutions by a C++ kernel that is compiled on the machine it runs on.
+"""The native CPU backend: ring convolutions by a C++ kernel that is compiled on the machine it runs on.
 
 It is optional. The package is pure Python; ``sre-triton build-native`` builds the kernel once, with a C++
-compiler and :mod:`torch.utils.cpp_extension`, and every later process finds it. Without it the other paths do the
+compiler and :mod:`torch.utils.cpp_extension`, and every later process finds it. Without it the other backends do the
 same work more slowly.
 """
 
 from sre_triton.backends.native.library import build, missing
+from sre_triton.backends.native.passes import backward, forward, refusal, transpose, weight_grad
 
-__all__ = ["build", "missing"]
+__all__ = ["backward", "build", "forward", "missing", "refusal", "transpose", "weight_grad"]

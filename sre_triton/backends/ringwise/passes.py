@@ -1,6 +1,6 @@
-"""The ring-wise path: ring sums first, then one matrix product over rings and channels.
+"""The passes of the ring-wise backend: ring sums first, then one matrix product over rings and channels.
 
-Where the dense path multiplies every tap by its copy of a ring weight, this one adds up the taps of a
+Where the dense backend multiplies every tap by its copy of a ring weight, this one adds up the taps of a
 ring and multiplies once::
 
     y = sum_ring W_ring (S_ring x)
@@ -11,8 +11,6 @@ Ring kernels are point-symmetric, so at stride 1 the ring sums of ``grad_y`` ser
 
 Ring sums exist for one block of positions at a time, see :mod:`sre_triton.backends.ringwise.ring_sums`. All of it is
 plain PyTorch and runs on any device; it is tuned for CPUs.
-
-The four functions are those of :mod:`sre_triton.backends.dense`.
 """
 
 from __future__ import annotations
@@ -22,13 +20,18 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from sre_triton.backends.memory_format import new_activation
+from sre_triton.backends.base import Call
+from sre_triton.backends.memory_format import contiguous, laid_out_like, new_activation
 from sre_triton.backends.ringwise.blocks import Block
 from sre_triton.backends.ringwise.ring_sums import ring_sums, sum_dtype
 from sre_triton.geometry.conv import ConvSpec
 from sre_triton.geometry.windows import Window, adjoint_window, forward_window
 
-__all__ = ["backward", "forward", "transpose", "weight_grad"]
+__all__ = ["backward", "forward", "refusal", "transpose", "weight_grad"]
+
+
+def refusal(call: Call) -> str | None:
+    return None
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:
@@ -61,7 +64,8 @@ def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple
     input_size = tuple(x.shape[2:])
     if not spec.is_unit_stride:
         output_padding = spec.output_padding(input_size, grad_y.shape[2:])
-        return transpose(grad_y, weight, None, spec, output_padding), weight_grad(x, grad_y, spec)
+        grad_x = laid_out_like(x, transpose(grad_y, weight, None, spec, output_padding))
+        return grad_x, weight_grad(x, grad_y, spec)
     window = adjoint_window(spec, tuple(grad_y.shape[2:]), input_size)
     grad_x = new_activation(x, x.shape[1], input_size)
     mixer = _Mixer(_ring_major(_swap(weight, spec.groups), window, spec.groups), None, grad_x)
@@ -69,7 +73,7 @@ def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple
     for block, sums in _sums(grad_y, window, spec.groups):
         mixer.write(block, sums)
         grad.add(block, sums)
-    return grad_x, _swap(grad.ring_weight(), spec.groups).contiguous()
+    return grad_x, contiguous(_swap(grad.ring_weight(), spec.groups))
 
 
 class _Mixer:

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sre_triton.backends.base import Call
 from sre_triton.backends.memory_format import new_activation
 from sre_triton.backends.triton import tiles, tuning
 from sre_triton.backends.triton.expansion import ring_collapse_kernel, ring_expand_kernel
@@ -51,16 +52,11 @@ _TL_DTYPE = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat1
 _MAX_ROW = 2**31 - 1  # offsets within one row of the image are 32-bit, all others 64-bit
 
 
-def refusal(device_type: str, dtype: torch.dtype, width: int, channels: int, spec: ConvSpec) -> str | None:
-    """Why such a call cannot run here, in words; None if it can.
-
-    Args:
-        device_type, dtype: of every tensor.
-        width: length of the image's last dimension.
-        channels: of input or output, whichever has more.
-    """
-    if reason := device_refusal(device_type, dtype):
+def refusal(call: Call) -> str | None:
+    """Why the call cannot run here, in words; None if it can."""
+    if reason := device_refusal(call.device.type, call.dtype):
         return reason
+    spec, width, channels = call.spec, call.input_size[-1], max(call.in_channels, call.out_channels)
     overhang = 2 * max(spec.reach) + 128 * max(spec.stride)  # of taps and tiles beyond the row
     if (width + overhang) * channels > _MAX_ROW:
         return f"one row of the image holds more than {_MAX_ROW} elements"

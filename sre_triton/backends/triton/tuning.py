@@ -30,8 +30,7 @@ import triton
 
 from sre_triton.backends.triton import tiles
 from sre_triton.backends.triton.tiles import Blocks, Problem, Tile
-from sre_triton.cache import cache_directory
-from sre_triton.planning.gpu_tables import file_name
+from sre_triton.cache import cache_directory, gpu_file_name
 
 __all__ = ["Search", "Timer", "Tuned", "bucket", "choose", "searching"]
 
@@ -212,7 +211,7 @@ def _time_on_gpu(call: Callable[[], object]) -> float:
 @lru_cache(maxsize=16)
 def _table(name: str, directory: Path) -> dict[str, Options]:
     """Measured options of a GPU by bucket: those that ship, then those of this machine."""
-    return _read(_SHIPPED / file_name(name)) | _read(directory / file_name(name))
+    return _read(_SHIPPED / gpu_file_name(name)) | _read(directory / gpu_file_name(name))
 
 
 def _read(path: Path) -> dict[str, Options]:
@@ -233,7 +232,7 @@ def _read(path: Path) -> dict[str, Options]:
 
 def _write(name: str, new: dict[str, Options]) -> None:
     """Add to the file in one step: processes that tune at the same time never leave half of one."""
-    path = cache_directory() / file_name(name)
+    path = cache_directory() / gpu_file_name(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         entries = _read(path) | new

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from sre_triton.backends.triton import fused_forward, launch, tiles
+from sre_triton.backends.triton import launch, tiles
+from sre_triton.backends.triton.launch import fused_forward
 from sre_triton.backends.triton.tiles import Tile
 from tests.backends.triton.cases import Layer, assert_accurate, dense_backward, dense_forward
 from tests.backends.triton.test_tiles import ARCHS, problem

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sre_triton.backends.memory_format import layout_of
-from sre_triton.backends.triton import backward, forward, fused_forward, launch, tiles, transpose, weight_grad
+from sre_triton.backends.triton import launch, tiles
+from sre_triton.backends.triton.launch import backward, forward, fused_forward, transpose, weight_grad
 from sre_triton.backends.triton.tiles import Tile
 from sre_triton.geometry.conv import conv_spec
 from tests.backends.triton.cases import Layer, assert_accurate, dense_backward, dense_forward

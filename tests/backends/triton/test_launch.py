@@ -11,9 +11,11 @@ import pytest
 import torch
 
 import sre_triton
-from sre_triton.backends import dense, expansion
+from sre_triton.backends import dense, expansion, triton
+from sre_triton.backends.base import Call
 from sre_triton.backends.memory_format import layout_of
-from sre_triton.backends.triton import collapse, expand, fused_forward, launch, refusal
+from sre_triton.backends.triton import launch, refusal
+from sre_triton.backends.triton.launch import collapse, expand, fused_forward
 from sre_triton.geometry.rings import ring_geometry
 from tests.backends.triton.cases import Layer
 
@@ -72,17 +74,21 @@ def test_kernels_expand_under_a_request(
     torch.testing.assert_close(weight.grad.double(), dense.collapse(grad.double(), geometry), rtol=1e-5, atol=1e-5)
 
 
-def test_the_dense_path_expands_with_the_kernels_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dense_backend_expands_with_the_kernels_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def kernels(device: str, dtype: torch.dtype) -> Any:
         tensor: Any = types.SimpleNamespace(device=torch.device(device), dtype=dtype)
-        return expansion._kernels(tensor, torch.bfloat16)
+        return expansion._kernels_for(tensor, torch.bfloat16, False)
 
     monkeypatch.setattr(launch.triton.knobs.runtime, "interpret", False)
-    assert kernels("cuda", torch.float32) is launch
-    assert kernels("xpu", torch.float16) is launch
+    assert kernels("cuda", torch.float32) is triton
+    assert kernels("xpu", torch.float16) is triton
     assert kernels("cuda", torch.float64) is None
     assert kernels("cpu", torch.float32) is None
-    monkeypatch.setattr(expansion, "_launchers", lambda: None)  # Triton is not installed
+
+    def missing() -> Any:
+        raise ImportError("No module named 'triton'")
+
+    monkeypatch.setattr(triton, "_launchers", missing)
     assert kernels("cuda", torch.float32) is None
 
 
@@ -112,13 +118,13 @@ def test_expansion_of_nothing(device: torch.device) -> None:
 
 
 def test_refusals_say_why(device: torch.device) -> None:
-    spec = Layer().spec
-    assert refusal(device.type, torch.float32, 32, 8, spec) is None
-    assert "float64" in (refusal(device.type, torch.float64, 32, 8, spec) or "")
-    assert "meta" in (refusal("meta", torch.float32, 32, 8, spec) or "")
+    call = Call("forward", Layer().spec, 1, 8, 8, (32, 32), torch.float32, device)
+    assert refusal(call) is None
+    assert "float64" in (refusal(call._replace(dtype=torch.float64)) or "")
+    assert "meta" in (refusal(call._replace(device=torch.device("meta"))) or "")
     if device.type == "cpu":
-        assert "bfloat16" in (refusal("cpu", torch.bfloat16, 32, 8, spec) or "")
-    assert "row" in (refusal(device.type, torch.float32, 2**29, 5, spec) or "")
+        assert "bfloat16" in (refusal(call._replace(dtype=torch.bfloat16)) or "")
+    assert "row" in (refusal(call._replace(input_size=(32, 2**29), in_channels=5, out_channels=5)) or "")
 
 
 def test_epilogue_refusals() -> None:

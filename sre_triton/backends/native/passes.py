@@ -1,7 +1,4 @@
-"""Calls of the native kernel: a convolution's window and additions as numbers, its weights as the kernel reads them.
-
-The four functions are those of :mod:`sre_triton.backends.dense`.
-"""
+"""The passes of the native backend: a convolution's window and additions as the numbers that the kernel reads."""
 
 from __future__ import annotations
 
@@ -11,7 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sre_triton.backends.memory_format import new_activation
+from sre_triton.backends.base import Call
+from sre_triton.backends.memory_format import laid_out_like, new_activation
 from sre_triton.backends.native.library import missing
 from sre_triton.geometry.conv import ConvSpec
 from sre_triton.geometry.schedule import Schedule, Step
@@ -22,12 +20,11 @@ __all__ = ["backward", "forward", "refusal", "transpose", "weight_grad"]
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def refusal(device_type: str, dtype: torch.dtype) -> str | None:
-    """Why the native kernel cannot run on such tensors, or None."""
-    if device_type != "cpu":
-        return f"it runs on CPUs, the tensors are on {device_type!r}"
-    if dtype not in _DTYPES:
-        return f"it takes floating types, got {dtype}"
+def refusal(call: Call) -> str | None:
+    if call.device.type != "cpu":
+        return f"it runs on CPUs, the tensors are on {call.device.type!r}"
+    if call.dtype not in _DTYPES:
+        return f"it takes floating types, got {call.dtype}"
     reason = missing()
     return None if reason is None else f"there is no native kernel ({reason})"
 
@@ -35,14 +32,14 @@ def refusal(device_type: str, dtype: torch.dtype) -> str | None:
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:
     window = forward_window(spec, tuple(x.shape[2:]))
     y = new_activation(x, weight.shape[0], window.output_size)
-    _run(x, window, spec, False, weight, _contiguous(bias), y, None, None)
+    _run(x, window, spec, False, weight, bias if bias is None else bias.contiguous(), y, None, None)
     return y
 
 
 def transpose(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, output_padding: Sequence[int]) -> Tensor:
     window = adjoint_window(spec, tuple(x.shape[2:]), spec.transposed_size(x.shape[2:], output_padding))
     y = new_activation(x, weight.shape[1] * spec.groups, window.output_size)
-    _run(x, window, spec, True, weight, _contiguous(bias), y, None, None)
+    _run(x, window, spec, True, weight, bias if bias is None else bias.contiguous(), y, None, None)
     return y
 
 
@@ -57,7 +54,8 @@ def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple
     input_size = tuple(x.shape[2:])
     if not spec.is_unit_stride:
         output_padding = spec.output_padding(input_size, grad_y.shape[2:])
-        return transpose(grad_y, weight, None, spec, output_padding), weight_grad(x, grad_y, spec)
+        grad_x = laid_out_like(x, transpose(grad_y, weight, None, spec, output_padding))
+        return grad_x, weight_grad(x, grad_y, spec)
     window = adjoint_window(spec, tuple(grad_y.shape[2:]), input_size)
     grad_x = new_activation(x, x.shape[1], input_size)
     grad = torch.empty_like(weight, memory_format=torch.contiguous_format)
@@ -82,10 +80,6 @@ def _run(
     its outputs.
     """
     _operator()(source, *_as_numbers(window), spec.groups, transposed, weight, bias, y, thin, grad)
-
-
-def _contiguous(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.contiguous()
 
 
 @lru_cache(maxsize=1)
