@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sre_triton.observing import unchanged
+
 __all__ = [
     "GridSymmetry",
     "assert_equivariant",
@@ -102,7 +104,8 @@ def equivariance_error(module: Callable[[Tensor], Any], input: Tensor, group: Gr
 
     Args:
         module: a network or any function of one tensor, in the mode (usually ``eval``) in which its
-            output for an image does not depend on other calls.
+            output for an image does not depend on other calls. It is left as it was: buffers and random
+            numbers that its calls change are restored.
         input: (N, C, *space) in 1 to 3 dimensions.
         group: ``"rotations"``, ``"flips"``, ``"all"`` (see :func:`grid_symmetries`), or one or more
             angles in degrees. In 3-D, angles turn about each axis.
@@ -135,15 +138,14 @@ def equivariance_errors(
         raise ValueError(f"input must be (N, C, *space) in 1 to 3 dimensions, got shape {tuple(input.shape)}")
     if not input.is_floating_point():
         raise ValueError(f"input must be of a floating dtype, got {input.dtype}")
-    if interpolation not in _SPLINE_ORDER:
-        raise ValueError(f"interpolation must be 'bilinear' or 'spline', got {interpolation!r}")
+    _check_interpolation(interpolation)
     ndim = input.dim() - 2
     if not isinstance(group, str):
         transforms: Iterable[tuple[str, Any]] = _rotations(group, ndim, interpolation)
     else:
         transforms = ((str(g), g) for g in grid_symmetries(ndim, group))
     errors = {}
-    with torch.no_grad():
+    with unchanged(module, input), torch.no_grad():
         reference = list(_tensors(module(input)))
         if not reference:
             raise ValueError("module must return a tensor, or a list, tuple or dict that holds some")
@@ -240,8 +242,10 @@ def rotation(
         interpolation: "bilinear" or "spline" (cubic).
 
     Raises:
+        ValueError: ``interpolation`` is neither.
         ImportError: SciPy is not installed.
     """
+    _check_interpolation(interpolation)
     try:
         from scipy import ndimage
     except ImportError as error:
@@ -253,6 +257,11 @@ def rotation(
         return torch.from_numpy(turned).to(x)
 
     return rotate
+
+
+def _check_interpolation(interpolation: str) -> None:
+    if interpolation not in _SPLINE_ORDER:
+        raise ValueError(f"interpolation must be {' or '.join(map(repr, _SPLINE_ORDER))}, got {interpolation!r}")
 
 
 def _rotations(

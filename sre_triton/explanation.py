@@ -10,6 +10,7 @@ from torch import nn
 
 from sre_triton.backends.base import Call, Kind
 from sre_triton.layers import RingConvNd
+from sre_triton.observing import unchanged
 from sre_triton.planning.plan import Plan, plan_call, recording
 from sre_triton.planning.request import current_backend
 
@@ -18,6 +19,8 @@ __all__ = ["explain"]
 
 def explain(module: nn.Module, *inputs: Any) -> str:
     """Runs ``module(*inputs)`` once without gradients and returns the plan of its ring convolutions in words.
+
+    Statistics, buffers and random numbers that the call changes are restored.
 
     Args:
         module: a ring convolution layer or a network that holds some.
@@ -39,7 +42,7 @@ def explain(module: nn.Module, *inputs: Any) -> str:
     hooks = [layer.register_forward_pre_hook(partial(enter, name)) for name, layer in layers.items()]
     paragraphs = []
     try:
-        with recording() as records, torch.no_grad():
+        with unchanged(module, *inputs), recording() as records, torch.no_grad():
             module(*inputs)
     finally:
         for hook in hooks:

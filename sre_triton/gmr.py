@@ -107,7 +107,7 @@ class _GMRConvNd(_SREConvNd):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         means = state_dict.pop(prefix + "mus", None)
-        if means is not None and means.detach().flatten().tolist() != list(range(self.num_rings)):
+        if means is not None and not means.is_meta and means.detach().flatten().tolist() != list(range(self.num_rings)):
             args[-1].append(
                 f'"{prefix}mus" must be the ring numbers 0 to {self.num_rings - 1}, got {means.flatten().tolist()}'
             )

@@ -38,7 +38,7 @@ __all__ = [
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 # Buffers of the reference packages' checkpoints, constants all. They are checked and dropped.
-_INDEX_BUFFERS = ("weight_index_mat", "default_weight_index_mat")
+INDEX_BUFFERS = ("weight_index_mat", "default_weight_index_mat")
 
 
 class RingConvNd(nn.Module):
@@ -95,6 +95,8 @@ class RingConvNd(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
+        if isinstance(dtype, torch.dtype) and dtype.is_complex:
+            raise TypeError(f"dtype must be a floating dtype or None, got {dtype}: rings are real")
         ntuple = _ntuple(self.ndim)
         strides: tuple[int, ...] = ntuple(stride)
         size: tuple[int, ...] = ntuple(kernel_size)
@@ -193,7 +195,7 @@ class RingConvNd(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         error_msgs: list[str] = args[-1]
-        for name in _INDEX_BUFFERS:
+        for name in INDEX_BUFFERS:
             if prefix + name in state_dict:
                 error = self._index_buffer_error(state_dict.pop(prefix + name))
                 if error is not None:
@@ -208,6 +210,8 @@ class RingConvNd(nn.Module):
                 f"has shape {tuple(buffer.shape)}, but this layer's ring map is (1, 1, {self.num_rings}, "
                 f"{expected.shape[1]}): kernel_size, num_rings or circular differ"
             )
+        if buffer.is_meta:  # so is what it came with: there is nothing to be checked
+            return None
         if torch.equal(buffer.detach().to("cpu", torch.float64).reshape(expected.shape), expected):
             return None
         if self.antialias:

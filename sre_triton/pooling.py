@@ -137,9 +137,9 @@ class _CenteredPoolNd(nn.Module):
         self.stride = stride
         self.reach = reach
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Pools (N, C, *space) or (C, *space) to ``ceil((space - reach) / stride)``."""
-        return type(self).pool(x, self.stride, self.ndim, reach=self.reach)
+        return type(self).pool(input, self.stride, self.ndim, reach=self.reach)
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults; the stride always, as ``nn.AvgPoolNd`` prints it."""

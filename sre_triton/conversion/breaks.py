@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sre_triton.equivariance import GridSymmetry, _relative, _tensors, grid_symmetries
 
-__all__ = ["ModuleError", "breaking", "evaluating", "generators", "module_errors"]
+__all__ = ["ModuleError", "breaking", "generators", "module_errors"]
 
 
 @dataclass
@@ -103,19 +101,6 @@ def module_errors(model: nn.Module, sample: Tensor, group: str = "all") -> list[
     return calls
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode and without gradients; each module's own mode is restored."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _record(model: nn.Module, sample: Tensor) -> list[ModuleError]:
     """One entry for each call of each module, with copies of its tensors: modules may work in place."""
     finished: list[ModuleError] = []
@@ -164,8 +149,9 @@ def _compare(
 
 
 def _errors(a: Tensor, b: Tensor, g: GridSymmetry, grids: set[tuple[int, ...]]) -> Iterator[float]:
-    """The error for each way in which ``g`` may act upon a tensor, which is told by its shape alone: upon a map
-    with its channels first or last, upon the pixels of a map in a row, or not at all."""
+    """The error of ``b`` as ``a`` moved by ``g``, for each way in which ``g`` may act upon a tensor. The shape alone
+    tells which are possible: upon a map with its channels first or last, upon the pixels of a map in a row, or not at
+    all."""
     ndim = len(g.axes)
     if a.dim() == ndim + 2:
         yield _relative(b, a, g, ndim, None)
@@ -174,15 +160,21 @@ def _errors(a: Tensor, b: Tensor, g: GridSymmetry, grids: set[tuple[int, ...]]) 
         yield _relative(b, a, g, ndim, None)
     elif a.dim() == 3:
         for grid in grids:
-            turned = tuple(grid[axis] for axis in g.axes)
             for x, y in ((a.mT, b.mT), (a, b)):  # (N, pixels, C), (N, C, pixels)
-                extra = x.shape[-1] - math.prod(grid)
-                # A few tokens in front may belong to no pixel.
-                if 0 <= extra <= 8 and y.shape == x.shape:
-                    rows = [t[..., extra:].unflatten(-1, size) for t, size in ((x, grid), (y, turned))]
-                    error = _relative(rows[1], rows[0], g, ndim, None)
-                    if extra:
-                        error = max(
-                            error, _relative(y[:, :, :extra].flatten(1), x[:, :, :extra].flatten(1), g, ndim, None)
-                        )
-                    yield error
+                if 0 <= x.shape[-1] - math.prod(grid) <= _MOST_EXTRA_TOKENS and y.shape == x.shape:
+                    yield _error_of_row(x, y, g, grid)
+
+
+# In front of the pixels of a row there may be tokens that belong to none, as of a class.
+_MOST_EXTRA_TOKENS = 8
+
+
+def _error_of_row(x: Tensor, y: Tensor, g: GridSymmetry, grid: tuple[int, ...]) -> float:
+    """The error of (N, C, tokens), whose last tokens are the pixels of a grid; those before do not move."""
+    ndim, extra = len(grid), x.shape[-1] - math.prod(grid)
+    before = x[..., extra:].unflatten(-1, grid)
+    after = y[..., extra:].unflatten(-1, tuple(grid[axis] for axis in g.axes))
+    error = _relative(after, before, g, ndim, None)
+    if extra:
+        error = max(error, _relative(y[..., :extra].flatten(1), x[..., :extra].flatten(1), g, ndim, None))
+    return error

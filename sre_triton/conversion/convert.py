@@ -6,14 +6,15 @@ holds them.
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
 
-from sre_triton.conversion.replacements import Swapper, is_convolution, is_pooling, why_left
+from sre_triton.conversion.behaviour import copied
+from sre_triton.conversion.references import Replacement, replace_modules
+from sre_triton.conversion.replacements import Swapper, is_convolution, is_pooling, refuse_what_would_be_lost, why_left
 
 __all__ = ["convert"]
 
@@ -33,9 +34,12 @@ def convert(
     """Replaces the convolutions of a network by ring convolutions, and what breaks symmetry when down-sampling.
 
     Kernels of one tap are symmetric already and stay as they are. Kernels of even size, kernels that are
-    not the same size in every dimension, strided transposed convolutions and subclasses with a ``forward`` of
+    not the same size in every dimension, complex ones, strided transposed convolutions and subclasses with methods of
     their own are left alone; :func:`sre_triton.report` lists them and says why, and measures what symmetry the
     network then has.
+
+    A layer is replaced wherever the network holds it: as a child under any number of names, in attributes, containers
+    of any kind, partial functions, bound methods and weak references.
 
     Args:
         model: any module, also a convolution itself.
@@ -47,10 +51,11 @@ def convert(
         weights: "project" takes the ring kernel nearest in least squares to each layer's kernel: the same
             function if it was constant on rings already. "reset" draws new ones. Biases go with them.
         strides: "pool" has strided convolutions follow a centred average pooling at stride 1, as
-            ``nn.Sequential(pool, convolution)``, and replaces strided max- and average-poolings by centred
-            ones (see :mod:`sre_triton.pooling`). The sizes of all outputs remain those of the network as it
-            was, at all sizes. "keep" leaves strides and poolings as they are: the same function, but
-            symmetric only where each stride happens to divide.
+            ``nn.Sequential(pool, convolution)`` (with a padding between them where the convolution reflects or
+            repeats its input: small maps need more than one reflection), and replaces strided max- and
+            average-poolings by centred ones (see :mod:`sre_triton.pooling`). The sizes of all outputs remain those
+            of the network as it was, at all sizes. "keep" leaves strides and poolings as they are: the same
+            function, but symmetric only where each stride happens to divide.
         filter_fn: called with every convolution and max- or average-pooling, and its fully qualified name;
             it is left alone where this returns False.
         inplace: change ``model`` instead of a copy. Optimisers made before then hold replaced parameters.
@@ -59,66 +64,37 @@ def convert(
 
     Returns:
         The network, in the mode, dtype and devices that it had. Modules and parameters that were shared
-        still are. Hooks are kept.
+        still are. Hooks on the calls of modules and attributes of modules and parameters are kept.
 
     Raises:
         ValueError: an argument has no such form; or a layer carries what its successor could not, e.g. a
-            parametrization or hooks on its state dict; or a parameter is shared between layers that become
-            different. The message names the layer. Then nothing has been changed.
+            parametrization, an instance's own ``forward``, or hooks on its state dict or on the gradient of its
+            weight; or a parameter is shared between layers that become different; or something would go on holding
+            a replaced layer or its parameters, as the closure of a hook or an optimiser does; or the network
+            cannot be copied. The message names the layer. Then nothing has been changed.
     """
     _check_arguments(kernel_size, weights, strides)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise ValueError("model is wrapped in DistributedDataParallel, which holds on to its parameters: convert first")
-    if not inplace:
-        model = copy.deepcopy(model)
-    swapper = Swapper(kernel_size, num_rings, weights, strides, circular, antialias)
-    # Replacements are all made before the first is put in, so that an error leaves the network as it was.
-    replacements: dict[int, nn.Module] = {}
+    # What is refused is told of the network itself: its copy has lost some of it already.
+    chosen = []
     for name, module in _post_order(model):
         if not (is_convolution(module) or is_pooling(module)) or (filter_fn and not filter_fn(module, name)):
             continue
         if why_left(module, strides=strides, kernel_size=kernel_size) is None:
-            replacements[id(module)] = swapper(module, name)
-    _check_shared_parameters(model, replacements)
-    return replace_modules(model, replacements)
-
-
-def replace_modules(model: nn.Module, replacements: dict[int, nn.Module]) -> nn.Module:
-    """Puts modules in the places of others, wherever these are held: as children under any number of names, and
-    in attributes that hold them, also in lists, tuples and dictionaries.
-
-    Args:
-        replacements: by ``id`` of the module replaced.
-
-    Returns:
-        ``model``, or its replacement.
-    """
-
-    def replaced(value: Any) -> Any:
-        if isinstance(value, nn.Module):
-            return replacements.get(id(value), value)
-        if type(value) in (list, tuple):
-            items = [replaced(v) for v in value]
-            return type(value)(items) if any(a is not b for a, b in zip(items, value, strict=True)) else value
-        if type(value) is dict:
-            changed = {k: replaced(v) for k, v in value.items()}
-            return changed if any(changed[k] is not v for k, v in value.items()) else value
-        return value
-
-    for module in list(model.modules()):
-        for name, child in module._modules.items():
-            module._modules[name] = replaced(child)
-        for name, value in vars(module).items():
-            if name not in _REGISTRIES:
-                vars(module)[name] = replaced(value)
-    result: nn.Module = replaced(model)
-    return result
-
-
-# Where nn.Module keeps its members, among them containers of PyTorch's own that must stay the same objects.
-_REGISTRIES = frozenset(vars(nn.Module()))
+            refuse_what_would_be_lost(module, name)
+            chosen.append((name, module))
+    model, copies = (model, {}) if inplace else copied(model)
+    swapper = Swapper(kernel_size, num_rings, weights, strides, circular, antialias)
+    # Replacements are all made before the first is put in, so that an error leaves the network as it was.
+    replacements = []
+    for name, module in chosen:
+        old = copies.get(module, module)
+        replacements.append(Replacement(name, old, swapper(old, name)))
+    _check_shared_parameters(model, {id(r.old): r.new for r in replacements})
+    return replace_modules(model, replacements, copies)
 
 
 def _post_order(module: nn.Module, name: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, nn.Module]]:

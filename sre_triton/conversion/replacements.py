@@ -5,7 +5,6 @@ takes its place, or the reason why it is left alone. :mod:`sre_triton.conversion
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,13 +12,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _ntuple
-from torch.nn.parameter import UninitializedParameter
 
 from sre_triton import layers, pooling
+from sre_triton.conversion import behaviour
+from sre_triton.conversion.padding import RepeatedPad
 from sre_triton.functional import expand_kernel, project_kernel
 from sre_triton.layers import RingConvNd
 
-__all__ = ["ConvertedFrom", "Swapper", "is_convolution", "is_pooling", "leaves_pixels_over", "why_left"]
+__all__ = [
+    "ConvertedFrom",
+    "Swapper",
+    "is_convolution",
+    "is_pooling",
+    "leaves_pixels_over",
+    "refuse_what_would_be_lost",
+    "what_would_be_lost",
+    "why_left",
+]
 
 _RING_CONVOLUTIONS: dict[type[nn.Module], type[RingConvNd]] = {
     getattr(nn, f"Conv{way}{n}d"): getattr(layers, f"SREConv{way}{n}d") for way in ("", "Transpose") for n in (1, 2, 3)
@@ -30,25 +39,6 @@ _CENTERED_POOLS: dict[type[nn.Module], type[nn.Module]] = {
     for n in (1, 2, 3)
 }
 _AVERAGE = {1: pooling.CenteredAvgPool1d, 2: pooling.CenteredAvgPool2d, 3: pooling.CenteredAvgPool3d}
-
-# Hooks see the layer's input and output, which keep their meaning; those of a state dict see its weight, which
-# does not.
-_CALL_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_is_full_backward_hook",
-)
-_STATE_HOOKS = (
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
 
 
 class ConvertedFrom(NamedTuple):
@@ -83,17 +73,48 @@ def leaves_pixels_over(module: Any, size: tuple[int, ...]) -> bool:
 def why_left(module: nn.Module, *, strides: str = "pool", kernel_size: int | None = None) -> str | None:
     """Why :func:`sre_triton.convert` with these arguments leaves a convolution or pooling layer alone; None if
     it does not."""
-    base = next(b for b in (*_RING_CONVOLUTIONS, *_CENTERED_POOLS) if isinstance(module, b))
-    for method in ("forward", "_conv_forward"):
-        if getattr(type(module), method, None) is not getattr(base, method, None):
-            return f"{type(module).__name__} has a {method} of its own"
+    changed = behaviour.changes_of_class(module, _base(module))
+    if changed is not None:
+        return changed
     if is_pooling(module):
         return _why_pooling_is_left(module, strides)
     return _why_convolution_is_left(module, strides, kernel_size)
 
 
+def what_would_be_lost(module: nn.Module) -> str | None:
+    """What a convolution or pooling layer has that keeps :func:`sre_triton.convert` from replacing it, in words; None
+    if nothing."""
+    lost = behaviour.what_would_be_lost(module, _base(module))
+    if lost is None and (hooked := behaviour.gradient_hooks(module)) is not None:
+        return f"has hooks on the gradient of its {hooked}, which will be another parameter"
+    if lost is None and is_convolution(module) and not _padding_follows(module):
+        return "has had its padding or padding_mode changed after it was made, which it only follows in part"
+    return lost
+
+
+def refuse_what_would_be_lost(module: nn.Module, name: str) -> None:
+    """Raises ValueError if there is something."""
+    if (lost := what_would_be_lost(module)) is not None:
+        raise _refusal(module, name, lost)
+
+
+def _base(module: nn.Module) -> type[nn.Module]:
+    base = behaviour.known_class(module, _RING_CONVOLUTIONS.keys() | _CENTERED_POOLS.keys())
+    assert base is not None
+    return base
+
+
+def _padding_follows(conv: Any) -> bool:
+    """Whether the padding that a padding mode uses is that of the layer's arguments."""
+    pixels = [p for p in reversed(_pixels(conv)) for _ in range(2)]
+    return conv.padding_mode == "zeros" or list(conv._reversed_padding_repeated_twice) == pixels
+
+
 def _why_convolution_is_left(conv: Any, strides: str, kernel_size: int | None) -> str | None:
     size, strided = conv.kernel_size, max(conv.stride) > 1
+    weight = getattr(conv, "weight", None)
+    if isinstance(weight, Tensor) and not weight.is_floating_point():
+        return f"its weight is of {weight.dtype}: ring kernels are of floating dtypes"
     if any(k % 2 == 0 for k in size):
         return f"even kernel {_brief(size)}: it has no centre tap"
     if _single_tap(conv) and not (strided and strides == "pool" and not conv.transposed):
@@ -140,24 +161,23 @@ class Swapper:
         """The module that takes the place of ``module``, for which :func:`why_left` returned None.
 
         Raises:
-            ValueError: ``module``, called ``name`` in messages, has state that would be lost, or the arguments
-                describe no ring kernel for it.
+            ValueError: ``module``, called ``name`` in messages, has attributes or hooks that its successor cannot
+                carry, or the arguments describe no ring kernel for it.
         """
-        _check_nothing_is_lost(module, name)
         if is_pooling(module):
             new, notes = self._centered(module), ["centred at every size"]
         elif max(module.stride) > 1 and self.strides == "pool":
             new, notes = self._behind_pooling(module, name)
         else:
             new, notes = self._ring_conv(module, name, module.stride, module.padding)
-        _carry(module, new)
+        if (lost := behaviour.carry(module, new, behaviour.added_attributes(module, _base(module)))) is not None:
+            raise _refusal(module, name, lost)
         weights = module.weight.numel() if is_convolution(module) else 0
         new.converted_from = ConvertedFrom(str(module), weights, ", ".join(notes))  # type: ignore[assignment]
         return new
 
     def _centered(self, pool: Any) -> nn.Module:
-        base = next(b for b in _CENTERED_POOLS if isinstance(pool, b))
-        return _CENTERED_POOLS[base](
+        return _CENTERED_POOLS[_base(pool)](
             _brief(_per_axis(pool, "stride")), **_unless_zero(reach=_pool_reach(pool, pool.ceil_mode))
         )
 
@@ -171,19 +191,19 @@ class Swapper:
         # With what the pooling leaves out of count, padding is that of "same".
         padding = tuple(p + r // 2 for p, r in zip(_pixels(conv), reach, strict=True))
         ring, more = self._ring_conv(conv, name, ones, padding)
-        return nn.Sequential(pool, ring), notes + more
+        return nn.Sequential(pool, *(ring if isinstance(ring, nn.Sequential) else [ring])), notes + more
 
     def _ring_conv(
         self, conv: Any, name: str, stride: tuple[int, ...], padding: tuple[int, ...] | str
-    ) -> tuple[RingConvNd, list[str]]:
-        base = next(b for b in _RING_CONVOLUTIONS if isinstance(conv, b))
+    ) -> tuple[nn.Module, list[str]]:
+        """The ring convolution, after a padding where its own would be wider than small maps allow."""
         size = self.kernel_size or conv.kernel_size[0]
         growth = [(size - k) // 2 for k in conv.kernel_size]
         notes = []
         if any(growth):
             verb = "embedded in" if max(growth) > 0 else "cropped to"
             notes.append(f"kernel {_brief(conv.kernel_size)} {verb} {size}")
-            if padding != "same":
+            if padding != "same" or conv.padding_mode != "zeros":
                 pixels = _pixels(conv) if isinstance(padding, str) else padding
                 padding = tuple(p + d * g for p, d, g in zip(pixels, conv.dilation, growth, strict=True))
                 if min(padding) < 0:
@@ -191,16 +211,22 @@ class Swapper:
                         f"kernel_size={self.kernel_size} is too small for {name!r}, {conv}: without its outer taps it "
                         "would return another size; exclude it with filter_fn"
                     )
+        mode, front = conv.padding_mode, []
+        if mode in ("reflect", "circular") and (any(growth) or stride != conv.stride):
+            assert not isinstance(padding, str)
+            if any(padding):
+                front.append(RepeatedPad(padding, mode))
+            padding, mode = (0,) * len(padding), "zeros"
         options: dict[str, Any] = {"output_padding": conv.output_padding} if conv.transposed else {}
         try:
             # On no device, since what it draws is replaced unless it is to be reset.
-            new = _RING_CONVOLUTIONS[base](
+            new = _RING_CONVOLUTIONS[_base(conv)](
                 conv.in_channels, conv.out_channels, size, stride, padding, dilation=conv.dilation,
-                groups=conv.groups, bias=conv.bias is not None, padding_mode=conv.padding_mode,
+                groups=conv.groups, bias=conv.bias is not None, padding_mode=mode,
                 device=conv.weight.device if self.weights == "reset" else "meta", dtype=conv.weight.dtype,
                 num_rings=self.num_rings, circular=self.circular, antialias=self.antialias, **options,
             )  # fmt: skip
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{name!r}, {conv}: {error}") from error
         bias = new.bias
         if self.weights == "project":
@@ -212,13 +238,13 @@ class Swapper:
             new.weight = self._parameter(conv.weight, new, new.weight)
             bias = None if bias is None else self._parameter(conv.bias, None, bias)
         new.bias = bias
-        return new, notes
+        return nn.Sequential(*front, new) if front else new, notes
 
     def _parameter(self, old: Tensor, ring: RingConvNd | None, value: Tensor) -> nn.Parameter:
         """``value`` as the parameter that stands for ``old``, the same one wherever ``old`` stood."""
         key = (id(old), ring and ring.geometry)
         if key not in self._parameters:
-            self._parameters[key] = nn.Parameter(value.detach(), requires_grad=old.requires_grad)
+            self._parameters[key] = behaviour.as_parameter(value, old)
         return self._parameters[key]
 
 
@@ -234,51 +260,14 @@ def _projected(dense: Tensor, growth: list[int], ring: RingConvNd) -> tuple[Tens
         return rings, kept / whole if whole else 1.0
 
 
-def _check_nothing_is_lost(module: nn.Module, name: str) -> None:
-    """Raises ValueError if the module holds what a module in its place could not."""
-
-    def refuse(what: str) -> ValueError:
-        return ValueError(f"{name!r}, {type(module).__name__}, {what}; exclude it with filter_fn, or remove that first")
-
-    if nn.utils.parametrize.is_parametrized(module):
-        raise refuse("is parametrized")
-    if is_convolution(module) and "weight" not in module._parameters:
-        raise refuse("does not hold its weight as a parameter (weight_norm, spectral_norm, pruning?)")
-    if any(isinstance(p, UninitializedParameter) for p in module._parameters.values()):
-        raise refuse("has not been given its shape yet (run the network once)")
-    if "forward" in vars(module):
-        raise refuse("has had its forward replaced")
-    if (
-        len(module._parameters.keys() - {"weight", "bias"})
-        or module._buffers
-        or any(child is not None for child in module._modules.values())
-    ):
-        raise refuse("has parameters, buffers or modules that a convolution or pooling layer has not")
-    for hooks in _STATE_HOOKS:
-        if vars(module).get(hooks):
-            raise refuse("has hooks on its state dict")
-
-
-def _carry(old: nn.Module, new: nn.Module) -> None:
-    """Hooks, mode and whatever else was set on ``old`` by name."""
-    added = vars(old).keys() - _own_fields(old)
-    for name in (*_CALL_HOOKS, *added):
-        new.__dict__[name] = vars(old)[name]  # the very dictionary of hooks, so that handles remove them still
-    new.train(old.training)
-
-
-def _own_fields(module: nn.Module) -> frozenset[str]:
-    """The attributes that PyTorch itself gives this kind of layer."""
-    base = next(b for b in (*_RING_CONVOLUTIONS, *_CENTERED_POOLS) if isinstance(module, b))
-    fresh = base(1, 1, 1) if base in _RING_CONVOLUTIONS else base(1)
-    return frozenset(vars(fresh))
+def _refusal(module: nn.Module, name: str, reason: str) -> ValueError:
+    return ValueError(f"{name!r}, {type(module).__name__}, {reason}; exclude it with filter_fn, or remove that first")
 
 
 def _unstrided(conv: Any) -> nn.Module:
     """The same convolution, of the same parameters, at stride 1 and without hooks of its own."""
     new: Any = copy.copy(conv)
-    for hooks in _CALL_HOOKS:
-        new.__dict__[hooks] = None if hooks == "_is_full_backward_hook" else OrderedDict()
+    behaviour.drop_call_hooks(new)
     new.stride = (1,) * len(conv.stride)
     return new
 

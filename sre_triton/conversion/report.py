@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sre_triton.conversion.breaks import ModuleError, breaking, evaluating, generators, module_errors
-from sre_triton.conversion.replacements import ConvertedFrom, is_convolution, is_pooling, leaves_pixels_over, why_left
+from sre_triton.conversion.behaviour import copied
+from sre_triton.conversion.breaks import ModuleError, breaking, generators, module_errors
+from sre_triton.conversion.replacements import (
+    ConvertedFrom,
+    is_convolution,
+    is_pooling,
+    leaves_pixels_over,
+    what_would_be_lost,
+    why_left,
+)
 from sre_triton.equivariance import equivariance_error
 from sre_triton.layers import RingConvNd
+from sre_triton.observing import unchanged
 
 __all__ = ["LayerReport", "ModelReport", "SymmetryReport", "report"]
 
@@ -132,8 +140,13 @@ def report(
         tolerance: relative error up to which an output counts as symmetric. Rounding is far below the default,
             a pixel lost at the edge of an image far above it.
 
+    Returns:
+        A :class:`ModelReport`: one :class:`LayerReport` per convolution and pooling layer, the parameters without and
+        with rings, and with a sample a :class:`SymmetryReport` of the whole network and of every module. Printed, it
+        is a table. The network is left as it was.
+
     Raises:
-        ValueError: ``sample`` or ``group`` is none of these.
+        ValueError: ``sample`` or ``group`` is none of these; or the network cannot be copied.
     """
     if sample is not None and not 3 <= sample.dim() <= 5:
         raise ValueError(f"sample must be (N, C, *space) in 1 to 3 dimensions, got shape {tuple(sample.shape)}")
@@ -164,15 +177,21 @@ def _layers(model: nn.Module) -> tuple[list[LayerReport], int]:
         elif isinstance(module, RingConvNd):
             layers.append(LayerReport(name, "ring", str(module), str(module), ""))
         elif is_convolution(module) or is_pooling(module):
-            reason = why_left(module) or "could be converted: filter_fn or strides='keep' left it, or nobody tried"
+            refused = what_would_be_lost(module)
+            reason = why_left(module) or (
+                f"convert refuses it: it {refused}"
+                if refused
+                else "could be converted: filter_fn or strides='keep' left it, or nobody tried"
+            )
             layers.append(LayerReport(name, "left", str(module), str(module), reason))
     return layers, sum(saved.values())
 
 
 def _symmetry(model: nn.Module, sample: Tensor, group: str, tolerance: float) -> SymmetryReport:
-    with evaluating(model):
-        # A normalisation over few pixels turns rounding in float32 into errors like those of a lost pixel.
-        exact = copy.deepcopy(model).double()
+    exact, _ = copied(model)
+    # A normalisation over few pixels turns rounding in float32 into errors like those of a lost pixel.
+    exact = exact.double().eval()
+    with unchanged(sample), torch.no_grad():
         error = equivariance_error(exact, sample.double(), group)
         calls = module_errors(exact, sample.double(), group)
     breaks: dict[str, str] = {}

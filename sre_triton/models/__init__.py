@@ -4,8 +4,8 @@ Logits do not change, and maps turn along, when the image is flipped or turned b
 but for rounding. ``list_models()`` names them all; each is also a function or class here.
 """
 
+from sre_triton.conversion.fusion import fold_batch_norm
 from sre_triton.models.checkpoint import ReferenceCheckpoint, load_reference_checkpoint
-from sre_triton.models.fusion import fold_batch_norm
 from sre_triton.models.registry import entry, get_model, list_models
 from sre_triton.models.resnet import (
     BasicBlock,

@@ -10,12 +10,13 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
+from sre_triton.layers import INDEX_BUFFERS
+
 __all__ = ["ReferenceCheckpoint", "load_reference_checkpoint", "translate_reference_keys"]
 
 _DDP_PREFIX = "module."
 # A convolution and its normalisation in a Sequential, with or without a pooling in front of them.
 _PAIR = re.compile(r"(?P<block>layer\d+\.\d+\.)conv(?P<number>\d)\.(?P<place>\d)\.(?P<rest>.+)")
-_STEM_BUFFERS = ("weight_index_mat", "default_weight_index_mat")
 
 
 class ReferenceCheckpoint(TypedDict):
@@ -87,7 +88,7 @@ def translate_reference_keys(state_dict: dict[str, Any], prefix: str) -> None:
             name = f"{match['block']}{part}.{match['rest']}"
         elif name.startswith("stem.0."):
             name = "conv1." + name.removeprefix("stem.0.")
-            if name.removeprefix("conv1.") in _STEM_BUFFERS:
+            if name.removeprefix("conv1.") in INDEX_BUFFERS:
                 value = _cut_to_ball(value)
         elif name.startswith("stem.1."):
             name = "bn1." + name.removeprefix("stem.1.")
@@ -100,6 +101,6 @@ def _cut_to_ball(buffer: Tensor) -> Tensor:
         return buffer
     taps = buffer.reshape(2, 3, 7, 7)
     ball = taps[:, :, 2:5, 2:5]
-    if ball.count_nonzero() != taps.count_nonzero():
+    if not buffer.is_meta and ball.count_nonzero() != taps.count_nonzero():
         return buffer
     return ball.reshape(1, 1, 2, 27)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sre_triton.layers import RingConvNd
 from sre_triton.models.registry import Entry, entry, list_models
+from sre_triton.observing import unchanged
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,7 +63,7 @@ def count_work(network: nn.Module, x: Tensor) -> Work:
     Nothing is computed if network and input are on the meta device.
 
     Args:
-        network: is called once, without gradients; its mode stays as it is.
+        network: is called once, without gradients, and left as it was.
         x: what it is called with.
     """
     counts: list[Work] = []
@@ -73,7 +74,7 @@ def count_work(network: nn.Module, x: Tensor) -> Work:
     kinds = (RingConvNd, nn.modules.conv._ConvNd, nn.Linear)
     hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, kinds)]
     try:
-        with torch.no_grad():
+        with unchanged(network, x), torch.no_grad():
             network(x)
     finally:
         for hook in hooks:

@@ -11,15 +11,15 @@ packages SRE_Conv 1.0.2 and GMR_Conv 1.0.3, whose checkpoints load as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from sre_triton.conversion.fusion import fused
 from sre_triton.layers import RingConvNd
 from sre_triton.models.checkpoint import translate_reference_keys
-from sre_triton.models.fusion import fused
 from sre_triton.models.parts import Parts, checkpointed, per_stage
 from sre_triton.models.registry import register_model
 
@@ -94,14 +94,6 @@ class _Block(nn.Module):
     def last_norm(self) -> nn.Module:
         """The normalisation that ends the residual branch."""
         return self.get_submodule(f"bn{self.convolutions}")
-
-    def conv_norm_pairs(self) -> Iterator[tuple[str, str]]:
-        """Names of convolutions and of the normalisations that follow them."""
-        for i in range(1, self.convolutions + 1):
-            strided = isinstance(self.get_submodule(f"conv{i}"), nn.Sequential)
-            yield f"conv{i}.1" if strided else f"conv{i}", f"bn{i}"
-        if self.downsample is not None:
-            yield "downsample.1", "downsample.2"
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, *space) to (N, out, *ceil(space / stride))."""
@@ -355,21 +347,18 @@ class ResNet(nn.Module):
         translate_reference_keys(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def conv_norm_pairs(self) -> Iterator[tuple[str, str]]:
-        """Names of convolutions and of the normalisations that follow them."""
-        yield "conv1.1" if isinstance(self.conv1, nn.Sequential) else "conv1", "bn1"
-        for name, module in self.named_modules():
-            if isinstance(module, _Block):
-                for conv, norm in module.conv_norm_pairs():
-                    yield f"{name}.{conv}", f"{name}.{norm}"
-
     def fuse(self) -> ResNet:
         """A copy for inference, its batch normalisations folded into the convolutions before them.
 
+        One stays where folding would change something: at a layer that is parametrized, pruned or hooked, or that
+        something else uses, too.
+
         Raises:
             RuntimeError: the network is in training mode.
+            ValueError: it cannot be copied.
         """
-        return fused(self, self.conv_norm_pairs())
+        network: ResNet = fused(self)
+        return network
 
 
 _DEPTHS: dict[int, tuple[Callable[..., _Block], tuple[int, ...]]] = {

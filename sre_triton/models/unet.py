@@ -11,14 +11,14 @@ Source of the shape: O. Ronneberger et al., "U-Net", MICCAI 2015; T. Falk et al.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sre_triton.models.fusion import fused
+from sre_triton.conversion.fusion import fused
 from sre_triton.models.parts import Parts, checkpointed, per_stage
 from sre_triton.models.registry import register_model
 from sre_triton.pooling import upsample_to
@@ -109,13 +109,14 @@ class _UpSample(nn.Module):
         )
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        x, size = self.preconv(x), skip.shape[-self.ndim :]
+        x = self.preconv(x)
         if not self.doubles:
-            return upsample_to(x, size, self.ndim)
-        # The reference doubles, and repeats the last row of an odd map.
-        x = upsample_to(x, [2 * n for n in x.shape[-self.ndim :]], self.ndim)
-        missing = [n - x.shape[i - self.ndim] for i, n in enumerate(size)]
-        return F.pad(x, [side for n in reversed(missing) for side in (0, n)], mode="replicate")
+            return upsample_to(x, skip.shape[-self.ndim :], self.ndim)
+        # The reference doubles, and repeats the last row of an odd map. Sizes one by one: torch.fx has no others.
+        axes = range(-self.ndim, 0)
+        x = upsample_to(x, [2 * x.shape[axis] for axis in axes], self.ndim)
+        missing = [skip.shape[axis] - x.shape[axis] for axis in reversed(axes)]
+        return F.pad(x, [side for n in missing for side in (0, n)], mode="replicate")
 
 
 class _UpCat(nn.Module):
@@ -204,19 +205,18 @@ class UNet(nn.Module):
         y: Tensor = self.final_conv(x)
         return y
 
-    def conv_norm_pairs(self) -> Iterator[tuple[str, str]]:
-        """Names of convolutions and of the normalisations that follow them."""
-        for name, module in self.named_modules():
-            if isinstance(module, _ConvUnit):
-                yield f"{name}.conv", f"{name}.adn.N"
-
     def fuse(self) -> UNet:
         """A copy for inference, its batch normalisations folded into the convolutions before them.
 
+        One stays where folding would change something: at a layer that is parametrized, pruned or hooked, or that
+        something else uses, too.
+
         Raises:
             RuntimeError: the network is in training mode.
+            ValueError: it cannot be copied.
         """
-        return fused(self, self.conv_norm_pairs())
+        network: UNet = fused(self)
+        return network
 
 
 class SREUNet(UNet):

@@ -82,13 +82,16 @@ def plan_call(call: Call, request: str) -> Plan:
 
 @contextmanager
 def recording() -> Iterator[list[tuple[Call, Plan]]]:
-    """Collects every call planned within the context, in order. Not nestable."""
+    """Collects every call planned within the context, in order; one around it sees them, too."""
     global _records
-    _records = []
+    outer, records = _records, []  # type: tuple[list[tuple[Call, Plan]] | None, list[tuple[Call, Plan]]]
+    _records = records
     try:
-        yield _records
+        yield records
     finally:
-        _records = None
+        _records = outer
+        if outer is not None:
+            outer.extend(records)
 
 
 # Taps of depthwise layers that the dense backend has kernels of its own for.

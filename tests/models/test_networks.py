@@ -348,7 +348,12 @@ def test_folding_one_layer() -> None:
     expected = norm(conv(x))
     models.fold_batch_norm(conv, norm)
     torch.testing.assert_close(conv(x), expected)
-    with pytest.raises(TypeError, match="a convolution that is not transposed, got SREConvTranspose2d"):
-        models.fold_batch_norm(sre_triton.SREConvTranspose2d(3, 4, 5), norm)
+    for transposed in (sre_triton.SREConvTranspose2d(4, 4, 5, groups=2), nn.ConvTranspose2d(4, 4, 2, 2, groups=4)):
+        y = torch.randn(1, 4, 9, 9)
+        expected = norm(transposed(y))
+        models.fold_batch_norm(transposed, norm)
+        torch.testing.assert_close(transposed(y), expected)
+    with pytest.raises(TypeError, match="conv must be a convolution, got Linear"):
+        models.fold_batch_norm(nn.Linear(3, 4), norm)
     with pytest.raises(ValueError, match="no running statistics"):
         models.fold_batch_norm(conv, nn.BatchNorm2d(4, track_running_stats=False))
