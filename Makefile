@@ -59,10 +59,11 @@ native: $(READY) ## Compile the optional CPU kernel for this machine
 kernels: $(READY) ## Compile the default kernels for four GPU architectures; needs no GPU
 	$(BIN)/python -m bench.compile_report --check
 
-lint: $(READY) ## ruff, mypy and clang-format
+lint: $(READY) ## ruff, mypy, import-linter and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror sre_triton/backends/native/csrc/*
 
 format: $(READY) ## Rewrite the sources in the project's format
@@ -83,4 +84,4 @@ bench: $(READY) ## Layers against nn.Conv, the reference packages and the floor:
 	$(BIN)/python -m bench
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) $(SWAP) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(SWAP) build dist .import_linter_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
