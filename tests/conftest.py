@@ -24,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         help="draw other inputs, parameters and examples than the default run, which always draws the same",
     )
+    parser.addoption("--threads", type=int, default=1, help="threads of PyTorch's operations and the native kernel's")
 
 
 @pytest.hookimpl(tryfirst=True)  # before Hypothesis reads its own options
@@ -62,10 +63,10 @@ def poisoned_memory() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """Tensors of this size lose more to the meeting of threads than they win from them."""
+def threads(pytestconfig: pytest.Config) -> Iterator[None]:
+    """One thread, unless asked: tensors of this size lose more to the meeting of threads than they win from them."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(pytestconfig.getoption("threads"))
     yield
     torch.set_num_threads(threads)
 

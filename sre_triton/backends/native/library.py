@@ -1,7 +1,9 @@
 """Building the native kernel, and finding it again.
 
 The library lies in the cache folder under a name that holds all it depends on: its source, PyTorch, the compiler's
-options and the processor's abilities. A library of another machine or version is not found rather than wrong.
+options and the processor's abilities. A library of another machine or version is not found rather than wrong. The
+variable SRE_TRITON_NATIVE_OPTIONS adds options for the compiler, as for a sanitizer or another processor; it has to be
+the same where the library is built and where it is used.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -100,8 +103,8 @@ def _compile(folder: Path, verbose: bool) -> Path:
         cpp_extension.load(
             "sre_triton_native",
             [str(_SOURCES / "ring_conv.cpp")],
-            extra_cflags=list(_OPTIONS),
-            extra_ldflags=["-fopenmp"],
+            extra_cflags=list(_options()),
+            extra_ldflags=list(_options()),
             build_directory=str(folder),
             is_python_module=False,
             verbose=verbose,
@@ -111,10 +114,14 @@ def _compile(folder: Path, verbose: bool) -> Path:
     return folder / "sre_triton_native.so"
 
 
+def _options() -> tuple[str, ...]:
+    return (*_OPTIONS, *shlex.split(os.environ.get("SRE_TRITON_NATIVE_OPTIONS", "")))
+
+
 @lru_cache(maxsize=1)
 def _name() -> str:
     sources = [path.read_text() for path in sorted(_SOURCES.iterdir())]
-    key = (sources, torch.__version__, torch.compiled_with_cxx11_abi(), _OPTIONS, _processor())
+    key = (sources, torch.__version__, torch.compiled_with_cxx11_abi(), _options(), _processor())
     return f"native-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
 
 

@@ -8,6 +8,10 @@
 
 #include "vectors.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace sre_triton {
 
 // Memory of one thread, kept from call to call unless it is large: fresh pages would cost more than the additions.
@@ -15,14 +19,18 @@ class Scratch {
  public:
   template <class T>
   static size_t size(Index elements) {
-    return round_up(elements * sizeof(T) + 2 * kVectorBytes, 64);
+    return round_up(elements * sizeof(T) + 2 * kVectorBytes + kRedZone, 64);
   }
   template <class T>
   T* take(Index elements) {
     const size_t begin = used_;
     used_ += size<T>(elements);
     TORCH_INTERNAL_ASSERT(used_ <= size_);
-    return reinterpret_cast<T*>(round_up(reinterpret_cast<Index>(memory_.get()), 64) + begin);
+    T* const part = reinterpret_cast<T*>(round_up(reinterpret_cast<Index>(memory_.get()), 64) + begin);
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(part, elements * sizeof(T) + 2 * kVectorBytes);
+#endif
+    return part;
   }
   void reset(size_t bytes) {
     if (size_ < bytes) {
@@ -30,6 +38,9 @@ class Scratch {
       size_ = bytes;
     }
     used_ = 0;
+#if defined(__SANITIZE_ADDRESS__)
+    if (memory_) __asan_poison_memory_region(memory_.get(), size_ + 64);
+#endif
   }
   void shrink() {
     if (size_ > kKeptBytes) {
@@ -40,6 +51,12 @@ class Scratch {
 
  private:
   static constexpr size_t kKeptBytes = 16 << 20;
+  // What AddressSanitizer must see between two parts, to tell one from the other.
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr size_t kRedZone = 128;
+#else
+  static constexpr size_t kRedZone = 0;
+#endif
   std::unique_ptr<char[]> memory_;
   size_t size_ = 0, used_ = 0;
 };
