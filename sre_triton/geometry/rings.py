@@ -166,7 +166,7 @@ class RingGeometry:
         if empty:
             raise ValueError(f"{label}: ring(s) {empty} hold no tap; {advice}")
         # Disjoint non-empty rings are always independent; only fractions can fail here.
-        if self.antialias and np.linalg.matrix_rank(self.weights, tol=1e-6) < self.num_rings:
+        if self.antialias and np.linalg.matrix_rank(self.weights) < self.num_rings:
             raise ValueError(f"{label}: the rings' kernels are linearly dependent; {advice}")
 
 

@@ -61,7 +61,7 @@ def run_all(path: Any, spec: ConvSpec, x: Tensor, weight: Tensor, bias: Tensor, 
         "grad_weight": grad_weight,
     }
     if all(o < max(s, d) for o, s, d in zip(output_padding, spec.stride, spec.dilation, strict=True)):
-        bias_x = bias.new_ones(x.shape[1])
+        bias_x = torch.linspace(1, 2, 2 * x.shape[1], dtype=bias.dtype)[::2]
         results["transpose"] = path.transpose(grad_y, weight, bias_x, spec, output_padding)
     return results
 
@@ -201,6 +201,7 @@ def test_inputs_of_any_strides(way: str) -> None:
     for view in (sliced, turned, expanded):
         assert_same(way, spec, view, weight, bias, grad_y)
     assert_same(way, spec, x, weight.transpose(0, 1).contiguous().transpose(0, 1), bias, grad_y.flip(3))
+    assert_same(way, spec, x, weight, torch.randn(2 * len(bias), dtype=bias.dtype)[::2], grad_y)
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3])
@@ -241,6 +242,34 @@ def test_error_is_at_most_twice_that_of_dense(
     for name, result in run_all(path, spec, *tensors).items():
         error, allowed = ((r.double() - truth[name]).square().mean().sqrt() for r in (result, peer[name]))
         assert error <= 2 * allowed, f"{name}: {error:.3g} against {allowed:.3g}"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("path", PATHS)
+def test_weight_gradients_lose_no_digits_from_block_to_block(
+    path: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ring_sums, "_CPU_SCRATCH", 4000)
+    spec = make_spec(2, 3)
+    tensors = make_tensors(spec, (64, 64), dtype=dtype)
+    truth = run_all(dense, spec, *(t.double() for t in tensors))
+    results = run_all(path, spec, *tensors)
+    for name in ("weight_grad", "grad_weight"):
+        rounded = truth[name].to(dtype).double()
+        error, allowed = ((r.double() - truth[name]).square().mean().sqrt() for r in (results[name], rounded))
+        assert error <= 2 * allowed, f"{name}: {error:.3g} against {allowed:.3g} of rounding once"
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("path", PATHS)
+def test_float16_is_rounded_once_at_the_end(path: Any, channels_last: bool) -> None:
+    spec = make_spec(2, 5, antialias=True)
+    tensors = make_tensors(spec, (20, 20), dtype=torch.float16, channels_last=channels_last)
+    truth = run_all(dense, spec, *(t.double() for t in tensors))
+    for name, result in run_all(path, spec, *tensors).items():
+        once = truth[name].half().double()
+        error, allowed = ((r.double() - truth[name]).square().mean().sqrt() for r in (result, once))
+        assert error <= 1.02 * allowed, f"{name}: {error:.4g} against {allowed:.4g}"
 
 
 def test_results_turn_with_the_input(way: str) -> None:

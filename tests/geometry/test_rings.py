@@ -247,9 +247,6 @@ def test_symmetric_to_the_last_bit(ndim: int, k: int, antialias: bool) -> None:
         np.testing.assert_array_equal(moved, kernels)
 
 
-# Pseudo-inverse ---------------------------------------------------------------------------------------
-
-
 # The object -------------------------------------------------------------------------------------------
 
 
@@ -349,6 +346,15 @@ def test_refused_with_a_message_that_says_what_to_do(case: str, make: Any) -> No
         assert ring_geometry(valid).kernel_size == valid
     with pytest.raises(kind, match=message):
         make(*arguments)
+
+
+@pytest.mark.parametrize(("ndim", "k", "most"), [(1, 9, 5), (2, 3, 3), (2, 7, 9), (3, 5, 8), (3, 7, 11)])
+def test_anti_aliased_rings_may_be_many_while_they_are_independent(ndim: int, k: int, most: int) -> None:
+    """The last of these is nearly dependent: its smallest singular value is down to 1e-5."""
+    assert ring_geometry(cube(ndim, k), most, antialias=True).num_rings == most
+    for num_rings in (most + 1, most + 2):
+        with pytest.raises(ValueError, match="linearly dependent"):
+            ring_geometry(cube(ndim, k), num_rings, antialias=True)
 
 
 @given(st.integers(1, 3), st.integers(1, 11), st.integers(1, 14), st.booleans(), st.booleans())
