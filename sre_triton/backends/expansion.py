@@ -99,6 +99,5 @@ def _product_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
 @lru_cache(maxsize=256)
 def _table(geometry: RingGeometry, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """``M[ring, tap]`` and its transpose. Constants of the geometry, shared by all layers that have it."""
-    with torch.inference_mode(False):  # kept for calls of every mode
-        table = torch.from_numpy(geometry.weights.copy()).to(device=device, dtype=dtype)
-        return table, table.t().contiguous()
+    table = torch.from_numpy(geometry.weights.copy()).to(device=device, dtype=dtype)
+    return table, table.t().contiguous()
