@@ -158,6 +158,30 @@ def test_a_strided_backward_is_the_sum_of_its_parts(case: Case, work: Any) -> No
     assert whole == pytest.approx([a + b for a, b in zip(*parts, strict=True)])
 
 
+@pytest.mark.parametrize(("other", "head_start"), [("native", 0.0), ("ringwise", 4e-5)])
+@pytest.mark.parametrize(
+    ("kind", "channels", "groups", "margin"),
+    [
+        ("forward", (64, 64), 1, 1.1),
+        ("forward", (8, 64), 1, 1.1),
+        ("forward", (7, 64), 1, 1.6),
+        ("forward", (64, 7), 1, 1.6),
+        ("forward", (28, 28), 4, 1.6),
+        ("forward", (32, 32), 4, 1.1),
+        ("backward", (7, 64), 1, 1.1),
+        ("weight_grad", (7, 64), 1, 1.1),
+    ],
+)
+def test_what_is_hardly_faster_is_left_to_the_dense_path(
+    kind: str, channels: tuple[int, int], groups: int, margin: float, other: str, head_start: float
+) -> None:
+    case = Case("test", 2, 8, *channels, 32, groups=groups)
+    call = fit_plan.make_call(kind, case, 5, FLOAT)
+    even = margin * 1e-3 + head_start
+    assert cost.choose(call, {"dense": 0.999 * even, other: 1e-3}) == "dense"
+    assert cost.choose(call, {"dense": 1.001 * even, other: 1e-3}) == other
+
+
 def test_no_pixels_cost_no_products() -> None:
     call = fit_plan.make_call("backward", square(64, 8, batch=0), 3, FLOAT)
     assert cost.dense_work(call).gradient_products == cost.ringwise_work(call).products == 0

@@ -235,7 +235,7 @@ def _share_in_ball(centre: tuple[int, ...], radius: float) -> float:
 
 
 def _interval_in_ball(lower: tuple[float, ...], upper: tuple[float, ...], radius: float) -> float:
-    return max(0.0, min(upper[0], radius) - max(lower[0], -radius))
+    return min(upper[0], radius) - max(lower[0], -radius)  # negative outside, and then no share
 
 
 def _rectangle_in_disc(lower: tuple[float, ...], upper: tuple[float, ...], radius: float) -> float:

@@ -140,6 +140,7 @@ def expected_taps(geometry: RingGeometry, half: tuple[int, ...]) -> dict[int, di
 def test_schedule_shares_partial_sums(kernel_size: tuple[int, ...], additions: int) -> None:
     _, schedule = ring_schedule(ring_geometry(kernel_size), tuple(k // 2 for k in kernel_size))
     assert sum(step.left is not None for step in schedule.steps) <= additions
+    assert sum(step.left is None for step in schedule.steps) <= 1, "sums are copied for the centre alone"
 
 
 # --- The four functions ----------------------------------------------------------------------------

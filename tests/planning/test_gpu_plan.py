@@ -125,6 +125,11 @@ def test_devices_are_described_by_what_the_driver_reports(
     gpu_cost.describe.cache_clear()
 
 
+def test_a_prediction_must_promise_three_tenths_more_speed() -> None:
+    assert gpu_cost.Estimate(dense=1.31, triton=1.0).backend == "triton"
+    assert gpu_cost.Estimate(dense=1.29, triton=1.0).backend == "dense"
+
+
 def test_of_unknown_architectures_nothing_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties(major=99, minor=0))
     gpu_cost.describe.cache_clear()
@@ -180,6 +185,12 @@ def test_a_table_replaces_the_model(shipped: Any) -> None:
     assert chosen.backend == "triton"
     assert "measured on this GPU: Triton at 1.5 times" in chosen.reason
     assert plan_call(call(5), "auto").reason.startswith("predicted"), "no row is like it"
+
+
+def test_what_was_measured_hardly_faster_is_left_to_the_dense_path(shipped: Any) -> None:
+    shipped(row(9, dense_ms=1.09), row(3, dense_ms=1.11))
+    assert plan_call(call(9), "auto").backend == "dense"
+    assert plan_call(call(3), "auto").backend == "triton"
 
 
 def test_the_nearest_row_counts(shipped: Any) -> None:
