@@ -37,16 +37,7 @@ def ring_mixing(log_sigmas: Tensor) -> Tensor:
 
 
 class _GMRConvNd(_SREConvNd):
-    """Takes the arguments of the SRE layer and two of its own.
-
-    Args:
-        train_gaussian_sigma: learn the widths; if False they are a buffer.
-        gaussian_sigma_scale: initial width is the width of a ring over this (2.355 makes it the full
-            width at half maximum).
-
-    Attributes:
-        log_sigmas: (num_rings,) logarithms of the Gaussians' widths, in rings.
-    """
+    """What GMR layers of every dimension share; :class:`GMRConv2d` documents it."""
 
     log_sigmas: Tensor
 
@@ -121,7 +112,23 @@ class GMRConv1d(_GMRConvNd):
 
 
 class GMRConv2d(_GMRConvNd):
-    __doc__ = f"""GMR convolution over (N, in, H, W) or (in, H, W). {_GMRConvNd.__doc__}"""
+    """GMR convolution over (N, in, H, W) or (in, H, W): a ring convolution whose rings are mixed by learned Gaussians.
+
+    Takes the arguments of :class:`~sre_triton.SREConv2d` and two of its own.
+
+    Args:
+        train_gaussian_sigma: learn the widths of the Gaussians; if False they are a buffer.
+        gaussian_sigma_scale: the initial width is that of a ring over this; 2.355 makes a ring's width the full width
+            at half maximum.
+
+    Attributes:
+        weight: (out_channels, in_channels / groups, num_rings), before mixing.
+        bias: (out_channels,) or None.
+        log_sigmas: (num_rings,) logarithms of the Gaussians' widths, in rings.
+
+    Raises:
+        TypeError, ValueError: an argument describes no convolution, no ring kernel, or no width.
+    """
 
     ndim = 2
 

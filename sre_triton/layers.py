@@ -81,6 +81,7 @@ class RingConvNd(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel_size: Size,
+        *,
         stride: Size,
         padding: Size | str,
         dilation: Size,
@@ -244,8 +245,9 @@ class _SREConvNd(RingConvNd):
         antialias: bool = False,
     ) -> None:
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, 0, groups, bias, padding_mode,
-            num_rings, circular, antialias, device, dtype,
+            in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation, output_padding=0,
+            groups=groups, bias=bias, padding_mode=padding_mode, num_rings=num_rings, circular=circular,
+            antialias=antialias, device=device, dtype=dtype,
         )  # fmt: skip
 
     def forward(self, input: Tensor) -> Tensor:
@@ -282,8 +284,9 @@ class _SREConvTransposeNd(RingConvNd):
         if isinstance(padding, str):
             raise TypeError(f"padding must be an int or a tuple of ints for {type(self).__name__}, got {padding!r}")
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, output_padding, groups, bias,
-            padding_mode, num_rings, circular, antialias, device, dtype,
+            in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation,
+            output_padding=output_padding, groups=groups, bias=bias, padding_mode=padding_mode, num_rings=num_rings,
+            circular=circular, antialias=antialias, device=device, dtype=dtype,
         )  # fmt: skip
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
@@ -368,10 +371,30 @@ class SREConvTranspose1d(_SREConvTransposeNd):
 
 
 class SREConvTranspose2d(_SREConvTransposeNd):
-    """Transposed ring convolution over (N, in, H, W) or (in, H, W).
+    """Transposed ring convolution over (N, in, H, W) or (in, H, W): the adjoint of :class:`SREConv2d` in its input.
 
-    Arguments up to ``dtype`` are those of :class:`torch.nn.ConvTranspose2d`, in its order; the rest are
-    those of :class:`SREConv2d`. ``weight`` is (in_channels, out_channels / groups, num_rings).
+    Arguments up to ``dtype`` are those of :class:`torch.nn.ConvTranspose2d`, in its order. The output has in each
+    dimension the size ``(size - 1) * stride - 2 * padding + dilation * (kernel_size - 1) + output_padding + 1``.
+
+    Args:
+        in_channels, out_channels: channels of input and output.
+        kernel_size: odd; an int, or the same int once per dimension.
+        stride: zeros between neighbours of the input, less one; an int or one per dimension.
+        padding: rows and columns cut off every side of the output; an int or one per dimension, no string.
+        output_padding: rows and columns added at the far sides of the output, fewer than the stride or the dilation.
+            The output is symmetric only where it is 0.
+        groups: blocks of channels that are convolved apart.
+        bias: learn a bias per output channel.
+        dilation: distance between neighbouring taps; an int or one per dimension.
+        padding_mode: "zeros", the only one.
+        num_rings, circular, antialias: as for :class:`SREConv2d`.
+
+    Attributes:
+        weight: (in_channels, out_channels / groups, num_rings).
+        bias: (out_channels,) or None.
+
+    Raises:
+        TypeError, ValueError: an argument describes no transposed convolution, or no ring kernel.
     """
 
     ndim = 2

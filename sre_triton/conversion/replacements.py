@@ -221,7 +221,7 @@ class Swapper:
         try:
             # On no device, since what it draws is replaced unless it is to be reset.
             new = _RING_CONVOLUTIONS[_base(conv)](
-                conv.in_channels, conv.out_channels, size, stride, padding, dilation=conv.dilation,
+                conv.in_channels, conv.out_channels, size, stride=stride, padding=padding, dilation=conv.dilation,
                 groups=conv.groups, bias=conv.bias is not None, padding_mode=mode,
                 device=conv.weight.device if self.weights == "reset" else "meta", dtype=conv.weight.dtype,
                 num_rings=self.num_rings, circular=self.circular, antialias=self.antialias, **options,

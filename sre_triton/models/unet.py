@@ -246,9 +246,8 @@ class SREUNet(UNet):
 
 
 class GMRUNet(UNet):
-    __doc__ = (
-        (SREUNet.__doc__ or "").replace("SRE convolutions", "GMR convolutions").replace(", 274,306 parameters", "")
-    )
+    """The U-Net of :class:`SREUNet`, with the same arguments, of GMR convolutions: their rings are mixed by learned
+    Gaussians, one width per ring and layer."""
 
     conv = "gmr"
 
