@@ -25,10 +25,16 @@ def balance_weights(model: nn.Module) -> None:
 
     The weights of a ring of n taps are divided by sqrt(n), and all weights of a layer multiplied by one factor that
     keeps the variance of its output (for input without correlation between pixels) what it was. Every ring
-    convolution in ``model`` is scaled; other layers are left alone. Call it once, before training.
+    convolution in ``model`` is scaled; other layers are left alone. Call it once, before training. Weights that are
+    sharded by FSDP2 are scaled where they are.
+
+    Raises:
+        ValueError: a ring convolution does not hold its weight as a parameter (parametrized, weight-normalised,
+            pruned), or it is sharded by ring. Nothing has been changed then.
     """
     for weight, taps in _ring_weights(model).items():
-        weight.mul_((taps.mean() / taps).sqrt().to(weight))
+        local = _local(weight)
+        local.mul_((taps.mean() / taps).sqrt().to(local))
 
 
 class BalancedSteps:
@@ -51,21 +57,42 @@ def balance_steps(optimizer: torch.optim.Optimizer, model: nn.Module) -> Balance
     RMSprop. A decay of the weights that is part of the step is divided, too.
 
     Args:
-        optimizer: steps on the parameters that it holds are changed from here on, by hooks of the optimiser; its state
-            and state dict stay as they are.
+        optimizer: steps on the parameters that it holds, and on those of groups that are added to it later, are
+            changed from here on, by hooks of the optimiser; its state and state dict stay as they are.
         model: its ring convolutions say how many taps a ring has; other parameters step as before. Convolutions
-            that are added to it later are not seen.
+            that are added to it later are not seen. With FSDP2, the model after ``fully_shard``. One without ring
+            convolutions is trained as without this.
 
     Returns:
         A handle whose ``remove()`` undoes this.
+
+    Raises:
+        ValueError: a ring convolution does not hold its weight as a parameter (parametrized, weight-normalised,
+            pruned), or it is sharded by ring; or the optimiser holds none of the ring weights. The latter at a step
+            is a RuntimeError: the weights were replaced since.
     """
     taps = _ring_weights(model)
-    held = [weight for group in optimizer.param_groups for weight in group["params"] if weight in taps]
-    shares = {weight: (1 / taps[weight]).to(weight) for weight in held}
+
+    def held() -> list[Tensor]:
+        return [weight for group in optimizer.param_groups for weight in group["params"] if weight in taps]
+
+    if taps and not held():
+        raise ValueError("optimizer holds none of the ring weights of model, so there is nothing to balance")
+    shares = {weight: 1 / taps[weight] for weight in taps}
     before: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def keep(*_: Any) -> None:
-        before[:] = [(weight, weight.detach().clone(), share.to(weight)) for weight, share in shares.items()]
+        before.clear()  # of a step that raised
+        if taps and not (weights := held()):
+            raise RuntimeError(
+                "the optimizer whose steps are balanced holds none of the ring weights any more: call balance_steps "
+                "again after they were replaced"
+            )
+        for weight in weights if taps else ():
+            local = _local(weight)
+            if shares[weight].device != local.device or shares[weight].dtype != local.dtype:
+                shares[weight] = shares[weight].to(local)
+            before.append((local, local.detach().clone(), shares[weight]))
 
     @torch.no_grad()
     def shorten(*_: Any) -> None:
@@ -79,5 +106,25 @@ def balance_steps(optimizer: torch.optim.Optimizer, model: nn.Module) -> Balance
 def _ring_weights(model: nn.Module) -> dict[Tensor, Tensor]:
     """Ring weights, each once if layers share it, and the taps of their rings, (rings,); by the taps' shares where
     rings are anti-aliased."""
-    layers = (module for module in model.modules() if isinstance(module, RingConvNd))
-    return {layer.weight: torch.from_numpy(layer.geometry.weights.sum(axis=1)) for layer in layers}
+    weights: dict[Tensor, Tensor] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, RingConvNd):
+            weight = layer._parameters.get("weight")
+            label = f"{name!r}, {type(layer).__name__},"
+            if weight is None:
+                raise ValueError(
+                    f"{label} does not hold its weight as a parameter (parametrized, weight_norm, pruned?), so what an "
+                    "optimiser changes are no ring weights: balance before, or remove that"
+                )
+            if any(p.is_shard(weight.dim() - 1) for p in getattr(weight, "placements", ())):
+                raise ValueError(f"{label} has a weight that is sharded by ring: shard it by channels")
+            weights[weight] = torch.from_numpy(layer.geometry.weights.sum(axis=1))
+    return weights
+
+
+def _local(weight: Tensor) -> Tensor:
+    """The part of a weight that this process holds: all of it, or a shard of a DTensor. Rings are its last
+    dimension."""
+    local = getattr(weight.detach(), "to_local", None)
+    part: Tensor = weight.detach() if local is None else local()
+    return part

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from sre_triton import GMRConv2d, SREConv1d, SREConv2d, SREConv3d, balance_steps, balance_weights
 from sre_triton.layers import RingConvNd
@@ -130,3 +133,96 @@ def test_a_weight_of_two_layers_is_balanced_once() -> None:
     step(pair, optimizer, 0)
     first = 1e-2 / torch.tensor(tied.geometry.tap_counts)  # Adam's first step is the learning rate
     torch.testing.assert_close((tied.weight.detach() - before).abs(), first.expand_as(before), rtol=1e-3, atol=1e-6)
+
+
+SPOILED = {
+    "parametrized": nn.utils.parametrizations.weight_norm,
+    "old weight norm": nn.utils.weight_norm,
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_a_weight_that_is_computed_is_refused_by_name_and_nothing_is_changed(name: str) -> None:
+    net = network()
+    SPOILED[name](net[3])  # type: ignore[operator]
+    before = net[0].weight.detach().clone()
+    for balance in (balance_weights, lambda n: balance_steps(torch.optim.Adam(n.parameters()), n)):
+        with pytest.raises(ValueError, match=r"'3', .*SREConv2d, does not hold its weight as a parameter"):
+            balance(net)  # type: ignore[operator]
+    assert torch.equal(net[0].weight, before)
+
+
+def test_groups_that_are_added_later_are_balanced() -> None:
+    net = nn.Sequential(SREConv2d(3, 4, 5, padding=2), SREConv2d(4, 2, 9, padding=4))
+    optimizer = torch.optim.Adam(net[0].parameters(), 1e-2)
+    balance_steps(optimizer, net)
+    step(net, optimizer, 0)
+    optimizer.add_param_group({"params": list(net[1].parameters())})
+    before = net[1].weight.detach().clone()
+    step(net, optimizer, 1)
+    first = 1e-2 / torch.tensor(net[1].geometry.tap_counts)  # Adam's first step is the learning rate
+    torch.testing.assert_close((net[1].weight - before).abs(), first.expand_as(before), rtol=1e-3, atol=1e-6)
+
+
+def test_an_optimizer_without_ring_weights_is_refused() -> None:
+    net = network()
+    with pytest.raises(ValueError, match="optimizer holds none of the ring weights"):
+        balance_steps(torch.optim.Adam(copy.deepcopy(net).parameters()), net)
+    optimizer = torch.optim.Adam(net.parameters())
+    balance_steps(optimizer, net)
+    optimizer.param_groups[0]["params"] = list(copy.deepcopy(net).parameters())
+    with pytest.raises(RuntimeError, match="holds none of the ring weights any more"):
+        step(net, optimizer, 0)
+    plain = nn.Sequential(nn.Conv2d(3, 2, 3))
+    optimizer = torch.optim.Adam(plain.parameters())
+    balance_steps(optimizer, plain)  # has nothing to balance, as its documentation says
+    step(plain, optimizer, 0)
+
+
+def test_a_step_that_raised_leaves_nothing_for_the_next() -> None:
+    net, other = network(), network()
+    other.load_state_dict(net.state_dict())
+    optimizers = [torch.optim.Adam(n.parameters(), 1e-2) for n in (net, other)]
+    for optimizer, n in zip(optimizers, (net, other), strict=True):
+        balance_steps(optimizer, n)
+
+    def fails() -> float:
+        raise RuntimeError("of no use")
+
+    with pytest.raises(RuntimeError, match="of no use"):
+        optimizers[0].step(fails)
+    for optimizer, n in zip(optimizers, (net, other), strict=True):
+        step(n, optimizer, 0)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+
+
+FSDP = """
+import copy, sys, torch, torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from sre_triton import SREConv2d, balance_steps, balance_weights
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+nets = [torch.nn.Sequential(SREConv2d(2, 4, 5, padding=2), SREConv2d(4, 2, 9, padding=4))]
+nets.append(copy.deepcopy(nets[0]))
+fully_shard(nets[1], mesh=init_device_mesh("cpu", (1,)))
+for net in nets:
+    balance_weights(net)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    balance_steps(optimizer, net)
+    for seed in range(3):
+        optimizer.zero_grad()
+        net(torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(seed))).square().mean().backward()
+        optimizer.step()
+assert all(type(p).__name__ == "DTensor" for p in nets[1].parameters())
+for a, b in zip(nets[0].parameters(), nets[1].parameters()):
+    torch.testing.assert_close(b.full_tensor(), a)
+dist.destroy_process_group()
+print("same")
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch was built without torch.distributed")
+def test_sharded_weights_are_balanced() -> None:
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", FSDP], capture_output=True, text=True)
+    assert found.stdout.strip() == "same", found.stderr

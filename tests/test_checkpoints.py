@@ -242,3 +242,15 @@ def test_a_refused_checkpoint_of_a_trained_map_would_have_been_wrong() -> None:
         source.weight_index_mat.copy_(torch.rand(1, 1, 4, 49))
     x = torch.randn(1, 1, 16, 16)
     assert sre_triton.equivariance_error(source, x, "rotations") > 0.1
+
+
+def test_buffers_on_no_device_are_dropped() -> None:
+    for kind in ("SREConv2d", "GMRConv2d"):
+        layer = getattr(sre_triton, kind)(3, 4, 7, device="meta")
+        state = layer.state_dict() | {"weight_index_mat": torch.empty(1, 1, 4, 49, device="meta")}
+        if kind == "GMRConv2d":
+            state["mus"] = torch.empty(1, 4, device="meta")
+        layer.load_state_dict(state, assign=True)
+        state["weight_index_mat"] = torch.empty(1, 1, 4, 25, device="meta")
+        with pytest.raises(RuntimeError, match=r"weight_index_mat.* has shape"):
+            layer.load_state_dict(state, assign=True)

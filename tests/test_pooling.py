@@ -200,3 +200,10 @@ def test_equivariance_error_sees_what_the_ordinary_pooling_loses() -> None:
         assert sre_triton.equivariance_error(pooling.CenteredAvgPool2d(), x) < 1e-6
     assert sre_triton.equivariance_error(nn.AvgPool2d(2), torch.randn(1, 2, 7, 7)) > 0.1
     assert sre_triton.equivariance_error(nn.MaxPool2d(3, 2, 1), torch.randn(1, 2, 6, 6)) > 0.1
+
+
+@pytest.mark.parametrize("kind", ["Avg", "Max"])
+def test_the_input_is_called_as_by_pytorch(kind: str) -> None:
+    x = torch.randn(1, 2, 6, 6)
+    ours, theirs = getattr(pooling, f"Centered{kind}Pool2d")(2), getattr(nn, f"{kind}Pool2d")(2)
+    assert torch.equal(ours(input=x), theirs(input=x))

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from sre_triton.conversion.behaviour import copied
+from sre_triton.conversion.methods import all_names, reader_of_weight
 from sre_triton.conversion.references import Replacement, replace_modules
 from sre_triton.conversion.replacements import Swapper, is_convolution, is_pooling, refuse_what_would_be_lost, why_left
 
@@ -79,12 +80,12 @@ def convert(
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise ValueError("model is wrapped in DistributedDataParallel, which holds on to its parameters: convert first")
     # What is refused is told of the network itself: its copy has lost some of it already.
-    chosen = []
+    names, chosen = all_names(model), []
     for name, module in _post_order(model):
         if not (is_convolution(module) or is_pooling(module)) or (filter_fn and not filter_fn(module, name)):
             continue
         if why_left(module, strides=strides, kernel_size=kernel_size) is None:
-            refuse_what_would_be_lost(module, name)
+            refuse_what_would_be_lost(module, name, reader_of_weight(model, names[module]))
             chosen.append((name, module))
     model, copies = (model, {}) if inplace else copied(model)
     swapper = Swapper(kernel_size, num_rings, weights, strides, circular, antialias)

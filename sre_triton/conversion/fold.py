@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from sre_triton.conversion.behaviour import (
     what_would_be_lost,
 )
 from sre_triton.conversion.fusion import fuse_batch_norms, is_of_this_package
+from sre_triton.conversion.methods import all_names, code_names, methods, reader_of_weight
 from sre_triton.conversion.references import Replacement, replace_modules
 from sre_triton.functional import expand_kernel
 from sre_triton.layers import RingConvNd
@@ -59,9 +61,11 @@ def fold(model: nn.Module, *, fuse_batchnorm: bool = False) -> nn.Module:
     """
     if fuse_batchnorm and any(m.training for m in model.modules()):
         raise ValueError("fuse_batchnorm=True needs the model in eval mode: call model.eval() first")
+    names = all_names(model)
     for name, module in model.named_modules():
         if isinstance(module, RingConvNd):
-            _check_ring(module, name)
+            _check_ring(module, name, reader_of_weight(model, names[module]))
+    _check_methods(model)
     model, copies = copied(model)
     weights: dict[tuple[Any, ...], nn.Parameter] = {}
     rings = [
@@ -82,11 +86,29 @@ def _ring_class(ring: nn.Module) -> type[RingConvNd]:
     return next(cls for cls in type(ring).__mro__ if issubclass(cls, RingConvNd) and is_of_this_package(cls))
 
 
-def _check_ring(ring: nn.Module, name: str) -> None:
+def _check_ring(ring: nn.Module, name: str, reader: str | None) -> None:
     known = _ring_class(ring)
     lost = what_would_be_lost(ring, known) or changes_of_class(ring, known)
     if lost is not None:
         raise _refusal(ring, name, lost)
+    if reader is not None:
+        raise _refusal(ring, name, f"has ring weights that {reader} reads")
+
+
+def _check_methods(model: nn.Module) -> None:
+    """Raises ValueError if a method of a module of this package is called that its graph will not have."""
+    spoken: dict[str, str] = {}
+    for module in model.modules():
+        for function in methods(module).values():
+            spoken |= dict.fromkeys(code_names(function.__code__), function.__qualname__)
+    own = {name for module in model.modules() for name in methods(module)}
+    for name, module in model.named_modules():
+        if _is_own(module) and not isinstance(module, RingConvNd):
+            for key in spoken.keys() - own:
+                if isinstance(getattr(type(module), key, None), types.FunctionType) and not hasattr(
+                    fx.GraphModule, key
+                ):
+                    raise _refusal(module, name, f"has a method {key}, of which {spoken[key]} speaks")
 
 
 def _refusal(module: nn.Module, name: str, reason: str) -> ValueError:

@@ -8,12 +8,13 @@ import inspect
 import sys
 import textwrap
 import types
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
 
-__all__ = ["code_names", "is_library", "methods", "reads", "speaks_of"]
+__all__ = ["all_names", "code_names", "is_library", "methods", "reader_of_weight", "reads", "takes_input"]
 
 _LIBRARIES = frozenset({"torch", "numpy", __name__.partition(".")[0], *sys.stdlib_module_names} - {"__main__"})
 
@@ -88,16 +89,39 @@ def reads(module: nn.Module, way: Sequence[str], trusted: set[types.CodeType]) -
     return False
 
 
-def speaks_of(module: nn.Module, way: Sequence[str], attribute: str) -> bool:
-    """Whether a method that computes reads an attribute of a module within ``module``."""
-    table = methods(module)
-    for function in table.values():
-        if takes_input(function):
-            for f in _speaking(function, table):
-                for node in ast.walk(_tree(f.__code__) or ast.Module([], [])):
-                    if isinstance(node, ast.Attribute) and node.attr == attribute and _leads(node.value, way):
-                        return True
-    return False
+# What may be asked of a weight whatever its shape.
+_OF_ANY_TENSOR = {"dtype", "device", "requires_grad", "is_cuda", "is_meta", "grad"}
+
+
+def all_names(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Every name by which each module is registered."""
+    names: dict[nn.Module, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        names[module].append(name)
+    return names
+
+
+def reader_of_weight(model: nn.Module, names: Iterable[str]) -> str | None:
+    """A method that computes with the weight of the module by one of these ``names``, None if none is seen to.
+
+    Expressions like ``self.conv.weight`` or ``self.layers[0].weight`` are seen; asking for a dtype or device is not
+    computing.
+    """
+    for way in (name.split(".") for name in names if name):
+        for i in range(len(way)):
+            for function in methods(model.get_submodule(".".join(way[:i]))).values():
+                if takes_input(function) and any(_leads(node, way[i:]) for node in _weights_read(function.__code__)):
+                    return function.__qualname__
+    return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _weights_read(code: types.CodeType) -> list[ast.AST]:
+    """The expressions whose ``weight`` a function computes with."""
+    tree = _tree(code) if "weight" in code_names(code) else None
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)] if tree else []
+    harmless = {id(node.value) for node in nodes if node.attr in _OF_ANY_TENSOR}
+    return [node.value for node in nodes if node.attr == "weight" and id(node) not in harmless]
 
 
 def _leads(node: ast.AST, way: Sequence[str]) -> bool:

@@ -92,10 +92,12 @@ def what_would_be_lost(module: nn.Module) -> str | None:
     return lost
 
 
-def refuse_what_would_be_lost(module: nn.Module, name: str) -> None:
-    """Raises ValueError if there is something."""
+def refuse_what_would_be_lost(module: nn.Module, name: str, reader: str | None) -> None:
+    """Raises ValueError if there is something, or if there is a ``reader``, a method that computes with the weight."""
     if (lost := what_would_be_lost(module)) is not None:
         raise _refusal(module, name, lost)
+    if is_convolution(module) and reader is not None:
+        raise _refusal(module, name, f"has a weight that {reader} reads, where it will have another shape")
 
 
 def _base(module: nn.Module) -> type[nn.Module]:
