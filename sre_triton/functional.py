@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from sre_triton.geometry.conv import ConvArgs, output_size
 from sre_triton.geometry.rings import default_num_rings
 from sre_triton.operators import operators as _ops
 from sre_triton.operators.arguments import Size, check_conv, check_conv_transpose, conv_args, size_tuple
-from sre_triton.operators.autograd import CollapseKernel, ExpandKernel, RingConv, RingConvTranspose, apply
+from sre_triton.operators.autograd import CollapseKernel, ExpandKernel, RingConv, RingConvTranspose
 from sre_triton.planning.request import current_backend
+from sre_triton.private_api import apply_function as apply
+from sre_triton.private_api import autocast_is_enabled, derivative_may_hide, has_autocast
 
 __all__ = [
     "expand_kernel",
@@ -272,7 +273,7 @@ def expand_kernel(
     if dtype is not None and not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating dtype or None, got {dtype}")
     size = size_tuple(kernel_size, len(kernel_size), "kernel_size")
-    if (torch.is_grad_enabled() and weight.requires_grad) or _differentiates_forward():
+    if _needs_function(weight):
         return apply(ExpandKernel, weight, size, circular, antialias, dtype)
     return _ops.expand_kernel(weight, size, circular, antialias, dtype)
 
@@ -311,14 +312,15 @@ def project_kernel(
 
 
 def _collapse(dense: Tensor, num_rings: int, circular: bool, antialias: bool) -> Tensor:
-    if (torch.is_grad_enabled() and dense.requires_grad) or _differentiates_forward():
+    if _needs_function(dense):
         return apply(CollapseKernel, dense, num_rings, circular, antialias, None)
     return _ops.collapse_kernel(dense, num_rings, circular, antialias, None)
 
 
 def ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) -> Tensor:
     """Ring convolution of as many dimensions as ``args.stride`` has; the tensors are checked here."""
-    x, weight, bias = _autocast(x, weight, bias)
+    if torch.compiler.is_compiling() or autocast_is_enabled():
+        x, weight, bias = _autocast(x, weight, bias)
     check_conv(x, weight, bias, args)
     if x.dim() == len(args.stride) + 1:
         return ring_conv(x.unsqueeze(0), weight, bias, args).squeeze(0)
@@ -331,7 +333,8 @@ def ring_conv_transpose(
     x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: tuple[int, ...], args: ConvArgs
 ) -> Tensor:
     """Transposed ring convolution of any dimension; the tensors are checked here."""
-    x, weight, bias = _autocast(x, weight, bias)
+    if torch.compiler.is_compiling() or autocast_is_enabled():
+        x, weight, bias = _autocast(x, weight, bias)
     check_conv_transpose(x, weight, bias, output_padding, args)
     if x.dim() == len(args.stride) + 1:
         return ring_conv_transpose(x.unsqueeze(0), weight, bias, output_padding, args).squeeze(0)
@@ -348,11 +351,8 @@ def ring_conv_transpose(
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """What autocast does to a convolution: every float tensor but float64 becomes its dtype."""
-    # Tracing needs the public question; at run time this one is a third of the price.
-    if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():
-        return x, weight, bias
     kind = x.device.type
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+    if not (has_autocast(kind) and torch.is_autocast_enabled(kind)):
         return x, weight, bias
     dtype = torch.get_autocast_dtype(kind)
 
@@ -362,20 +362,11 @@ def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, T
     return cast(x), cast(weight), None if bias is None else cast(bias)
 
 
-def _needs_function(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> bool:
-    """Whether a derivative may be asked for: the bare operator has none, and costs less."""
-    if torch.is_grad_enabled() and (
-        x.requires_grad
-        or weight.requires_grad
-        or (bias is not None and bias.requires_grad)
-        or (residual is not None and residual.requires_grad)
-    ):
-        return True
-    return _differentiates_forward()
-
-
-def _differentiates_forward() -> bool:
-    """Forward-mode derivatives hide from ``requires_grad``; the Functions refuse them with an error."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+def _needs_function(*tensors: Tensor | None) -> bool:
+    """Whether a derivative may be asked for: the bare operator has none, and costs less. In forward mode the Functions
+    refuse with an error."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return not torch.compiler.is_compiling() and derivative_may_hide()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sre_triton.layers import Size, _SREConvNd
+from sre_triton.private_api import has_autocast
 
 __all__ = ["GMRConv1d", "GMRConv2d", "GMRConv3d", "ring_mixing"]
 
@@ -91,7 +92,7 @@ class _GMRConvNd(_SREConvNd):
     def ring_weight(self) -> Tensor:
         """``weight @ P(log_sigmas)``, differentiable."""
         device_type = self.weight.device.type
-        if not torch.amp.is_autocast_available(device_type):
+        if not has_autocast(device_type):
             return self.weight @ ring_mixing(self.log_sigmas)
         with torch.autocast(device_type, enabled=False):  # autocast would round the mixing itself
             return self.weight @ ring_mixing(self.log_sigmas)

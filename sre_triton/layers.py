@@ -17,13 +17,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.utils import _ntuple
 
 from sre_triton.functional import ring_conv, ring_conv_transpose
 from sre_triton.geometry.conv import ConvArgs, output_padding
 from sre_triton.geometry.rings import RingGeometry, default_num_rings, ring_geometry
 from sre_triton.operators.arguments import Size, conv_args, size_tuple
 from sre_triton.planning.request import current_backend
+from sre_triton.private_api import ntuple
 
 __all__ = [
     "RingConvNd",
@@ -98,9 +98,9 @@ class RingConvNd(nn.Module):
         super().__init__()
         if isinstance(dtype, torch.dtype) and dtype.is_complex:
             raise TypeError(f"dtype must be a floating dtype or None, got {dtype}: rings are real")
-        ntuple = _ntuple(self.ndim)
-        strides: tuple[int, ...] = ntuple(stride)
-        size: tuple[int, ...] = ntuple(kernel_size)
+        as_tuple = ntuple(self.ndim)
+        strides: tuple[int, ...] = as_tuple(stride)
+        size: tuple[int, ...] = as_tuple(kernel_size)
         if groups <= 0:
             raise ValueError(f"groups must be a positive integer, got {groups}")
         if in_channels % groups != 0:
@@ -129,9 +129,9 @@ class RingConvNd(nn.Module):
         self.out_channels = out_channels
         self.kernel_size = geometry.kernel_size
         self.stride = strides
-        self.padding = padding if isinstance(padding, str) else ntuple(padding)
-        self.dilation = ntuple(dilation)
-        self.output_padding = ntuple(output_padding)
+        self.padding = padding if isinstance(padding, str) else as_tuple(padding)
+        self.dilation = as_tuple(dilation)
+        self.output_padding = as_tuple(output_padding)
         self.groups = groups
         self.padding_mode = padding_mode
         self.num_rings = geometry.num_rings

@@ -27,9 +27,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.utils import _ntuple
 
 from sre_triton.operators.arguments import Size
+from sre_triton.private_api import ntuple
 
 __all__ = [
     "CenteredAvgPool1d",
@@ -116,7 +116,7 @@ def _windows(
 
 
 def _entries(name: str, value: Size, ndim: int, least: int) -> tuple[int, ...]:
-    entries: tuple[int, ...] = tuple(_ntuple(ndim)(value))
+    entries: tuple[int, ...] = tuple(ntuple(ndim)(value))
     if len(entries) != ndim or any(v < least for v in entries):
         kind = "a positive int" if least else "a non-negative int"
         raise ValueError(f"{name} must be {kind} or {ndim} of them, got {value}")

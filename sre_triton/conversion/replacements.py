@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.utils import _ntuple
 
 from sre_triton import layers, pooling
 from sre_triton.conversion import behaviour
 from sre_triton.conversion.padding import RepeatedPad
 from sre_triton.functional import expand_kernel, project_kernel
 from sre_triton.layers import RingConvNd
+from sre_triton.private_api import ntuple
 
 __all__ = [
     "ConvertedFrom",
@@ -301,7 +301,7 @@ def _pool_reach(pool: Any, ceil_mode: bool) -> tuple[int, ...]:
 
 def _per_axis(pool: Any, name: str) -> tuple[int, ...]:
     ndim = next(int(b.__name__[-2]) for b in _CENTERED_POOLS if isinstance(pool, b))
-    entries: tuple[int, ...] = tuple(_ntuple(ndim)(getattr(pool, name, 1)))  # averages know no dilation
+    entries: tuple[int, ...] = tuple(ntuple(ndim)(getattr(pool, name, 1)))  # averages know no dilation
     return entries * (ndim // len(entries))
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sre_triton.geometry.conv import ConvArgs
+from sre_triton.private_api import dispatch_modes
 
 __all__ = ["Size", "check_conv", "check_conv_transpose", "conv_args", "size_tuple"]
 
@@ -54,7 +55,7 @@ def conv_args(
     antialias: bool,
     backend: str,
 ) -> ConvArgs:
-    """A convolution's arguments in their one form.
+    """The arguments of a convolution as tuples and plain values, as the operators take them.
 
     Raises:
         TypeError, ValueError, RuntimeError: an argument has no such form.
@@ -111,14 +112,11 @@ def _pixels(
 # Checked forms of call are remembered. A tracer goes to the checks themselves, with its symbolic sizes.
 
 
-def _is_tracing() -> bool:
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-
-
 def check_conv(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) -> None:
     """Raises what ``F.convNd`` raises if these tensors are not a convolution's."""
-    _check_types(x, weight, bias)
-    check = _check_conv if _is_tracing() else _known_conv
+    if not (isinstance(x, Tensor) and isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))):
+        raise _not_tensors(x, weight, bias)
+    check = _check_conv if torch.compiler.is_compiling() or dispatch_modes() else _known_conv
     check(
         (x.shape, x.dtype, x.device),
         (weight.shape, weight.dtype, weight.device),
@@ -131,8 +129,9 @@ def check_conv_transpose(
     x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: tuple[int, ...], args: ConvArgs
 ) -> None:
     """Raises what ``F.conv_transposeNd`` raises if these tensors are not a transposed convolution's."""
-    _check_types(x, weight, bias)
-    check = _check_conv_transpose if _is_tracing() else _known_conv_transpose
+    if not (isinstance(x, Tensor) and isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))):
+        raise _not_tensors(x, weight, bias)
+    check = _check_conv_transpose if torch.compiler.is_compiling() or dispatch_modes() else _known_conv_transpose
     check(
         (x.shape, x.dtype, x.device),
         (weight.shape, weight.dtype, weight.device),
@@ -142,13 +141,12 @@ def check_conv_transpose(
     )
 
 
-def _check_types(x: Any, weight: Any, bias: Any) -> None:
+def _not_tensors(x: Any, weight: Any, bias: Any) -> TypeError:
     if not isinstance(x, Tensor):
-        raise TypeError(f"input must be a Tensor, got {type(x).__name__}")
+        return TypeError(f"input must be a Tensor, got {type(x).__name__}")
     if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a Tensor, got {type(weight).__name__}")
-    if bias is not None and not isinstance(bias, Tensor):
-        raise TypeError(f"bias must be a Tensor or None, got {type(bias).__name__}")
+        return TypeError(f"weight must be a Tensor, got {type(weight).__name__}")
+    return TypeError(f"bias must be a Tensor or None, got {type(bias).__name__}")
 
 
 _Signature = tuple[torch.Size, torch.dtype, torch.device]

@@ -16,19 +16,9 @@ from torch.autograd import Function
 
 from sre_triton.geometry.conv import ConvArgs, output_padding
 from sre_triton.operators import operators as _ops
+from sre_triton.private_api import apply_function as apply
 
-__all__ = ["CollapseKernel", "ExpandKernel", "RingConv", "RingConvTranspose", "RingConvWeightGrad", "apply"]
-
-
-def apply(function: type[Function], *args: Any) -> Any:
-    """``function.apply(*args)`` without the inspection of its signature.
-
-    ``Function.apply`` binds default arguments anew at every call, which costs more than the rest of
-    a small layer; these Functions have none. Transforms and the compiler take the public way.
-    """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return function.apply(*args)
-    return super(Function, function).apply(*args)  # type: ignore[misc]
+__all__ = ["CollapseKernel", "ExpandKernel", "RingConv", "RingConvTranspose", "RingConvWeightGrad"]
 
 
 _BIAS_DIMS = {3: (0, 2), 4: (0, 2, 3), 5: (0, 2, 3, 4)}

@@ -26,6 +26,7 @@ from sre_triton.geometry.conv import ConvArgs, output_size, transposed_size
 from sre_triton.geometry.rings import ring_geometry
 from sre_triton.planning.plan import plan_pass
 from sre_triton.planning.request import current_backend
+from sre_triton.private_api import autocast_is_enabled, below_autocast, dispatch_modes, transforms_are_active
 
 __all__ = [
     "Operator",
@@ -74,8 +75,8 @@ class Operator:
         _library.impl(self.overload, self._from_dispatcher, "CompositeExplicitAutograd")
         torch.library.register_fake(f"sre_triton::{name}", fake, lib=_library)
         torch.library.register_vmap(f"sre_triton::{name}", batch(self.overload), lib=_library)
-        for key in ("AutocastCPU", "AutocastCUDA", "AutocastXPU"):
-            _library.impl(self.overload, self._below_autocast(key), key)
+        for device_type in ("CPU", "CUDA", "XPU"):
+            _library.impl(self.overload, self._below_autocast(device_type.lower()), f"Autocast{device_type}")
 
     def __call__(self, *args: Any) -> Any:
         if _is_plain(args):
@@ -89,13 +90,13 @@ class Operator:
         with torch.no_grad():  # an exported graph calls operators with parameters, and backends write in place
             return self._real(*args)
 
-    def _below_autocast(self, key: str) -> Callable[..., Any]:
+    def _below_autocast(self, device_type: str) -> Callable[..., Any]:
         """Callers cast before they call. Backends choose the precision of their own sums, so autocast must
         not reach the operations inside."""
-        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+        context = below_autocast(device_type)
 
         def call(*args: Any) -> Any:
-            with torch._C._ExcludeDispatchKeyGuard(keys):
+            with context():
                 return self.overload(*args)
 
         return call
@@ -103,12 +104,7 @@ class Operator:
 
 def _is_plain(args: tuple[Any, ...]) -> bool:
     """Whether the dispatcher would do nothing but call the implementation."""
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._is_any_autocast_enabled()
-    ):
+    if torch.compiler.is_compiling() or transforms_are_active() or dispatch_modes() or autocast_is_enabled():
         return False
     for arg in args:
         kind = type(arg)

@@ -102,11 +102,11 @@ def test_a_machine_without_a_home_folder_goes_without(monkeypatch: pytest.Monkey
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    library._load.cache_clear()
+    library.missing.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(library, "cache_directory", homeless)
         reason = native.missing()
-    library._load.cache_clear()
+    library.missing.cache_clear()
     assert reason == "it cannot be looked for: Could not determine home directory."
 
 

@@ -49,7 +49,7 @@ def build(*, verbose: bool = False) -> Path:
     if _is_switched_off():
         raise RuntimeError(f"the native kernel is not wanted: {_SWITCHED_OFF}")
     library = _library()
-    _load.cache_clear()
+    missing.cache_clear()
     if missing() is not None:
         try:
             library.parent.mkdir(parents=True, exist_ok=True)
@@ -57,20 +57,16 @@ def build(*, verbose: bool = False) -> Path:
                 os.replace(_compile(Path(folder), verbose), library)
         except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
             raise RuntimeError(f"the native kernel cannot be built: {error}") from error
-        _load.cache_clear()
+        missing.cache_clear()
         reason = missing()
         if reason is not None:
             raise RuntimeError(f"the native kernel was built but cannot be used: {reason}")
     return library
 
 
+@lru_cache(maxsize=1)
 def missing() -> str | None:
     """Why there is no native kernel in this process, or None if there is."""
-    return _load()
-
-
-@lru_cache(maxsize=1)
-def _load() -> str | None:
     if _is_switched_off():
         return _SWITCHED_OFF
     try:
