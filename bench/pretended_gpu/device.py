@@ -69,7 +69,6 @@ def _capture(*args: Any, **options: Any) -> Iterator[None]:
 
 
 def install() -> None:
-    nothing, checked = (lambda *args, **options: None), (lambda *args, **options: check_context())
     constant: dict[str, Any] = {
         "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0, "memory_allocated": 0,
         "max_memory_allocated": 0, "is_current_stream_capturing": False, "get_device_capability": (9, 0),
@@ -80,9 +79,9 @@ def install() -> None:
         setattr(torch.cuda, name, lambda *args, _value=value, **options: _value)
     for name in ("set_device", "reset_peak_memory_stats", "set_sync_debug_mode", "manual_seed", "manual_seed_all",
                  "init", "_lazy_init"):  # fmt: skip
-        setattr(torch.cuda, name, nothing)
+        setattr(torch.cuda, name, lambda *args, **options: None)  # Dynamo wants one function per name
     for name in ("synchronize", "empty_cache"):
-        setattr(torch.cuda, name, checked)
+        setattr(torch.cuda, name, lambda *args, **options: check_context())
     stream = _Stream()
     classes = {"Stream": _Stream, "Event": _Event, "CUDAGraph": _Graph, "graph": _capture, "device": _Device}
     for name, kind in classes.items():
