@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo native test fuzz test-slow test-swap kernels lint format wheel bench clean
+.PHONY: help env demo native test fuzz test-native mutation test-slow test-swap kernels lint format wheel bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,30 @@ fuzz: SEED ?= $(shell date +%s)
 fuzz: $(READY) ## Random networks, calls and shapes by the thousand; SEED=N repeats a run
 	-$(BIN)/sre-triton build-native
 	PYTHONHASHSEED=0 $(BIN)/python -m pytest -n auto -m 'fuzz or hypothesis' --hypothesis-profile=fuzz --seed $(SEED)
+
+# -O1 keeps AddressSanitizer's reports readable. Leaks are those of the interpreter and PyTorch, which free nothing at exit.
+NATIVE_TESTS := --capture=sys tests/backends/test_ringwise.py tests/test_functional.py -k native --threads 3
+SANITIZER = LD_PRELOAD="$(shell $(or $(CXX),c++) -print-file-name=libasan.so) $(shell $(or $(CXX),c++) -print-file-name=libstdc++.so)"
+
+test-native: export SRE_TRITON_CACHE_DIR ?= $(CURDIR)/build/cache
+test-native: $(READY) ## The native kernel with three threads: for AVX2, for SSE alone, and under AddressSanitizer
+	for target in x86-64-v3 x86-64-v2; do \
+		export SRE_TRITON_NATIVE_OPTIONS=-march=$$target; \
+		$(BIN)/sre-triton build-native && $(BIN)/python -m pytest -q $(NATIVE_TESTS) || exit 1; done
+	export $(SANITIZER) ASAN_OPTIONS=detect_leaks=0 SRE_TRITON_NATIVE_OPTIONS='-fsanitize=address -O1 -g1'; \
+		$(BIN)/sre-triton build-native && $(BIN)/python -m pytest -q $(NATIVE_TESTS)
+
+MUTATION := build/mutation
+AREA ?= geometry
+SAMPLE ?= 60
+
+mutation: $(READY) ## Faults put in at random, AREA=geometry, SAMPLE=60 of them: do the tests notice?
+	rm -rf $(MUTATION)/tree && mkdir -p $(MUTATION)/tree
+	git ls-files -z | xargs -0 cp --parents --target-directory $(MUTATION)/tree
+	test -x $(MUTATION)/env/bin/cosmic-ray || { $(PYTHON) -m venv $(MUTATION)/env; \
+		$(MUTATION)/env/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt cosmic-ray; }
+	$(MUTATION)/env/bin/python tests/mutation.py $(MUTATION)/tree $(CURDIR)/$(BIN)/python $(AREA) \
+		--sample $(SAMPLE) $(if $(SEED),--seed $(SEED))
 
 test-slow: $(READY) ## What the test suite leaves out: timings and exhaustive sweeps
 	$(BIN)/python -m pytest -m 'slow or exhaustive'
