@@ -20,6 +20,10 @@ _START_SECONDS = 90.0  # of a process: imports, on a machine that starts many at
 
 _alive: set[int] = set()  # process groups
 
+# Processes are forked from one that has imported everything and never touches the GPU: a replacement takes a moment.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["bench.gpu.networks", "bench.gpu.run", "sre_triton.models", "triton.language"])
+
 
 class JobError(RuntimeError):
     """A job that failed, in words. ``is_fault``: it took its process along."""
@@ -73,9 +77,8 @@ class Worker:
         return value
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), name=self._name)
+        self._connection, theirs = _context.Pipe()
+        self._process = _context.Process(target=_serve, args=(theirs,), name=self._name)
         self._process.start()
         _alive.add(self._process.pid)
         theirs.close()

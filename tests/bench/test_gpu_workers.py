@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu.sanitizer import run_group
+from bench.gpu.sanitizer import run_group, sanitize
 from bench.gpu.workers import JobError, Worker, Workers
 
 
@@ -101,3 +101,34 @@ def test_a_program_that_outlives_its_time_is_killed_with_its_children() -> None:
     assert exit_code is None
     assert time.monotonic() - start < 40
     wait_until_gone(int(output))
+
+
+TOOL = """#!/bin/sh
+for argument; do case "$argument" in --kernel-regex) {old} ;; esac; done
+[ "$PYTORCH_NO_CUDA_MEMORY_CACHING" = 1 ] || exit 3
+{end}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "end", "expected"),
+    [
+        ("", "exit 0", "no errors"),
+        ("echo unrecognised option kernel-regex; exit 1", "exit 0", "no errors"),
+        ("", "echo invalid read of size 2; exit 9", "exit code 9: invalid read of size 2"),
+        ("", "echo so far; sleep 600", "stopped after 1 s: so far"),
+    ],
+)
+def test_what_the_sanitizer_says(
+    old: str, end: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(TOOL.format(old=old or ":", end=end))
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert sanitize(1).strip() == expected
+
+
+def test_without_the_sanitizer_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert sanitize(1) == "compute-sanitizer is not installed"
