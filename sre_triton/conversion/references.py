@@ -43,19 +43,19 @@ def replace_modules(
     Args:
         model: is changed, unless it is replaced itself.
         replacements: each module once.
-        copies: where ``model`` is a copy, the copy of each module of the original. One whose copy is replaced must
-            not be reached either: functions, for one, are not copied with what they hold.
+        copies: where ``model`` is a copy, the copy of each module of the original. None of the original must be
+            reached either: functions, for one, are not copied with what they hold.
 
     Returns:
         ``model``, or its replacement.
 
     Raises:
         ValueError: something holds a replaced module or its parameters and cannot be changed, as the closure of a
-            hook. The message names both. Then nothing has been changed.
+            hook; or something that was not copied leads to the original. The message names both. Then nothing has
+            been changed.
     """
-    if not replacements:
-        return model
-    search = _Search(replacements, copies or {})
+    search = _Search(replacements)
+    search.forbid_originals(copies or {}, model)
     search.follow([("", model), *((r.name, r.new) for r in replacements)])
     search.check()
     result: nn.Module = search.apply(model)
@@ -64,7 +64,7 @@ def replace_modules(
 
 def reached(model: nn.Module) -> list[object]:
     """Everything that a network leads to."""
-    search = _Search((), {})
+    search = _Search(())
     search.follow([("", model)])
     return search.seen
 
@@ -72,7 +72,7 @@ def reached(model: nn.Module) -> list[object]:
 def holders(model: nn.Module, wanted: Iterable[object]) -> dict[int, list[object]]:
     """Who holds each of the ``wanted`` objects, by their ``id``, among all that ``model`` leads to. The attributes of
     an object are held by a dictionary, ``vars(object)``."""
-    search = _Search((), {})
+    search = _Search(())
     search.wanted = {id(obj) for obj in wanted}
     search.follow([("", model)])
     return {key: [holder for _, holder in search.found.get(key, ())] for key in search.wanted}
@@ -81,7 +81,7 @@ def holders(model: nn.Module, wanted: Iterable[object]) -> dict[int, list[object
 class _Search:
     """Looks at all that can be reached, and notes who holds what is to be replaced."""
 
-    def __init__(self, replacements: Sequence[Replacement], copies: dict[nn.Module, nn.Module]) -> None:
+    def __init__(self, replacements: Sequence[Replacement]) -> None:
         self.new = {id(r.old): r.new for r in replacements}
         self.found: dict[int, list[tuple[object, object]]] = defaultdict(list)  # what was reached, and its holders
         self.wanted: set[int] = set()  # is noted, too
@@ -92,13 +92,17 @@ class _Search:
         self._parent: dict[int, object] = {}
         self._roots: dict[int, str] = {}
         self._rebuilt: set[int] = set()
-        sources = {id(copy): source for source, copy in copies.items()}
         for r in replacements:
             self._forbid_tensors(r.old, r.new, r.name)
-            if (source := sources.get(id(r.old), r.old)) is not r.old:
-                copied = f"{r.name} of the network that was copied".lstrip()
-                self._forbidden[id(source)] = f"{copied!r}, {type(source).__name__},"
-                self._forbid_tensors(source, r.new, copied)
+
+    def forbid_originals(self, copies: dict[nn.Module, nn.Module], model: nn.Module) -> None:
+        """Nothing that ``model``, a copy, leads to may be of what it was copied from."""
+        names = {id(module): name for name, module in model.named_modules()}
+        for source, copy in copies.items():
+            if source is not copy:
+                name = f"{names.get(id(copy), '')} of the network that was copied".lstrip()
+                self._forbidden[id(source)] = f"{name!r}, {type(source).__name__},"
+                self._forbid_tensors(source, copy, name)
 
     def _forbid_tensors(self, old: nn.Module, new: nn.Module, name: str) -> None:
         kept = {id(t) for t in (*new.parameters(), *new.buffers())}
@@ -183,9 +187,8 @@ class _Search:
             chain.append(self._parent[id(chain[-1])])
         path = _path(self._roots.get(id(chain[-1]), ""), chain[::-1])
         return ValueError(
-            f"{path or 'the network'} holds {what} which is to be replaced, and cannot be made to hold what takes its "
-            "place: remove that reference, exclude the module with filter_fn, or change the network in place before "
-            "the reference is made"
+            f"{path or 'the network'} holds {what} and cannot be made to hold what takes its place: remove that "
+            "reference, make it after the change, or exclude the module with filter_fn"
         )
 
 

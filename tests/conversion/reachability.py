@@ -32,13 +32,9 @@ def reachable(root: Any) -> set[int]:
 
 
 def still_reachable(old: nn.Module, converted: nn.Module) -> list[str]:
-    """Names of layers of ``old`` that can be reached from what it was converted to though they were replaced there,
-    and of their parameters."""
-    kept = {id(m) for m in converted.modules()} | {id(p) for p in converted.parameters()}
-    found = reachable(converted)
-    names = []
-    for name, module in old.named_modules():
-        if not list(module.children()) and id(module) in found and id(module) not in kept:
-            names.append(name)
-    names += [name for name, p in old.named_parameters() if id(p) in found and id(p) not in kept]
-    return names
+    """Names of modules and parameters of ``old`` that can be reached from what it was converted to and are no part
+    of that: those of a copied network, or those that were replaced."""
+    kept = {id(m) for m in converted.modules()} | {id(t) for t in (*converted.parameters(), *converted.buffers())}
+    found = reachable(converted) - kept
+    members = (*old.named_modules(), *old.named_parameters())
+    return [name for name, member in members if id(member) in found]

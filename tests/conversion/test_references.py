@@ -193,7 +193,7 @@ def test_in_place_too(name: str) -> None:
 def test_what_a_copy_shares_with_the_network_is_refused_by_name(name: str) -> None:
     for change in (convert, fold):
         net = Net(layer_of(change), FIXED.get(name) or IN_PLACE[name][0], None)
-        with pytest.raises(ValueError, match=r"held.* holds .*conv.* (is to be replaced|kept)|cannot be copied"):
+        with pytest.raises(ValueError, match=r"held.* holds .*conv.* cannot be made to hold|cannot be copied"):
             change(net)
         assert type(net.conv) is type(layer_of(change))
 
@@ -202,7 +202,7 @@ def test_what_a_copy_shares_with_the_network_is_refused_by_name(name: str) -> No
 def test_what_cannot_be_changed_is_refused_by_name_and_nothing_is_changed(name: str) -> None:
     net = Net(layer_of(convert), FIXED[name], None)
     before = dict(net._modules)
-    with pytest.raises(ValueError, match=r"held.* holds .*conv.* is to be replaced"):
+    with pytest.raises(ValueError, match=r"held.* holds .*conv.* cannot be made to hold"):
         convert(net, inplace=True)
     assert net._modules == before
 
@@ -246,6 +246,14 @@ def test_a_hook_that_is_a_method_of_the_network_goes_with_its_copy() -> None:
     converted(torch.randn(1, 2, 5, 5))
     assert converted.seen == [SREConv2d]
     assert net.seen == []
+
+
+def test_a_copy_leads_nowhere_into_the_original_even_where_nothing_is_replaced() -> None:
+    for change in (convert, fold):
+        net = Net(nn.Conv2d(2, 2, 1), _closure, None)
+        with pytest.raises(ValueError, match="holds 'conv of the network that was copied', Conv2d, and cannot"):
+            change(net)
+    assert convert(net, inplace=True) is net
 
 
 def test_an_object_that_copies_to_itself_is_refused() -> None:
@@ -293,7 +301,7 @@ def test_a_global_name_and_an_attribute_of_a_class() -> None:
 def test_memory_of_a_replaced_weight(view: Callable[[Tensor], Tensor]) -> None:
     net = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 1))
     net.flat = [view(net[0].weight)]  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="flat holds a view of 'weight of 0' which is to be replaced"):
+    with pytest.raises(ValueError, match="flat holds a view of 'weight of 0' and cannot be made to hold"):
         convert(net, inplace=True)
     net.flat = [net[0].bias.detach(), net[1].weight.detach()]  # type: ignore[assignment]
     convert(net, inplace=True)
