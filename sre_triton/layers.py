@@ -101,6 +101,9 @@ class RingConvNd(nn.Module):
         as_tuple = ntuple(self.ndim)
         strides: tuple[int, ...] = as_tuple(stride)
         size: tuple[int, ...] = as_tuple(kernel_size)
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if not hasattr(type(channels), "__index__"):
+                raise TypeError(f"{name} must be an int, got {channels!r} of type {type(channels).__name__}")
         if groups <= 0:
             raise ValueError(f"groups must be a positive integer, got {groups}")
         if in_channels % groups != 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,30 @@ def test_without_a_compiler_it_says_so_and_leaves_nothing(compiler: str, tmp_pat
     assert compiler in result.stderr
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("macros", "found"),
+    [
+        ({"__GNUC__": 11, "__GNUC_MINOR__": 4, "__GNUC_PATCHLEVEL__": 0}, "GCC 11.4.0"),
+        ({"__GNUC__": 9, "__GNUC_MINOR__": 3, "__GNUC_PATCHLEVEL__": 1}, "GCC 9.3.1"),
+        ({"__GNUC__": 12, "__GNUC_MINOR__": 1, "__GNUC_PATCHLEVEL__": 0}, None),
+        ({"__GNUC__": 4, "__GNUC_MINOR__": 2, "__GNUC_PATCHLEVEL__": 1, "__clang__": 1}, None),
+        ({"_MSC_VER": 1944}, None),
+    ],
+)
+def test_a_compiler_that_is_too_old_is_named_with_its_version(
+    macros: dict[str, int], found: str | None, tmp_path: Path
+) -> None:
+    compiler = tmp_path / "c++"
+    lines = "".join(f"echo '#define {name} {value}'\n" for name, value in macros.items())
+    compiler.write_text(f"#!/bin/sh\n{lines}")
+    compiler.chmod(0o755)
+    if found is None:
+        library._check_version(str(compiler))
+        return
+    with pytest.raises(RuntimeError, match=f"is {re.escape(found)}; expected GCC 12 or newer, or Clang"):
+        library._check_version(str(compiler))
 
 
 def test_a_broken_library_is_not_used(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -26,6 +27,8 @@ from sre_triton.cache import cache_directory
 __all__ = ["build", "missing"]
 
 _SOURCES = Path(__file__).with_name("csrc")
+# The first release of GCC that has __builtin_shufflevector, which Clang always had.
+_LEAST_GCC = 12
 _OPTIONS = ("-O3", "-march=native", "-fopenmp", "-std=c++20")
 _SWITCHED_OFF = "the variable SRE_TRITON_NATIVE is 0"
 
@@ -33,9 +36,9 @@ _SWITCHED_OFF = "the variable SRE_TRITON_NATIVE is 0"
 def build(*, verbose: bool = False) -> Path:
     """Compiles the native kernel for this machine, unless that was done before and still works.
 
-    Takes about half a minute and needs a C++ compiler, ``ninja`` and ``setuptools`` (``pip install
-    'sre-triton[native]'`` brings the last two). Processes that start later find it by themselves; this one uses it
-    from now on.
+    Takes about half a minute and needs a C++20 compiler with OpenMP (GCC 12 or newer, or Clang), ``ninja`` and
+    ``setuptools`` (``pip install 'sre-triton[native]'`` brings the last two). Processes that start later find it by
+    themselves; this one uses it from now on.
 
     Args:
         verbose: show what the compiler says.
@@ -90,6 +93,7 @@ def _compile(folder: Path, verbose: bool) -> Path:
     compiler = os.environ.get("CXX", "c++")
     if not shutil.which(compiler):
         raise RuntimeError(f"there is no C++ compiler {compiler!r} on the path; the variable CXX names another")
+    _check_version(compiler)
     from torch.utils import cpp_extension  # imports setuptools, so only here
 
     path = os.environ.get("PATH", "")
@@ -112,6 +116,23 @@ def _compile(folder: Path, verbose: bool) -> Path:
 
 def _options() -> tuple[str, ...]:
     return (*_OPTIONS, *shlex.split(os.environ.get("SRE_TRITON_NATIVE_OPTIONS", "")))
+
+
+def _check_version(compiler: str) -> None:
+    """Raises RuntimeError for a GCC that is too old; its own complaint would be about a name in our source."""
+    command = [compiler, "-x", "c++", "-dM", "-E", os.devnull]
+    # What this question does not suit (another vendor's compiler) is left to the compilation.
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    macros = dict(re.findall(r"^#define (\w+) (\S+)$", printed, re.MULTILINE))
+    if "__GNUC__" not in macros or "__clang__" in macros:
+        return
+    found = tuple(int(macros[name]) for name in ("__GNUC__", "__GNUC_MINOR__", "__GNUC_PATCHLEVEL__"))
+    if found[0] < _LEAST_GCC:
+        version = ".".join(map(str, found))
+        raise RuntimeError(
+            f"the C++ compiler {compiler!r} is GCC {version}; expected GCC {_LEAST_GCC} or newer, or Clang: "
+            "the variable CXX names another"
+        )
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from sre_triton.backends.triton.sums import first_row, ring_sums, split_index
+from sre_triton.backends.triton.sums import first_row, pixels_of_row, ring_sums, split_index
 from sre_triton.backends.triton.taps import num_rings, ring_index, row_step, row_stride
 
 
@@ -65,7 +65,7 @@ def ring_sum_kernel(
     for i in tl.static_range(R * num_rings(TAPS)):
         i_out = i_row + i % R * row_step(TAPS, STRIDE_Y)
         o_p = o_slice + i_out * width_out + o_col
-        m_p = (o_col < width_out) & (i_out < height_out)
+        m_p = pixels_of_row(o_col, width_out, i_out < height_out)
         # [BM, BK]
         p_tile = p_s + (o_p * NUM_WEIGHTS + ring_index(TAPS, i // R))[:, None] * channels + o_c[None, :]
         tl.store(p_tile, sums[i].to(p_s.dtype.element_ty), mask=m_p[:, None] & m_c[None, :])

@@ -7,7 +7,7 @@ ring sums of that input channel of *its* group, and multiplies them by its own r
 import triton
 import triton.language as tl
 
-from sre_triton.backends.triton.sums import first_row, ring_sums, split_index
+from sre_triton.backends.triton.sums import first_row, pixels_of_row, ring_sums, split_index
 from sre_triton.backends.triton.taps import num_rings, ring_index, row_step, row_stride
 
 
@@ -89,13 +89,12 @@ def ring_conv_grouped_fwd_kernel(
                 updated = updated + (acc[row] + sums[ring * R + row].to(tl.float32) * b_w[None, :],)
             acc = updated
 
-    m_pixel = (o_col < width_out)[:, None] & m_c[None, :]
     o_image = i_batch * s_yn + i_z.to(tl.int64) * s_yz
     # [BM, BC]
     o_y = (o_col.to(tl.int64) * s_yx)[:, None] + (o_co.to(tl.int64) * s_yc)[None, :]
     for row in tl.static_range(R):
         i_row = first_row(i_y, TAPS, STRIDE_Y, R) + row * row_step(TAPS, STRIDE_Y)
-        m_y = m_pixel & (i_row < height_out)
+        m_y = pixels_of_row(o_col, width_out, i_row < height_out)[:, None] & m_c[None, :]
         o_tile = o_image + i_row.to(tl.int64) * s_yy + o_y
         b_y = acc[row]
         if HAS_BIAS:
@@ -171,7 +170,7 @@ def ring_conv_grouped_bwd_kernel_w(
         for row in tl.static_range(R):
             i_row = first_row(i_y, TAPS, STRIDE_Y, R) + row * row_step(TAPS, STRIDE_Y)
             o_p = (i_slice.to(tl.int64) * height_out + i_row) * width_out + o_col
-            m_g = ((o_col < width_out) & (i_row < height_out))[:, None] & m_c[None, :]
+            m_g = pixels_of_row(o_col, width_out, i_row < height_out)[:, None] & m_c[None, :]
             # [BM, BC]
             b_g = tl.load(p_g + o_p[:, None] * channels_out + o_co[None, :], mask=m_g, other=0.0).to(tl.float32)
             updated = ()

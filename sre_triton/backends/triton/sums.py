@@ -35,6 +35,16 @@ def is_within(position, end):
 
 
 @triton.jit
+def pixels_of_row(o_col, width, is_inside):
+    """Which columns lie in the image: none of a row outside of it.
+
+    The condition of the row moves the end. As a mask of its own it would be broadcast, which makes integers of it in
+    Triton's interpreter.
+    """
+    return o_col < tl.where(is_inside, width, 0)
+
+
+@triton.jit
 def split_index(index, size):
     """(index % size, index // size); unsigned division is the cheaper one."""
     index = tl.cast(index, tl.uint32)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace sre_triton {
 
@@ -19,8 +20,11 @@ constexpr int kVectorBytes = 16;
 constexpr int kRows = 6;
 #endif
 
+// No type for what is no number, so that overloads for vectors drop out.
+template <class T, bool = std::is_arithmetic_v<T>>
+struct VectorOf {};
 template <class T>
-struct VectorOf {
+struct VectorOf<T, true> {
   typedef T type __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
 };
 template <class T>
