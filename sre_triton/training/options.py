@@ -33,6 +33,13 @@ _machine = partial(option, group="machine", result=False)
 _run = partial(option, group="run folder and logs", result=False)
 
 
+DEFAULT_SIDE = 224
+"""Side that images of ``train --data`` are resized to."""
+
+LAYOUTS = ("auto", "folder", "csv", "drive", "chase_db1", "stare", "hrf")
+"""How the photographs and masks of ``segment --data`` can lie."""
+
+
 @dataclass
 class TurningOptions:
     """How images are turned, in the rotation test as in augmentation."""
@@ -52,6 +59,31 @@ class RunOptions(TurningOptions):
 
     task: ClassVar[str]  # name of the task in tasks.TASKS
     fallback_optimiser: ClassVar[str] = "adadelta"
+
+    data: Path | None = _data(
+        None, "folder or CSV of your own images; see the README for the layouts", metavar="PATH", result=True
+    )
+    split: Path | None = _data(
+        None, "CSV with the columns image and split (train, val or test) for the images of --data", metavar="FILE"
+    )
+    val_fraction: float | None = _data(
+        None, "share of --data to validate on, where it is not divided (default: 0.2)", metavar="R"
+    )
+    test_fraction: float | None = _data(
+        None, "share of --data to test on, where it is not divided (default: 0.2)", metavar="R"
+    )
+    split_seed: int = _data(0, "seed of this division", metavar="S")
+    group: str = _data(
+        "",
+        "regular expression that finds the person in an image's name; images of a person are not divided",
+        metavar="REGEX",
+    )
+    max_value: float | None = _data(
+        None, "stored value of white (default: 255 or 65535 by type, 1 for floats)", metavar="V"
+    )
+    cache: int = _data(
+        1024, "MB of read images of --data to keep in memory, per split and process", metavar="MB", result=False
+    )
 
     model_type: str = _model("", "network; `sre-triton models` lists them", metavar="NAME")
     norm_layer: str = _model("batch", "normalisation", choices=("batch", "group", "instance"))
@@ -141,6 +173,9 @@ class TrainOptions(RunOptions):
         "", "MedMNIST set, or the stem of another file of its format (default: patches)", metavar="NAME"
     )
     data_root: Path = _data(Path("~/.medmnist"), "folder of the .npz files", metavar="DIR", result=False)
+    image_size: int | None = _data(
+        None, "side of the middle square that images of --data are resized to (default: 224)", metavar="N"
+    )
     medmnist_size: int = _data(28, "side of the images; 28 is resized to 32", choices=(28, 64, 128, 224))
     multi_label: bool = _data(False, "insist on a multi-label set; without it the file decides")
     download: bool = _data(False, "fetch a missing MedMNIST file", result=False)
@@ -190,8 +225,13 @@ class SegmentOptions(RunOptions):
     task: ClassVar[str] = "segmentation"
     fallback_optimiser: ClassVar[str] = "adam"
 
-    drive: Path | None = _data(
-        None, "folder of the DRIVE set, as distributed or as NIfTI (default: embedded vessels)", metavar="DIR"
+    layout: str = _data("auto", "layout of --data; auto finds it out", choices=LAYOUTS)
+    fov: Path | None = _data(
+        None, "folder of masks of the field of view for --data, where it has none of its own", metavar="DIR"
+    )
+    observer: int = _data(1, "whose masks to take of a set that two observers have traced", choices=(1, 2))
+    mask_threshold: float | None = _data(
+        None, "make two classes of masks, values below it and the others (default: a class per value)", metavar="V"
     )
     vessels_size: int = _data(256, "side of the embedded vessel images", metavar="N")
     vessels_count: list[int] = _data(
@@ -204,7 +244,10 @@ class SegmentOptions(RunOptions):
         0, "side of the sliding window (0: --crop-size, or the whole image if it is smaller)", metavar="N", result=False
     )
     test_crop: int = _data(
-        512, "side of the middle of an image that is tested on (0: all of it)", metavar="N", result=False
+        0,
+        "side of the middle of an image that is tested on, 512 in the reference (0: all of it)",
+        metavar="N",
+        result=False,
     )
     overlap: float = _data(0.5, "share of its side by which a window overlaps the next", metavar="R", result=False)
 
@@ -224,9 +267,10 @@ class SegmentOptions(RunOptions):
 class EvaluateOptions(TurningOptions):
     """Options of ``sre-triton evaluate``."""
 
-    split: str = _data("test", "what to evaluate on", choices=("train", "val", "test"))
+    split: str = _data("test", "what to evaluate on", choices=("train", "val", "test", "all"))
     data_root: Path | None = _data(None, "folder of the .npz files (default: as in training)", metavar="DIR")
-    drive: Path | None = _data(None, "folder of the DRIVE set (default: as in training)", metavar="DIR")
+    data: Path | None = _data(None, "folder or CSV of images (default: as in training)", metavar="PATH")
+    fov: Path | None = _data(None, "folder of masks of the field of view for --data", metavar="DIR")
     step_degrees: float | None = _turn(
         None, "degrees between two angles (default: 10 in 2-D, 30 in 3-D)", metavar="DEG"
     )

@@ -42,6 +42,10 @@ def train(options: RunOptions, console: Console | None = None) -> RunFolder:
         console.print(
             f"{task.description['data']}, {options.model_type}, seed {options.seed}: {folder.path}", soft_wrap=True
         )
+        for note in task.notes:
+            console.print(f"  {note}", soft_wrap=True)
+    if options.eval_rot or options.eval_flip:
+        task.require("test")
     recorder = fit(task, folder)
     if not first:
         return folder

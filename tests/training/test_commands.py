@@ -145,7 +145,8 @@ def test_segment_writes_a_run(sre: Command, tmp_path: Path) -> None:
         (["--model-type", "monai:Nothing"], "monai.networks.nets has no network 'Nothing'"),
         (["--model-args", "[1]"], "--model-args must be a JSON object"),
         (["--model-args", '{"nothing": 1}'], "nothing"),
-        (["--drive", "nowhere"], "nowhere/training/images is missing"),
+        (["--data", "nowhere"], "--data nowhere is missing"),
+        (["--max-value", "4095"], "--max-value is for images of --data, which is not given"),
         (["--vessels-count", "1"], "--vessels-count must be three positive numbers"),
     ],
 )

@@ -14,8 +14,9 @@ from PIL import Image
 
 from sre_triton.training.data.medmnist import KNOWN_SETS, read_image_set
 from sre_triton.training.data.patches import PHOTOGRAPHS, cut_patches, ensure_patches
-from sre_triton.training.data.photographs import read_drive, read_photograph
-from sre_triton.training.data.vessels import Photograph, draw_vessels
+from sre_triton.training.data.photographs import LazyList, Photograph
+from sre_triton.training.data.segmentation_set import read_segmentation_set
+from sre_triton.training.data.vessels import draw_vessels
 from sre_triton.training.options import SegmentOptions
 from sre_triton.training.tasks.segmentation import CropSet
 from tests.training.conftest import MakeSet
@@ -151,15 +152,15 @@ def test_patches_are_cut_from_disjoint_bands_and_written_once(tmp_path: Path) ->
 def test_vessels_are_seeded_and_their_masks_exact() -> None:
     one, same, other = draw_vessels(96, 0, 3), draw_vessels(96, 0, 3), draw_vessels(96, 0, 4)
     assert np.array_equal(one.image, same.image)
-    assert not np.array_equal(one.vessels, other.vessels)
-    assert (one.image.shape, one.vessels.shape) == ((3, 96, 96), (1, 96, 96))
+    assert not np.array_equal(one.labels, other.labels)
+    assert (one.image.shape, one.labels.shape) == ((3, 96, 96), (1, 96, 96))
     assert one.image.min() >= 0
     assert one.image.max() <= 1
-    assert set(np.unique(one.vessels)) == {0, 1}
-    assert 0.05 < one.vessels.mean() < 0.5
+    assert set(np.unique(one.labels)) == {0, 1}
+    assert 0.05 < one.labels.mean() < 0.5
     inside = one.image.max(axis=0) > 0
     green = one.image[1]
-    assert green[(one.vessels[0] == 1) & inside].mean() < 0.9 * green[(one.vessels[0] == 0) & inside].mean()
+    assert green[(one.labels[0] == 1) & inside].mean() < 0.9 * green[(one.labels[0] == 0) & inside].mean()
     with pytest.raises(ValueError, match="at least 64"):
         draw_vessels(32, 0, 0)
 
@@ -187,23 +188,60 @@ def make_drive(root: Path, layout: str) -> None:
 @pytest.mark.parametrize("layout", ["distributed", "nifti"])
 def test_drive_in_both_layouts(layout: str, tmp_path: Path) -> None:
     make_drive(tmp_path, layout)
-    photographs = read_drive(tmp_path)
-    assert {split: len(found) for split, found in photographs.items()} == {"train": 2, "val": 4, "test": 2}
-    one = photographs["train"][0]
-    assert (one.image.shape, one.vessels.shape) == ((3, 40, 30), (1, 40, 30))
-    assert np.array_equal(one.vessels[0], (np.round(255 * one.image[0]) > 200).astype(np.uint8))
+    white = 255.0 if layout == "nifti" else None  # the floats of a NIfTI have no white of their own
+    splits = read_segmentation_set(SegmentOptions(data=tmp_path, max_value=white)).splits
+    assert {split: len(found) for split, found in splits.items()} == {"train": 2, "val": 4, "test": 2}
+    one = splits["train"][0]
+    assert (one.image.shape, one.labels.shape) == ((3, 40, 30), (1, 40, 30))
+    assert np.array_equal(one.labels[0], (np.round(255 * one.image[0]) > 200).astype(np.uint8))
 
 
 def test_drive_names_what_is_missing_or_damaged(tmp_path: Path) -> None:
     make_drive(tmp_path, "distributed")
+    options = SegmentOptions(data=tmp_path)
     (tmp_path / "training" / "images" / "22_training.tif").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"22_training.tif is not a whole picture"):
-        read_drive(tmp_path)
+        read_segmentation_set(options)
     (tmp_path / "training" / "1st_manual" / "21_manual1.gif").unlink()
     with pytest.raises(ValueError, match=r"21_training.tif has no vessels"):
-        read_drive(tmp_path)
-    with pytest.raises(FileNotFoundError, match="is missing"):
-        read_photograph(tmp_path / "nothing.png")
+        read_segmentation_set(options)
+    for path in (tmp_path / "training" / "1st_manual").iterdir():
+        path.unlink()
+    (tmp_path / "training" / "1st_manual").rmdir()
+    with pytest.raises(FileNotFoundError, match="1st_manual is missing"):
+        read_segmentation_set(options)
+
+
+def test_lists_read_what_is_asked_for_and_keep_no_more_than_their_limit() -> None:
+    read: list[int] = []
+
+    def double(entry: int) -> int:
+        read.append(entry)
+        return 2 * entry
+
+    found = LazyList([1, 2, 3, 4], double, lambda _: 10, 25)
+    assert (len(found), found[0], found[-1], found[1:3]) == (4, 2, 8, [4, 6])
+    assert read == [1, 4, 2, 3]
+    assert list(found) == [2, 4, 6, 8]
+    assert read == [1, 4, 2, 3, 1, 2, 3, 4]  # two are kept, and by the time they are met the others replaced them
+    assert found[3] == 8
+    assert len(read) == 8
+    with pytest.raises(IndexError):
+        found[4]
+
+
+@pytest.mark.parametrize(
+    ("first", "message"), [(1, "labels are 1 to 4: they must begin at 0"), (0, "label 2 has no training image")]
+)
+def test_labels_that_nothing_is_trained_on(first: int, message: str, make_set: MakeSet) -> None:
+    path = make_set("own", classes=4)
+    with np.load(path) as file:
+        labels = {f"{split}_labels": file[f"{split}_labels"] + first for split in ("train", "val", "test")}
+    if first == 0:
+        labels["train_labels"] = np.where(labels["train_labels"] == 2, 0, labels["train_labels"])
+    change(path, **labels)
+    with pytest.raises(ValueError, match=message):
+        read_image_set(path.parent, "own")
 
 
 def crop_set(**options: Any) -> CropSet:

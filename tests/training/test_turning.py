@@ -143,13 +143,15 @@ def test_classification_scores_by_hand() -> None:
 
 
 def test_segmentation_scores_by_hand() -> None:
-    probability = torch.tensor([[0.9, 0.8, 0.2, 0.1]])
-    scores = segmentation_scores(probability, torch.tensor([[1, 0, 1, 0]]))
+    vessel = torch.tensor([0.9, 0.8, 0.2, 0.1])
+    scores = segmentation_scores(torch.stack([1 - vessel, vessel]), torch.tensor([1, 0, 1, 0]))
     assert scores["dice"] == 0.5
     assert scores["iou"] == pytest.approx(1 / 3)
     assert (scores["sensitivity"], scores["specificity"], scores["accuracy"]) == (0.5, 0.5, 0.5)
     assert scores["auc"] == 0.75
-    assert segmentation_scores(torch.zeros(1, 4), torch.zeros(1, 4))["dice"] == 1
+    nothing = segmentation_scores(torch.tensor([[1.0] * 4, [0.0] * 4]), torch.zeros(4))
+    assert nothing["dice"] == 1
+    assert np.isnan(nothing["auc"])
 
 
 def test_evaluate_names_every_checkpoint(make_set: MakeSet, sre: Command, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from sre_triton.training.data import warp
 from sre_triton.training.data.warp import Symmetry
-from sre_triton.training.options import TrainOptions, TurningOptions
+from sre_triton.training.options import DEFAULT_SIDE, TrainOptions, TurningOptions
 
 __all__ = ["Preparation", "Share", "derived_seed", "normalise"]
 
@@ -58,10 +58,12 @@ class Preparation:
     @property
     def side(self) -> int:
         """Side of the prepared image; 28 becomes 32, which halves evenly."""
+        if self.options.data is not None:
+            return self.options.image_size or DEFAULT_SIDE
         return 32 if self.options.medmnist_size == 28 else self.options.medmnist_size
 
     def evaluated(self, images: Tensor, seed: int = 0) -> Tensor:
-        """Prepares a batch of a test set, uint8 (N, C, *space), as float32; ``seed`` feeds what is random in it."""
+        """Prepares a batch of a test set, (N, C, *space), as float32; ``seed`` feeds what is random in it."""
         options = self.options
         x = normalise(self._resize(images))
         if options.rotate:
@@ -83,7 +85,7 @@ class Preparation:
         """Prepares a batch of the training set, with augmentation.
 
         Args:
-            images: uint8, (N, C, *space); this process's share of the joined batch.
+            images: (N, C, *space), uint8 or float32 in 0 to 1; this process's share of the joined batch.
             seed: of this step.
             share: which items of the joined batch ``images`` are.
         """
@@ -105,7 +107,7 @@ class Preparation:
         return self._pad(x)
 
     def _resize(self, images: Tensor) -> Tensor:
-        x = images.float() / 255
+        x = images.float() / 255 if images.dtype == torch.uint8 else images
         size = (self.side,) * self.ndim
         if x.shape[2:] != size:
             x = F.interpolate(x, size, mode="bilinear" if self.ndim == 2 else "trilinear", align_corners=False)

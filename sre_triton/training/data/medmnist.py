@@ -11,17 +11,19 @@ import hashlib
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sre_triton.training.data.splits import SPLITS
 from sre_triton.training.files import replacing
 
-__all__ = ["KNOWN_SETS", "SPLITS", "ImageSet", "KnownSet", "Split", "read_image_set", "write_image_set"]
+__all__ = ["KNOWN_SETS", "ImageSet", "KnownSet", "Split", "read_image_set", "write_image_set"]
 
-SPLITS = ("train", "val", "test")
+
 _RELEASE = "https://zenodo.org/records/10519652/files"
 
 
@@ -44,11 +46,11 @@ class Split:
     """Images and labels of one split.
 
     Attributes:
-        images: uint8, (N, C, *space).
+        images: (N, C, *space), uint8 or float32 in 0 to 1; taken by lists of indices.
         labels: int64, (N,) classes, or (N, labels) of zeros and ones.
     """
 
-    images: npt.NDArray[np.uint8]
+    images: Any
     labels: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -65,6 +67,8 @@ class ImageSet:
     ndim: int
     multi_label: bool
     splits: dict[str, Split]
+    class_names: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
 
 
 def _known_sets() -> dict[str, KnownSet]:
@@ -185,6 +189,13 @@ def _check(path: Path, name: str, known: KnownSet | None, arrays: dict[str, npt.
         raise ValueError(f"{path}: labels of {name} must be 0 to {highest}, found {low} to {high}")
     if classes < 2:
         raise ValueError(f"{path}: there must be at least 2 classes, every label is {high}")
+    if not known and not multi_label:
+        trained = set(splits["train"].labels[:, 0].tolist())
+        missing = [label for label in range(classes) if label not in trained]
+        if missing == [0] and low == 1:
+            raise ValueError(f"{path}: labels are 1 to {high}: they must begin at 0")
+        if missing:
+            raise ValueError(f"{path}: label {missing[0]} has no training image")
     if not multi_label:
         splits = {split: Split(content.images, content.labels[:, 0]) for split, content in splits.items()}
     return ImageSet(name, classes, shape[0], len(shape) - 1, multi_label, splits)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sre_triton.training.data.medmnist import SPLITS, Split, file_name, write_image_set
+from sre_triton.training.data.medmnist import Split, file_name, write_image_set
+from sre_triton.training.data.splits import SPLITS
 
 __all__ = ["PATCHES", "PHOTOGRAPHS", "cut_patches", "ensure_patches"]
 

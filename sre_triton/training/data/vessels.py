@@ -8,33 +8,18 @@ noisy. So vessels have a preferred direction, as in such photographs, which a ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Photograph", "draw_vessels"]
+from sre_triton.training.data.photographs import Photograph
+
+__all__ = ["draw_vessels"]
 
 _MURRAY = 3.0  # r^3 = a^3 + b^3 where a stem of radius r splits
 _PULL = 3.0  # radians per side of the image by which a vessel that runs upright bends
 _REACH = 0.16  # mean way between two branches, as a share of the side
 _SUPERSAMPLING = 2
 _FIELD = 0.47  # radius of the field of view, as a share of the side
-
-
-@dataclass(frozen=True)
-class Photograph:
-    """A fundus photograph and its vessels.
-
-    Attributes:
-        image: float32 in 0 to 1, (3, H, W).
-        vessels: uint8, (1, H, W); 1 on vessels.
-        name: names it in tables and errors.
-    """
-
-    image: npt.NDArray[np.float32]
-    vessels: npt.NDArray[np.uint8]
-    name: str
 
 
 def draw_vessels(size: int, seed: int, index: int) -> Photograph:

@@ -22,6 +22,7 @@ __all__ = [
     "PADDING_MODES",
     "Symmetry",
     "affine",
+    "centred_square",
     "flip",
     "identity",
     "pad_to",
@@ -147,3 +148,12 @@ def pad_to(x: Tensor, size: tuple[int, ...], padding: str = "zeros") -> Tensor:
     margins = [(wanted - have) for wanted, have in zip(reversed(size), reversed(x.shape[2:]), strict=True)]
     pads = [side for margin in margins for side in (margin // 2, margin - margin // 2)]
     return F.pad(x, pads, "constant" if padding == "zeros" else "reflect")
+
+
+def centred_square(pixels: Tensor, side: int, channels: int) -> Tensor:
+    """The middle square of pictures (N, 3, H, W), resized; their grey for one channel."""
+    square = min(pixels.shape[2:])
+    top, left = ((length - square) // 2 for length in pixels.shape[2:])
+    pixels = pixels[..., top : top + square, left : left + square]
+    pixels = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False, antialias=True)
+    return pixels.mean(dim=1, keepdim=True) if channels == 1 else pixels

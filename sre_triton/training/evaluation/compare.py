@@ -57,12 +57,14 @@ def compare(options: RunOptions, comparison: CompareOptions, console: Console | 
     models = list(dict.fromkeys(models))
     seeds = list(dict.fromkeys(comparison.seeds))
     # All networks with one seed, then with the next: what is finished early compares all networks.
+    pairs = [(seed, model) for seed in seeds for model in models]
     runs = [
         _Run(
-            dataclasses.replace(options, model_type=model, seed=seed), _home(comparison.output, model) / f"seed-{seed}"
+            dataclasses.replace(options, model_type=model, seed=seed),
+            _home(comparison.output, model) / f"seed-{seed}",
+            (seed, model) == pairs[0],
         )
-        for seed in seeds
-        for model in models
+        for seed, model in pairs
     ]
     results: dict[str, list[dict[str, Any]]] = {model: [] for model in models}
     for run, result in zip(runs, _all_finished(runs, comparison.jobs), strict=True):
@@ -81,6 +83,7 @@ class _Run:
 
     options: RunOptions
     path: Path
+    first: bool = False
 
     def finished(self) -> dict[str, Any]:
         """The evaluation of the run: read if it is there, else after training from the start or the last checkpoint."""
@@ -90,6 +93,9 @@ class _Run:
             folder.begin(options, task.description)  # an error if it was begun otherwise
             return dict(read_json(self.path / _EVALUATION))
         print(f"{options.model_type}, seed {options.seed}: {self.path}", flush=True)
+        if self.first:
+            print(*(f"  {note}\n" for note in task.notes), sep="", end="", flush=True)
+        task.require("test")
         alone = multiprocessing.parent_process() is None
         fit(task, folder, bar=alone)
         best = load_task(folder.best)

@@ -81,7 +81,8 @@ def evaluate(checkpoints: Sequence[Path], options: EvaluateOptions, console: Con
     start = time.perf_counter()
     with Progress(console=console, transient=True) as progress:
         for name, path in zip(names, checkpoints, strict=True):
-            task = load_task(path, data_root=options.data_root, drive=options.drive)
+            places = {"data_root": options.data_root, "data": options.data, "fov": options.fov}
+            task = load_task(path, undivided=options.split == "all", **places)
             task.network.to(device)
             turning = options
             if options.test_batch_size == 0:

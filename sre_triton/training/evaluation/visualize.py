@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from sre_triton.functional import expand_kernel
 from sre_triton.layers import RingConvNd
-from sre_triton.training.data.photographs import read_photograph
+from sre_triton.training.data.pictures import read_picture
 from sre_triton.training.data.warp import turn
 from sre_triton.training.figures import pyplot, save_figure
 from sre_triton.training.files import replacing, write_json
@@ -74,7 +74,7 @@ def visualize_image(path: Path, options: VisualizeOptions, console: Console | No
     if about["ndim"] != 2:
         raise ValueError(f"{options.checkpoint} is of a network for volumes: visualize takes pictures")
     device = "cuda" if torch.cuda.is_available() and not options.no_cuda else "cpu"
-    pixels = torch.from_numpy(read_photograph(path))[None]
+    pixels = torch.from_numpy(read_picture(path))[None]
     image = task_type(trained).prepare_picture(trained, about, pixels, options.size).to(device)
     found = visualized_turns(network.to(device), image, options)
     options.output.mkdir(parents=True, exist_ok=True)

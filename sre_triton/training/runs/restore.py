@@ -40,11 +40,12 @@ def load_network(path: Path) -> tuple[torch.nn.Module, dict[str, Any], RunOption
     return network.eval(), about, options
 
 
-def load_task(path: Path, **places: Path | None) -> Task:
+def load_task(path: Path, *, undivided: bool = False, **places: Path | None) -> Task:
     """The task of a checkpoint or run folder, with its data, in evaluation mode.
 
     Args:
         path: of the checkpoint.
+        undivided: every image is asked for, so that data of one's own need not be divided as in training.
         places: options that say where the data are now; None for where they were.
 
     Raises:
@@ -52,17 +53,22 @@ def load_task(path: Path, **places: Path | None) -> Task:
         OSError: one of them is missing.
     """
     network, about, options = load_network(path)
-    given = {name: place for name, place in places.items() if place is not None}
+    given: dict[str, Any] = {name: place for name, place in places.items() if place is not None}
     for name in given:
         if not hasattr(options, name):
             raise ValueError(f"--{name.replace('_', '-')} is no option of the {about['task']} in {path}")
-    options = dataclasses.replace(options, **given)  # type: ignore[arg-type]
+    if "data" in given and hasattr(options, "layout"):
+        # Other data need not lie as those of the training.
+        given = {"layout": "auto", "fov": None, **given}
+    if undivided:
+        given |= {"split": None, "group": "", "val_fraction": None, "test_fraction": None}
+    options = dataclasses.replace(options, **given)
     task = TASKS[about["task"]]
     task_now = task(network, options, task.read_data(options))
-    for name in ("classes", "channels", "ndim"):
-        if task_now.description[name] != about[name]:
+    for name in ("classes", "class_names", "channels", "ndim"):
+        if (task_now.description.get(name) or None) != (about.get(name) or None):
             raise ValueError(
-                f"{path} was trained on data with {name} {about[name]}; "
-                f"{task_now.description['data']} now has {name} {task_now.description[name]}"
+                f"{path} was trained on data with {name} {about.get(name)}; "
+                f"{task_now.description['data']} now has {name} {task_now.description.get(name)}"
             )
     return task_now.eval()

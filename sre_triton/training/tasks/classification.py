@@ -14,14 +14,16 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics import functional as metrics
 
 from sre_triton.training.data.augment import Preparation, Share, normalise
+from sre_triton.training.data.image_folder import read_image_folder
 from sre_triton.training.data.loading import EvaluationBatches, TrainingBatches, loader
 from sre_triton.training.data.medmnist import ImageSet, Split, read_image_set
 from sre_triton.training.data.patches import PATCHES, ensure_patches
-from sre_triton.training.data.warp import Symmetry
+from sre_triton.training.data.splits import check_own_data, parts_of
+from sre_triton.training.data.warp import Symmetry, centred_square
 from sre_triton.training.figures import draw_images
 from sre_triton.training.options import TrainOptions, TurningOptions
 from sre_triton.training.tasks.networks import classifier
-from sre_triton.training.tasks.task import Task, centred_square
+from sre_triton.training.tasks.task import Task
 
 __all__ = ["ClassificationTask", "Labelled", "classification_scores"]
 
@@ -30,13 +32,13 @@ class Labelled(Dataset[tuple[Tensor, Tensor]]):
     """A split, asked for whole batches by lists of indices."""
 
     def __init__(self, split: Split) -> None:
-        self.images, self.labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
+        self.split = split
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.split)
 
     def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return self.images[indices], self.labels[indices]
+        return torch.from_numpy(self.split.images[indices]), torch.from_numpy(self.split.labels[indices])
 
 
 class ClassificationTask(Task):
@@ -54,20 +56,31 @@ class ClassificationTask(Task):
 
     @classmethod
     def read_data(cls, options: TrainOptions) -> ImageSet:
-        """The set that the options name; patches if they name none."""
+        """The images of ``--data``, or the MedMNIST set that the options name; patches if they name neither."""
+        if options.data is not None:
+            if options.med_mnist:
+                raise ValueError(f"--data and --med-mnist {options.med_mnist} name two sets: choose one")
+            images = read_image_folder(options)
+        else:
+            check_own_data(options, "image_size")
+            images = cls._read_packed(options)
+        if options.multi_label and not images.multi_label:
+            raise ValueError(f"--multi-label: {images.name} has one label per image, of {images.classes} classes")
+        return images
+
+    @classmethod
+    def _read_packed(cls, options: TrainOptions) -> ImageSet:
         name = options.med_mnist or PATCHES
         if name == PATCHES and options.medmnist_size == 28:
             ensure_patches(options.data_root)
-        images = read_image_set(options.data_root, name, options.medmnist_size, download=options.download)
-        if options.multi_label and not images.multi_label:
-            raise ValueError(f"--multi-label: {name} has one label per image, of {images.classes} classes")
-        return images
+        return read_image_set(options.data_root, name, options.medmnist_size, download=options.download)
 
     @classmethod
     def describe(cls, options: TrainOptions, images: ImageSet) -> dict[str, Any]:
         return {
             "data": images.name,
             "classes": images.classes,
+            "class_names": list(images.class_names),
             "channels": images.channels,
             "ndim": images.ndim,
             "multi_label": images.multi_label,
@@ -93,19 +106,23 @@ class ClassificationTask(Task):
     def training_batches(self) -> TrainingBatches:
         return TrainingBatches(len(self.images.splits["train"]), self.options.batch_size, self.options.seed, self.share)
 
+    def size(self, split: str) -> int:
+        return sum(len(self.images.splits[part]) for part in parts_of(split))
+
     @torch.no_grad()
     def turned_scores(self, split: str, symmetry: Symmetry, turning: TurningOptions) -> dict[str, float]:
-        labelled = Labelled(self.images.splits[split])
         device = next(self.network.parameters()).device
         logits, labels = [], []
-        for indices in EvaluationBatches(len(labelled), turning.test_batch_size, Share()):
-            images, targets = (part.to(device) for part in labelled[indices])
-            logits.append(self.network(self.preparation.turned(images, symmetry, turning)).float())
-            labels.append(targets)
+        for labelled in (Labelled(self.images.splits[part]) for part in parts_of(split)):
+            for indices in EvaluationBatches(len(labelled), turning.test_batch_size, Share()):
+                images, targets = (part.to(device) for part in labelled[indices])
+                logits.append(self.network(self.preparation.turned(images, symmetry, turning)).float())
+                labels.append(targets)
         return classification_scores(torch.cat(logits), torch.cat(labels), self.images.multi_label)
 
     def draw_batch(self, path: Path) -> None:
-        images = torch.from_numpy(self.images.splits["train"].images[: min(32, self.options.batch_size)])
+        labelled = Labelled(self.images.splits["train"])
+        images, _ = labelled[list(range(min(32, self.options.batch_size, len(labelled))))]
         draw_images(path, self.preparation.trained(images, self.options.seed) / 2 + 0.5)
 
     def val_dataloader(self) -> DataLoader[Any]:

@@ -60,8 +60,8 @@ def classifier(options: TrainOptions, classes: int, channels: int, ndim: int) ->
         raise ValueError(f"--model-type {name} is not a classifier: {error}") from error
 
 
-def segmenter(options: SegmentOptions) -> nn.Module:
-    """Builds a segmentation network from 3 channels to 2 classes.
+def segmenter(options: SegmentOptions, classes: int = 2) -> nn.Module:
+    """Builds a segmentation network from 3 channels to the logits of classes.
 
     Raises:
         ValueError: the network does not exist, or its arguments do not fit it.
@@ -81,14 +81,14 @@ def segmenter(options: SegmentOptions) -> nn.Module:
         build = getattr(nets, wanted, None)  # type: ignore[assignment]
         if build is None or not isinstance(build, type):
             raise ValueError(f"--model-type {name}: monai.networks.nets has no network {wanted!r}")
-        arguments: dict[str, Any] = {"spatial_dims": 2, "in_channels": 3, "out_channels": 2} | given
+        arguments: dict[str, Any] = {"spatial_dims": 2, "in_channels": 3, "out_channels": classes} | given
         if name == "unet":
             arguments = {"features": _PLAIN_UNET_FEATURES, "norm": _monai_norm(options)} | arguments
     elif name in PLAIN_TWINS and name.endswith("unet"):
         from sre_triton import models
 
         build = models.entry(name).build
-        arguments = {"in_channels": 3, "out_channels": 2, "norm_layer": _norm(options, 2)} | given
+        arguments = {"in_channels": 3, "out_channels": classes, "norm_layer": _norm(options, 2)} | given
     else:
         raise ValueError(f"--model-type must be sre_unet, gmr_unet, unet or monai:NAME, got {name!r}")
     try:

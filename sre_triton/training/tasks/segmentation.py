@@ -1,14 +1,15 @@
-"""Segmentation of vessels: crops to train on, a sliding window to test with."""
+"""Segmentation of photographs: crops to train on, a sliding window to test with."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -16,23 +17,16 @@ from torchmetrics import functional as metrics
 
 from sre_triton.training.data.augment import Share, derived_seed
 from sre_triton.training.data.loading import EvaluationBatches, TrainingBatches, loader
-from sre_triton.training.data.photographs import read_drive
-from sre_triton.training.data.vessels import Photograph, draw_vessels
-from sre_triton.training.data.warp import PADDING_MODES, Symmetry
+from sre_triton.training.data.photographs import Photograph
+from sre_triton.training.data.segmentation_set import SegmentationSet, read_segmentation_set
+from sre_triton.training.data.splits import parts_of
+from sre_triton.training.data.warp import PADDING_MODES, Symmetry, centred_square
 from sre_triton.training.figures import draw_images
 from sre_triton.training.options import SegmentOptions, TurningOptions
 from sre_triton.training.tasks.networks import segmenter
-from sre_triton.training.tasks.task import Task, centred_square
+from sre_triton.training.tasks.task import Task
 
 __all__ = ["CropSet", "SegmentationTask", "segmentation_scores", "slide"]
-
-Photographs = dict[str, list[Photograph]]
-
-
-@lru_cache(maxsize=2)
-def _draw(size: int, seed: int, train: int, val: int, test: int) -> Photographs:
-    drawn = [draw_vessels(size, seed, index) for index in range(train + val + test)]
-    return {"train": drawn[:train], "val": drawn[train : train + val], "test": drawn[train + val :]}
 
 
 class CropSet(Dataset[tuple[Tensor, Tensor]]):
@@ -41,11 +35,11 @@ class CropSet(Dataset[tuple[Tensor, Tensor]]):
     A crop depends on the seed, the epoch and its own number alone.
     """
 
-    def __init__(self, photographs: list[Photograph], options: SegmentOptions) -> None:
+    def __init__(self, photographs: Sequence[Photograph], options: SegmentOptions) -> None:
         from monai.transforms import Compose, EnsureTyped, RandAffined, RandSpatialCropd, SpatialPadd
 
         self.photographs, self.options, self.epoch = photographs, options, 0
-        size, keys = (options.crop_size,) * 2, ("image", "vessels")
+        size, keys = (options.crop_size,) * 2, ("image", "labels")
         affine = RandAffined(
             keys,
             prob=options.affine_prob,
@@ -72,22 +66,26 @@ class CropSet(Dataset[tuple[Tensor, Tensor]]):
             photograph = self.photographs[index % len(self.photographs)]
             seed = derived_seed(self.options.seed, self.epoch, index) % 2**32
             self.transform.set_random_state(seed)
-            crops.append(self.transform({"image": photograph.image, "vessels": photograph.vessels}))
-        images, vessels = (torch.stack([crop[key] for crop in crops]) for key in ("image", "vessels"))
-        return images, vessels.long()
+            crops.append(self.transform({"image": photograph.image, "labels": photograph.labels}))
+        images, labels = (torch.stack([crop[key] for crop in crops]) for key in ("image", "labels"))
+        return images, labels.long()
 
 
-class _Whole(Dataset[tuple[Tensor, Tensor]]):
-    def __init__(self, photographs: list[Photograph]) -> None:
+class _Whole(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Whole photographs, one per batch: image, labels and field of view."""
+
+    def __init__(self, photographs: Sequence[Photograph]) -> None:
         self.photographs = photographs
 
     def __len__(self) -> int:
         return len(self.photographs)
 
-    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         (index,) = indices
         photograph = self.photographs[index]
-        return torch.from_numpy(photograph.image)[None], torch.from_numpy(photograph.vessels)[None]
+        field = photograph.field if photograph.field is not None else np.ones_like(photograph.labels)
+        image, labels, inside = (torch.from_numpy(part)[None] for part in (photograph.image, photograph.labels, field))
+        return image, labels, inside
 
 
 class _CropBatches(TrainingBatches):
@@ -103,41 +101,36 @@ class _CropBatches(TrainingBatches):
 
 
 class SegmentationTask(Task):
-    """Vessels against ground."""
+    """A class for every pixel; class 0 is the ground, and scores are means over the others."""
 
+    options_type = SegmentOptions
     monitor = "val_dice"
     main_score = "dice"
-    options_type = SegmentOptions
     options: SegmentOptions
 
-    def __init__(self, network: nn.Module, options: SegmentOptions, photographs: Photographs) -> None:
+    def __init__(self, network: nn.Module, options: SegmentOptions, photographs: SegmentationSet) -> None:
         super().__init__(network, options, photographs)
         self.photographs = photographs
         self.loss = _loss(options)
         self._validated: list[dict[str, float]] = []
 
     @classmethod
-    def read_data(cls, options: SegmentOptions) -> Photographs:
-        """DRIVE, or the embedded vessels."""
-        if options.drive is not None:
-            return read_drive(options.drive)
-        counts = options.vessels_count
-        if len(counts) != 3 or min(counts) < 1:
-            raise ValueError(f"--vessels-count must be three positive numbers (train, val, test), got {counts}")
-        return _draw(options.vessels_size, options.vessels_seed, *counts)
+    def read_data(cls, options: SegmentOptions) -> SegmentationSet:
+        return read_segmentation_set(options)
 
     @classmethod
-    def describe(cls, options: SegmentOptions, photographs: Photographs) -> dict[str, Any]:
+    def describe(cls, options: SegmentOptions, photographs: SegmentationSet) -> dict[str, Any]:
         return {
-            "data": "drive" if options.drive is not None else "vessels",
-            "classes": 2,
+            "data": photographs.name,
+            "classes": photographs.classes,
+            "mask_values": list(photographs.values),
             "channels": 3,
             "ndim": 2,
         }
 
     @classmethod
     def build_network(cls, options: SegmentOptions, about: Mapping[str, Any]) -> nn.Module:
-        return segmenter(options)
+        return segmenter(options, about["classes"])
 
     @classmethod
     def input_shape(cls, options: SegmentOptions, about: Mapping[str, Any]) -> tuple[int, ...]:
@@ -155,7 +148,10 @@ class SegmentationTask(Task):
         return self.resumable(loader(batches.crops, batches, self.options.num_workers))
 
     def training_batches(self) -> _CropBatches:
-        return _CropBatches(CropSet(self.photographs["train"], self.options), self.options, self.share)
+        return _CropBatches(CropSet(self.photographs.splits["train"], self.options), self.options, self.share)
+
+    def size(self, split: str) -> int:
+        return sum(len(self.photographs.splits[part]) for part in parts_of(split))
 
     @torch.no_grad()
     def turned_scores(self, split: str, symmetry: Symmetry, turning: TurningOptions) -> dict[str, float]:
@@ -163,42 +159,53 @@ class SegmentationTask(Task):
         on_mask = dataclasses.replace(turning, interpolation="nearest")
         windows = dataclasses.replace(self.options, test_batch_size=turning.test_batch_size)
         table = []
-        for photograph in self.photographs[split]:
-            image, vessels = (
-                _centre(torch.from_numpy(pixels)[None].float().to(device), self.options.test_crop)
-                for pixels in (photograph.image, photograph.vessels)
-            )
-            logits = slide(self.network, symmetry(image, turning), windows).float()
-            table.append(segmentation_scores(logits.softmax(dim=1)[0, 1], symmetry(vessels, on_mask)[0, 0]))
-        return {name: statistics.fmean(scores[name] for scores in table) for name in table[0]}
+        for whole in (_Whole(self.photographs.splits[part]) for part in parts_of(split)):
+            for index in range(len(whole)):
+                image, labels, field = (
+                    _centre(part.float().to(device), self.options.test_crop) for part in whole[[index]]
+                )
+                logits = slide(self.network, symmetry(image, turning), windows).float()
+                labels, field = (symmetry(part, on_mask)[0, 0] for part in (labels, field))
+                table.append(self._scores(logits, labels, field))
+        return {name: _mean([scores[name] for scores in table]) for name in table[0]}
+
+    def _scores(self, logits: Tensor, labels: Tensor, field: Tensor) -> dict[str, float]:
+        """Scores of one image inside the field of view, and of all of it if the set has fields."""
+        probabilities = logits.softmax(dim=1)[0]
+        inside = field.bool() if self.photographs.has_fields else torch.ones_like(field, dtype=torch.bool)
+        scores = segmentation_scores(probabilities[:, inside], labels[inside])
+        if self.photographs.has_fields:
+            whole = segmentation_scores(probabilities.flatten(1), labels.flatten())
+            scores |= {f"whole_{name}": value for name, value in whole.items()}
+        return scores
 
     def draw_batch(self, path: Path) -> None:
-        crops = CropSet(self.photographs["train"], self.options)
+        crops = CropSet(self.photographs.splits["train"], self.options)
         draw_images(path, crops[list(range(min(32, len(crops))))][0])
 
     def val_dataloader(self) -> DataLoader[Any]:
-        photographs = self.photographs["val"]
+        photographs = self.photographs.splits["val"]
         return loader(_Whole(photographs), EvaluationBatches(len(photographs), 1, self.share), 0)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, vessels = batch
+        images, labels = batch
         logits = self(images)
-        loss: Tensor = self.loss(logits, vessels)
-        self.account(loss, (logits.detach().argmax(dim=1, keepdim=True) == vessels).float().mean(), len(images))
+        loss: Tensor = self.loss(logits, labels)
+        self.account(loss, (logits.detach().argmax(dim=1, keepdim=True) == labels).float().mean(), len(images))
         return loss
 
     def on_validation_epoch_start(self) -> None:
         self._validated = []
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        image, vessels = batch
+    def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
+        image, labels, field = batch
         logits = slide(self.network, image, self.options).float()
-        scores = {"loss": float(self.loss(logits, vessels.long()))}
-        scores |= segmentation_scores(logits.softmax(dim=1)[0, 1], vessels[0, 0])
-        self._validated.append(scores)
+        scores = {"loss": float(self.loss(logits, labels.long()))}
+        self._validated.append(scores | self._scores(logits, labels[0, 0], field[0, 0]))
 
     def on_validation_epoch_end(self) -> None:
-        names = ("loss", "dice", "iou", "auc", "accuracy", "sensitivity", "specificity")
+        kinds = ("", "whole_") if self.photographs.has_fields else ("",)
+        names = ("loss", *(kind + name for kind in kinds for name in SCORES))
         table = torch.tensor([[scores[name] for name in names] for scores in self._validated], device=self.device)
         table = table.reshape(-1, len(names))
         if self.trainer.world_size > 1:
@@ -206,7 +213,7 @@ class SegmentationTask(Task):
 
             table = gathered(table)
         self.log_dict(
-            {f"val_{name}": float(value) for name, value in zip(names, table.mean(dim=0), strict=True)}, logger=False
+            {f"val_{name}": float(value) for name, value in zip(names, table.nanmean(dim=0), strict=True)}, logger=False
         )
 
 
@@ -220,7 +227,7 @@ def _centre(x: Tensor, side: int) -> Tensor:
 
 
 def slide(network: nn.Module, images: Tensor, options: SegmentOptions) -> Tensor:
-    """Logits of whole images, (N, 2, H, W), window by window where they are larger than one."""
+    """Logits of whole images, (N, classes, H, W), window by window where they are larger than one."""
     from monai.inferers import sliding_window_inference
 
     side = options.window_size or options.crop_size
@@ -232,21 +239,40 @@ def slide(network: nn.Module, images: Tensor, options: SegmentOptions) -> Tensor
     return logits
 
 
-def segmentation_scores(probability: Tensor, vessels: Tensor) -> dict[str, float]:
-    """Dice, IoU, AUC, accuracy, sensitivity and specificity of one image, as shares of one.
+SCORES = ("dice", "iou", "auc", "accuracy", "sensitivity", "specificity")
+
+
+def segmentation_scores(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+    """Dice, IoU, AUC, accuracy, sensitivity and specificity of one image, between 0 and 1.
+
+    All but accuracy are means over the classes from 1 on, each against all others; AUC over those that occur, and NaN
+    if none does.
 
     Args:
-        probability: (H, W), of a vessel.
-        vessels: (H, W), 1 on vessels.
+        probabilities: (classes, pixels).
+        labels: (pixels,); classes.
     """
-    found, truth = probability > 0.5, vessels.bool()
+    labels = labels.long()
+    found = probabilities.argmax(dim=0)
+    table = [
+        _scores_of_class(probabilities[label], found == label, labels == label)
+        for label in range(1, len(probabilities))
+    ]
+    scores = {name: _mean([row[name] for row in table]) for name in table[0]}
+    scores["accuracy"] = float((found == labels).float().mean())
+    return {name: scores[name] for name in SCORES}
+
+
+def _scores_of_class(probability: Tensor, found: Tensor, truth: Tensor) -> dict[str, float]:
     hit, miss = float((found & truth).sum()), float((~found & truth).sum())
     alarm, clear = float((found & ~truth).sum()), float((~found & ~truth).sum())
+    auc = math.nan
+    if hit + miss > 0 and alarm + clear > 0:
+        auc = float(torch.as_tensor(metrics.auroc(probability, truth.long(), task="binary")))
     return {
         "dice": _ratio(2 * hit, 2 * hit + miss + alarm),
         "iou": _ratio(hit, hit + miss + alarm),
-        "auc": float(torch.as_tensor(metrics.auroc(probability.flatten(), truth.flatten().long(), task="binary"))),
-        "accuracy": (hit + clear) / truth.numel(),
+        "auc": auc,
         "sensitivity": _ratio(hit, hit + miss),
         "specificity": _ratio(clear, clear + alarm),
     }
@@ -255,6 +281,12 @@ def segmentation_scores(probability: Tensor, vessels: Tensor) -> dict[str, float
 def _ratio(part: float, whole: float) -> float:
     """``part / whole``, and 1 where ``whole`` is 0: there was nothing to find, and nothing was missed."""
     return part / whole if whole else 1.0
+
+
+def _mean(values: list[float]) -> float:
+    """The mean of those that are not NaN."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.fmean(known) if known else math.nan
 
 
 def _loss(options: SegmentOptions) -> nn.Module:

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
@@ -21,7 +20,7 @@ from sre_triton.training.options import RunOptions, TurningOptions
 from sre_triton.training.schema import to_dict
 from sre_triton.training.tasks.optimisation import optimiser_and_schedule
 
-__all__ = ["Task", "centred_square"]
+__all__ = ["Task"]
 
 
 class Task(LightningModule):
@@ -45,6 +44,7 @@ class Task(LightningModule):
         super().__init__()
         self.network = network
         self.options = options
+        self.notes: list[str] = list(getattr(data, "notes", []))  # what the user should know of the data
         self.description = {"task": options.task, "options": to_dict(options), **self.describe(options, data)}
         self.epoch_means = nn.ModuleDict({name: MeanMetric() for name in ("loss", "accuracy", "grad_norm")})
 
@@ -122,11 +122,27 @@ class Task(LightningModule):
         """The batches of this process, as indices of training items."""
         raise NotImplementedError
 
+    def size(self, split: str) -> int:
+        """Images of a split, "all" for every one."""
+        raise NotImplementedError
+
+    def require(self, split: str) -> None:
+        """Makes sure that a split has images.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if self.size(split) == 0:
+            raise ValueError(
+                f"{self.description['data']} has no {split} images to turn: divide the data otherwise "
+                "(--test-fraction), or evaluate with --split val"
+            )
+
     def turned_scores(self, split: str, symmetry: Symmetry, turning: TurningOptions) -> dict[str, float]:
         """Scores of the network on a split whose images are turned, between 0 and 1; computed on the network's device.
 
         Args:
-            split: "train", "val" or "test".
+            split: "train", "val", "test" or "all".
             symmetry: what is done to each image (and its mask).
             turning: how.
         """
@@ -193,12 +209,3 @@ class Task(LightningModule):
         loader.sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
         loader.trained = lambda: self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         return loader
-
-
-def centred_square(pixels: Tensor, side: int, channels: int) -> Tensor:
-    """The middle square of pictures (N, 3, H, W), resized; their grey for one channel."""
-    square = min(pixels.shape[2:])
-    top, left = ((length - square) // 2 for length in pixels.shape[2:])
-    pixels = pixels[..., top : top + square, left : left + square]
-    pixels = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False, antialias=True)
-    return pixels.mean(dim=1, keepdim=True) if channels == 1 else pixels

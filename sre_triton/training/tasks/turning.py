@@ -84,6 +84,7 @@ def _ndim(task: Task) -> int:
 def _scores(
     task: Task, split: str, turning: TurningOptions, turns: Iterable[Symmetry], advance: Callable[[], None]
 ) -> list[Row]:
+    task.require(split)
     rows: list[Row] = []
     known: dict[Symmetry, dict[str, float]] = {}
     for symmetry in turns:
