@@ -23,7 +23,12 @@ class Window:
 
     Tap ``t`` of output position ``p`` reads position ``stride * p + dilation * (half + t) + origin`` of
     the input, after ``upsampling - 1`` zeros have been put between its neighbours. What lies outside is 0.
-    Taps more than ``half`` from the centre read nothing but such zeros, and so are left out.
+
+    Attributes:
+        half: taps on either side of the centre, per dimension: half of the kernel, or less where taps further out
+            would read nothing but such zeros for every output position.
+        origin: where the first tap of the first output position lies in the input; negative in the padding.
+        upsampling: 1 in a convolution, its stride in the adjoint of one.
     """
 
     geometry: RingGeometry
@@ -85,8 +90,8 @@ def _reachable(
         spec.geometry.kernel_size, input_size, output_size, padding, stride, upsampling, spec.dilation, strict=True
     ):
         h = k // 2
-        forward_reach = ((n - 1) * u + p) // d - h  # of the first output, up to the last input
-        backward_reach = ((m - 1) * s - p) // d + h  # of the last output, down to the first input
-        half.append(min(h, max(forward_reach, backward_reach, 0)))
+        last_tap = ((n - 1) * u + p) // d - h  # of the first output, on the last input
+        first_tap = ((m - 1) * s - p) // d + h  # of the last output, on the first input, counted backwards
+        half.append(min(h, max(last_tap, first_tap, 0)))
         origin.append(d * (h - half[-1]) - p)
     return Window(spec.geometry, tuple(half), tuple(origin), stride, spec.dilation, upsampling, output_size)

@@ -79,8 +79,8 @@ def estimate(call: Call, rates: Mapping[str, Work]) -> dict[str, float]:
 
 # What predictions are off now and then: a tenth, or more where a few channels leave memory to decide, and some of
 # what it costs to start operations.
-_MARGIN, _THIN_MARGIN = 1.1, 1.6
-_THIN = 8
+_MARGIN, _NARROW_MARGIN = 1.1, 1.6
+_NARROW = 8
 _HEAD_START = {"ringwise": 4e-5, "native": 0.0}
 
 
@@ -88,8 +88,8 @@ def choose(call: Call, seconds: Mapping[str, float]) -> str:
     """The backend to take, of the dense one and one other. Where the two are close, it is the dense one, which has the
     smaller surprises."""
     (other,) = set(seconds) - {"dense"}
-    thin = call.kind == "forward" and min(call.in_channels, call.out_channels) // call.spec.groups < _THIN
-    expected = (_THIN_MARGIN if thin else _MARGIN) * seconds[other] + _HEAD_START[other]
+    narrow = call.kind == "forward" and min(call.in_channels, call.out_channels) // call.spec.groups < _NARROW
+    expected = (_NARROW_MARGIN if narrow else _MARGIN) * seconds[other] + _HEAD_START[other]
     return other if expected < seconds["dense"] else "dense"
 
 

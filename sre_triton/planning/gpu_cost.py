@@ -150,6 +150,7 @@ def _triton_seconds(call: Call, gpu: Gpu) -> float:
     if call.kind == "backward" and not _shares_sums(call):
         return sum(_triton_seconds(call._replace(kind=kind), gpu) for kind in ("transpose", "weight_grad"))
     group_in, group_out = call.in_channels // spec.groups, call.out_channels // spec.groups
+    # Ring sums are formed of `summed` channels at `positions`, and multiplied by the ring weights to `mixed` channels.
     positions, summed, mixed, share = call.pixels, group_in, group_out, 1.0
     if call.kind in ("transpose", "backward"):
         positions, summed, mixed = call.batch * math.prod(call.input_size), group_out, group_in

@@ -76,8 +76,11 @@ def _run(
 ) -> None:
     """``y = bias + (ring sums of source) weight`` and ``grad = (ring sums of source)^T thin``, where asked for.
 
-    ``weight`` and ``grad`` are of the convolution's own shape; ``transposed`` tells that the channels of ``source`` are
-    its outputs.
+    Args:
+        source: what is summed over rings: the convolution's input, or with ``transposed`` a gradient of its output.
+        thin: the activation of the other side, which is not summed and so stays ``rings`` times thinner than the ring
+            sums that it is multiplied with.
+        weight, grad: of the convolution's own shape, whichever side is summed.
     """
     _operator()(source, *_as_numbers(window), spec.groups, transposed, weight, bias, y, thin, grad)
 

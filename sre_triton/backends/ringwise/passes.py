@@ -98,7 +98,7 @@ class _Mixer:
 
 class _WeightGrad:
     """Adds up ``thin^T sums`` over blocks: the gradient of ring weights from the channels that were
-    summed over rings to those of ``thin``."""
+    summed over rings to those of ``thin``, the activation of the other side, which has no ring sums."""
 
     def __init__(self, thin: Tensor, summed_channels: int, window: Window, spec: ConvSpec) -> None:
         self._thin = _Rows(thin)
