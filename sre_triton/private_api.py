@@ -1,13 +1,15 @@
-"""What this package uses of PyTorch without PyTorch's promise to keep it: all of it, and nothing else.
+"""What this package uses of PyTorch and Triton without their promise to keep it: all of it, and nothing else.
 
 Most of it asks questions that the public API answers too, at a multiple of the price, and a small layer costs less
 than they do. Each is looked up once, when this module is imported, and has a substitute for a PyTorch that lacks it:
-slower, never wrong. ``tests/test_private_api.py`` checks what each assumes, and each substitute.
+slower, never wrong; Triton's part is looked up when a kernel has been started. ``tests/test_private_api.py`` checks
+what each assumes, and each substitute.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch.nn.modules.utils import _ntuple
 
 __all__ = [
     "AUTOCAST_DEVICES",
+    "CompiledLaunch",
     "apply_function",
     "autocast_is_enabled",
     "below_autocast",
@@ -98,3 +101,106 @@ def below_autocast(device_type: str) -> Callable[[], AbstractContextManager[obje
 def ntuple(n: int) -> Callable[[Any], tuple[Any, ...]]:
     """What ``nn.ConvNd`` makes of its arguments: a tuple of an iterable, ``n`` times anything else."""
     return _ntuple(n)
+
+
+# Triton: a compiled kernel, started without binding its arguments anew ------------------------------------
+
+
+class CompiledLaunch:
+    """A kernel that Triton has compiled, loaded and started before, to be started again.
+
+    ``JITFunction.run`` inspects every argument, makes a key of text and looks the compiled kernel up: more than the
+    rest of a launch. Here the caller vouches that its arguments are those of the first launch but for the addresses
+    of its tensors, and that these are as aligned.
+
+    Assumes of Triton: ``JITFunction.run`` returns a ``CompiledKernel`` whose ``run``, a ``CudaLauncher``, takes the
+    grid, the stream, ``function``, ``packed_metadata``, three hooks and then every parameter of the kernel in order,
+    tensors by address. :meth:`of` gives None where that is not so.
+    """
+
+    __slots__ = ("_function", "_kernel", "_launcher", "_metadata", "_stream")
+
+    def __init__(self, kernel: Any, compiled: Any, stream: Any) -> None:
+        self._kernel, self._stream = kernel, stream
+        self._launcher, self._function, self._metadata = compiled.run, compiled.function, compiled.packed_metadata
+
+    @classmethod
+    def of(cls, kernel: Any, compiled: Any) -> CompiledLaunch | None:
+        """The launch of what ``kernel.run`` has just returned; None where Triton is not as assumed, as on ROCm and
+        XPU, in the interpreter, or if it was told to instrument or to debug kernels."""
+        stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+        if stream is None or not _is_as_assumed() or not _is_plain(kernel) or not _is_known(kernel, compiled):
+            return None
+        return cls(kernel, compiled, stream)
+
+    def is_allowed(self) -> bool:
+        """Whether nobody wants to see launches: no hooks, no debugging, and ``JITFunction.run`` is Triton's own."""
+        return _is_plain(self._kernel)
+
+    def __call__(self, grid: tuple[int, int, int], device: int, arguments: Sequence[Any]) -> None:
+        """Start the kernel on the current stream of CUDA device ``device``, which must be the current one."""
+        self._launcher(
+            grid[0],
+            grid[1],
+            grid[2],
+            self._stream(device),
+            self._function,
+            self._metadata,
+            None,
+            None,
+            None,
+            *arguments,
+        )
+
+
+_jit: Any = None  # the class of kernels, and its own `run`
+_jit_run: Any = None
+_knobs: Any = None
+
+
+def _is_as_assumed() -> bool:
+    """Looks at Triton once it has been imported."""
+    global _jit, _jit_run, _knobs
+    if _jit is None:
+        try:
+            from triton import knobs
+            from triton.backends.nvidia.driver import CudaLauncher
+            from triton.runtime.jit import JITFunction
+
+            parameters = list(inspect.signature(CudaLauncher.__call__).parameters)
+            if parameters[:6] != ["self", "gridX", "gridY", "gridZ", "stream", "function"]:
+                return False
+            # What _is_plain reads; and not a `run` that somebody has put in its place.
+            _ = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook, knobs.runtime.debug, knobs.compilation
+            if JITFunction.run.__module__ != "triton.runtime.jit":
+                return False
+        except (ImportError, AttributeError):
+            return False
+        _jit, _jit_run, _knobs = JITFunction, JITFunction.run, knobs
+    return True
+
+
+def _is_plain(kernel: Any) -> bool:
+    runtime = _knobs.runtime
+    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+    # A chain of hooks is empty where its `calls` are; anything else that is not None is a hook.
+    return not (
+        getattr(enter, "calls", enter)
+        or getattr(leave, "calls", leave)
+        or kernel.pre_run_hooks
+        or runtime.debug
+        or getattr(runtime, "add_stages_inspection_hook", None)
+        or _knobs.compilation.__dict__.get("instrumentation_mode")
+        or _jit.run is not _jit_run
+    )
+
+
+def _is_known(kernel: Any, compiled: Any) -> bool:
+    return (
+        type(kernel) is _jit
+        and type(compiled).__name__ == "CompiledKernel"
+        and type(compiled).__module__ == "triton.compiler.compiler"
+        and type(compiled.run).__name__ == "CudaLauncher"
+        and all(hasattr(compiled, name) for name in ("function", "packed_metadata"))
+        and not getattr(_knobs.compilation, "instrumentation_mode", "")
+    )

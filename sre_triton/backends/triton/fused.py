@@ -31,11 +31,14 @@ def ring_conv_fwd_kernel(
     s_yy,
     s_yx,
     s_yc,
+    s_wg,
+    s_wb,
+    s_wi,
+    s_wo,
     num_y,
     num_x,
     num_n,
     TAPS: tl.constexpr,
-    NUM_WEIGHTS: tl.constexpr,
     STRIDE_Z: tl.constexpr,
     STRIDE_Y: tl.constexpr,
     STRIDE_X: tl.constexpr,
@@ -55,8 +58,8 @@ def ring_conv_fwd_kernel(
 ):
     """y = act(sum_b W_b (S_b x) + bias + residual) for R rows of BM pixels and BN output channels.
 
-    x [N, D, H, W, groups * c_in] dense, w [groups, NUM_WEIGHTS, c_in, c_out] dense, bias [groups * c_out];
-    y and residual [N, D, H, W, groups * c_out] with the strides of y. Grid: (N * depth_out * num_y * num_x *
+    x [N, D, H, W, groups * c_in] dense, w [groups, rings, c_in, c_out] of any strides, bias [groups * c_out]; y
+    and residual [N, D, H, W, groups * c_out] with the strides of y. Grid: (N * depth_out * num_y * num_x *
     num_n, groups) for num_y, num_x and num_n tiles of R, BM and BN.
     """
     i_group = tl.program_id(1)
@@ -74,7 +77,7 @@ def ring_conv_fwd_kernel(
     o_n = i_n * BN + tl.arange(0, BN)
     m_n = o_n < c_out
     p_image = p_x + i_batch * depth_in * height_in * pitch + i_group * c_in
-    p_weight = p_w + i_group.to(tl.int64) * NUM_WEIGHTS * c_in * c_out
+    p_weight = p_w + i_group.to(tl.int64) * s_wg
 
     acc = tl.zeros((R * BM, BN), tl.float32)
     # Row addresses and masks do not depend on the block of channels. Hoisted out of the loop they would
@@ -89,7 +92,7 @@ def ring_conv_fwd_kernel(
         for first in tl.static_range(0, num_rings(TAPS), 2):
             b_s = stack_rows(sums, first, R, rings_at(TAPS, first), BM, BK, p_x.dtype.element_ty)
             b_w = load_ring_weights(
-                p_weight, o_k, o_n, m_n, c_in, c_out, TAPS, first, rings_at(TAPS, first), BK, EVEN_K
+                p_weight, o_k, o_n, m_n, c_in, s_wb, s_wi, s_wo, TAPS, first, rings_at(TAPS, first), BK, EVEN_K
             )
             acc = tl.dot(b_s, b_w, acc, input_precision=PRECISION)
 
@@ -123,7 +126,9 @@ def load_ring_weights(
     o_n,
     m_n,
     c_in,
-    c_out,
+    s_wb,
+    s_wi,
+    s_wo,
     TAPS: tl.constexpr,
     first: tl.constexpr,
     RINGS: tl.constexpr,
@@ -135,5 +140,5 @@ def load_ring_weights(
     o_c = o_k + o_row % BK
     o_ring = tl.where(o_row < BK, ring_index(TAPS, first), ring_index(TAPS, first + RINGS - 1))
     # [RINGS * BK, BN]
-    p_tile = p_w + (o_ring.to(tl.int64) * c_in + o_c)[:, None] * c_out + o_n[None, :]
+    p_tile = p_w + (o_ring.to(tl.int64) * s_wb + o_c * s_wi)[:, None] + (o_n * s_wo)[None, :]
     return tl.load(p_tile, mask=m_n[None, :] if EVEN_K else (o_c < c_in)[:, None] & m_n[None, :], other=0.0)

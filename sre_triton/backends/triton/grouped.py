@@ -35,6 +35,10 @@ def ring_conv_grouped_fwd_kernel(
     s_yy,
     s_yx,
     s_yc,
+    s_wg,
+    s_wb,
+    s_wi,
+    s_wo,
     num_y,
     num_x,
     num_n,
@@ -55,9 +59,9 @@ def ring_conv_grouped_fwd_kernel(
 ):
     """y = act(sum_b w_b (S_b x) + bias + residual) for R rows of BM pixels and BC output channels.
 
-    x [N, D, H, W, groups * c_in] dense, w [NUM_WEIGHTS, c_in, groups * c_out] dense, bias [groups * c_out];
-    y and residual [N, D, H, W, groups * c_out] with the strides of y. Grid: (N * depth_out * num_y * num_x *
-    num_n,) for num_n tiles of BC channels.
+    x [N, D, H, W, groups * c_in] dense, w [groups, rings, c_in, c_out] of any strides, bias
+    [groups * c_out]; y and residual [N, D, H, W, groups * c_out] with the strides of y. Grid: (N * depth_out *
+    num_y * num_x * num_n,) for num_n tiles of BC channels.
     """
     i_n, i_tile = split_index(tl.program_id(0), num_n)
     i_x, i_tile = split_index(i_tile, num_x)
@@ -69,6 +73,7 @@ def ring_conv_grouped_fwd_kernel(
     o_col = i_x * BM + tl.arange(0, BM)
     o_co = i_n * BC + tl.arange(0, BC)
     m_c = o_co < groups * c_out
+    p_lane = p_w + (o_co // c_out) * s_wg + (o_co % c_out) * s_wo
     acc = ()
     for _ in tl.static_range(R):
         acc = acc + (tl.zeros((BM, BC), tl.float32),)
@@ -82,7 +87,7 @@ def ring_conv_grouped_fwd_kernel(
         )  # fmt: skip
         for ring in tl.static_range(num_rings(TAPS)):
             # [BC]
-            p_tile = p_w + (ring_index(TAPS, ring) * c_in + i_c) * groups * c_out + o_co
+            p_tile = p_lane + ring_index(TAPS, ring) * s_wb + i_c * s_wi
             b_w = tl.load(p_tile, mask=m_c, other=0.0).to(tl.float32)
             updated = ()
             for row in tl.static_range(R):
@@ -125,12 +130,14 @@ def ring_conv_grouped_bwd_kernel_w(
     origin_z,
     origin_y,
     origin_x,
+    s_split,
+    s_gi,
+    s_go,
     num_blocks,
     blocks_per_split,
     num_y,
     num_x,
     TAPS: tl.constexpr,
-    NUM_WEIGHTS: tl.constexpr,
     STRIDE_Z: tl.constexpr,
     STRIDE_Y: tl.constexpr,
     STRIDE_X: tl.constexpr,
@@ -143,8 +150,8 @@ def ring_conv_grouped_bwd_kernel_w(
 ):
     """grad[split, b, i, o] = sum_p (S_b x)[p, group(o) * c_in + i] g[p, o] over the tiles of one split.
 
-    x [N, D, H, W, groups * c_in] and g [N, D, H, W, groups * c_out] dense; grad [splits, NUM_WEIGHTS, c_in,
-    groups * c_out] float32, one owner per element. Grid: (tiles of BC, c_in, splits).
+    x [N, D, H, W, groups * c_in] and g [N, D, H, W, groups * c_out] dense; grad [splits,
+    groups * c_out, c_in, rings], its rings dense, one owner per element. Grid: (tiles of BC, c_in, splits).
     """
     i_c = tl.program_id(1) % c_in  # known to be 0 where c_in is known to be 1, which keeps loads wide
     i_split = tl.program_id(2)
@@ -179,5 +186,5 @@ def ring_conv_grouped_bwd_kernel_w(
             acc = updated
     for ring in tl.static_range(num_rings(TAPS)):
         # [BC]
-        o_grad = ((i_split * NUM_WEIGHTS + ring_index(TAPS, ring)) * c_in + i_c).to(tl.int64) * channels_out + o_co
-        tl.store(p_grad + o_grad, tl.sum(acc[ring], axis=0), mask=m_c)
+        p_tile = p_grad + i_split.to(tl.int64) * s_split + o_co * s_go + i_c * s_gi + ring_index(TAPS, ring)
+        tl.store(p_tile, tl.sum(acc[ring], axis=0).to(p_grad.dtype.element_ty), mask=m_c)

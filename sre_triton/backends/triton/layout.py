@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-__all__ = ["as_ndhwc", "channels_inner", "device_of"]
+from sre_triton.backends.memory_format import layout_of
+
+__all__ = ["as_ndhwc", "channels_inner", "device_of", "is_dense", "new_strides"]
 
 
 def channels_inner(x: Tensor) -> Tensor:
@@ -23,8 +26,18 @@ def as_ndhwc(x: Tensor) -> Tensor:
     return channels_inner(x).contiguous()
 
 
-def device_of(x: Tensor) -> AbstractContextManager[object]:
-    """Make x's device current: a launch goes to the current device, whatever its arguments say."""
-    if x.device.type in ("cpu", "meta"):  # interpreted, or recorded without a device
+def device_of(device: torch.device) -> AbstractContextManager[object]:
+    """Make a device current: a launch goes to the current device, whatever its arguments say."""
+    if device.type in ("cpu", "meta"):  # interpreted, or recorded without a device
         return nullcontext()
-    return torch.get_device_module(x.device).device(x.device)
+    return torch.get_device_module(device).device(device)
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether the memory of ``x`` is that of [N, D, H, W, C] already."""
+    return channels_inner(x).is_contiguous()
+
+
+def new_strides(like: Tensor, shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of a new tensor of this shape in the layout of ``like``."""
+    return torch.empty(shape, device="meta", memory_format=layout_of(like)).stride()

@@ -413,13 +413,12 @@ class Blocks:
 
 
 def chunk_pixels(problem: Problem) -> int:
-    """Pixels whose ring sums are in memory at a time: half of the cache, the rest is for the tensors that meet
-    them. In this and what follows ``c_in`` are the channels that are ring-summed, ``c_out`` those of the other
-    factor."""
+    """Pixels whose ring sums are in memory at a time: as many as the cache holds together with what is read to form
+    them and the two tensors that meet them. In this and what follows ``c_in`` are the channels that are ring-summed,
+    ``c_out`` those of the other factor."""
     total = problem.batch * problem.height * problem.width
-    channels = problem.groups * problem.c_in
-    pixels = problem.device.l2_bytes // (2 * problem.rings * channels * problem.itemsize) if problem.rings else total
-    return max(1, min(pixels, total))
+    elements = problem.groups * ((problem.rings + 1) * problem.c_in + 2 * problem.c_out)
+    return max(1, min(problem.device.l2_bytes // (elements * problem.itemsize), total))
 
 
 @lru_cache(maxsize=4096)

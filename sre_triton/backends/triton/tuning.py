@@ -23,16 +23,27 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 import triton
 
-from sre_triton.backends.triton import tiles
+from sre_triton.backends.triton import routes, tiles
 from sre_triton.backends.triton.tiles import Blocks, Problem, Tile
 from sre_triton.cache import cache_directory, gpu_file_name
 
-__all__ = ["Search", "Timer", "Tuned", "bucket", "choose", "searching"]
+__all__ = [
+    "Search",
+    "Timer",
+    "Tuned",
+    "bucket",
+    "choose",
+    "generation",
+    "is_searching",
+    "is_settled",
+    "searching",
+]
 
 Options = Any  # Tile or Blocks, as the kind of kernel demands
 Run = Callable[[Any, bool], Any]  # launches with these options, or only compiles; returns what was compiled
@@ -44,17 +55,19 @@ _SOURCES = ("fused.py", "grouped.py", "gradient.py", "sums.py", "taps.py")
 
 
 class _Space(NamedTuple):
-    """Options of one kind of kernel, with the functions of :mod:`tiles` that choose and list them, by name."""
+    """Options of one kind of kernel, with the functions of a module that choose and list them, by name."""
 
     options: type
     rule: str
     candidates: str
+    module: ModuleType = tiles
 
 
 _SPACES = {
     "forward": _Space(Tile, "forward_tile", "candidates"),
     "writer": _Space(Tile, "writer_tile", "writer_candidates"),
     "narrow_grad": _Space(Tile, "narrow_grad_tile", "narrow_grad_candidates"),
+    "fused_grad": _Space(Tile, "fused_grad_tile", "fused_grad_candidates", routes),
     "product": _Space(Blocks, "product_blocks", "product_candidates"),
 }
 
@@ -63,7 +76,8 @@ class Tuned(NamedTuple):
     """One result of a search.
 
     Args:
-        kernel: "forward" (also gradients in the input), "writer", "product" (weight gradients) or "narrow_grad".
+        kernel: "forward" (also gradients in the input), or of weight gradients "writer", "product", "fused_grad" or
+            "narrow_grad".
         bucket: the problems that it holds for.
         options: the fastest launch options.
         milliseconds: the time of a launch with them.
@@ -91,6 +105,8 @@ class Search:
 
 # A one-element list and not a ContextVar: backward passes run on threads of their own.
 _active: list[Search | None] = [None]
+
+_generation = [0]  # results that searches of this process have found
 
 
 @contextlib.contextmanager
@@ -123,8 +139,24 @@ def choose(kind: str, problem: Problem, run: Run) -> Options:
             return _rule(kind, problem)
         search.found.append(result)
         table[key] = result.options
+        _generation[0] += 1
         _write(gpu, {key: result.options})
     return table.get(key) or _rule(kind, problem)
+
+
+def is_searching() -> bool:
+    """Whether a search is going on."""
+    return _active[0] is not None
+
+
+def is_settled() -> bool:
+    """Whether the options that :func:`choose` gives now are those that it will give later."""
+    return _active[0] is None and not (os.environ.get("SRE_TRITON_AUTOTUNE") == "1" and _is_capturing())
+
+
+def generation() -> tuple[int, str | None]:
+    """Changes when the chosen options may have: what was worked out from them before is not used again."""
+    return _generation[0], os.environ.get("SRE_TRITON_AUTOTUNE")
 
 
 @lru_cache(maxsize=4096)
@@ -140,7 +172,8 @@ def bucket(kind: str, problem: Problem) -> str:
 
 
 def _rule(kind: str, problem: Problem) -> Options:
-    return getattr(tiles, _SPACES[kind].rule)(problem)
+    space = _SPACES[kind]
+    return getattr(space.module, space.rule)(problem)
 
 
 # Searching --------------------------------------------------------------------------------------------
@@ -156,13 +189,17 @@ def _requested(problem: Problem) -> Search | None:
     is_interpreted = triton.knobs.runtime.interpret or not problem.device.name
     if is_interpreted and search.timer is None:
         return None
-    capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-    return None if capturing else search
+    return None if _is_capturing() else search
+
+
+def _is_capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _candidates(kind: str, problem: Problem) -> list[Options]:
     """The rule's choice first, then the others, and pipelined variants where there is a loop to pipeline."""
-    found = [_rule(kind, problem), *getattr(tiles, _SPACES[kind].candidates)(problem)]
+    space = _SPACES[kind]
+    found = [_rule(kind, problem), *getattr(space.module, space.candidates)(problem)]
     if kind == "forward":
         loops = [tile for tile in found if tile.c_in and tiles.loops(problem, tile)]
         found += [dataclasses.replace(tile, stages=2) for tile in loops]

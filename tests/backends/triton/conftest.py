@@ -42,4 +42,29 @@ def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
     monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+    monkeypatch.setattr(torch, "empty_strided", poisoned(torch.empty_strided))
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+
+
+@pytest.fixture(autouse=True)
+def no_plans() -> None:
+    """Every test works out its launches anew: many put other rules or devices in the place of the real ones."""
+    from sre_triton.backends.triton import launch
+
+    launch.forget()
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The launches that are started from here on, in order."""
+    from sre_triton.backends.triton.prepared import Launch
+
+    found: list[Any] = []
+    original = Launch.__call__
+
+    def watch(self: Any, *tensors: Any) -> Any:
+        found.append(self)
+        return original(self, *tensors)
+
+    monkeypatch.setattr(Launch, "__call__", watch)
+    return found

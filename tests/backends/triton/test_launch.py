@@ -42,31 +42,19 @@ def test_expansion_converts_in_one_pass(source: torch.dtype, target: torch.dtype
     assert collapse(kernel, geometry, torch.float32).dtype == torch.float32
 
 
-def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the kernels that are launched from here on."""
-    names: list[str] = []
-    original = launch._launch
-
-    def watch(kernel: Any, *args: Any, **options: Any) -> Any:
-        names.append(kernel.fn.__name__)
-        return original(kernel, *args, **options)
-
-    monkeypatch.setattr(launch, "_launch", watch)
-    return names
+def names(launched: list[Any]) -> list[str]:
+    return [launch.kernel.fn.__name__ for launch in launched]
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float16])
-def test_kernels_expand_under_a_request(
-    dtype: torch.dtype | None, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = watched(monkeypatch)
+def test_kernels_expand_under_a_request(dtype: torch.dtype | None, device: torch.device, launched: list[Any]) -> None:
     weight = torch.randn(3, 4, 3, device=device, requires_grad=True)
     grad = torch.randn(3, 4, 5, 5, device=device).to(dtype or torch.float32)
     with sre_triton.backend("triton"):
         kernel = sre_triton.expand_kernel(weight, (5, 5), antialias=True, dtype=dtype)
         kernel.backward(grad)
         sre_triton.project_kernel(kernel.detach(), antialias=True)  # in float64: not for these kernels
-    assert names == ["ring_expand_kernel", "ring_collapse_kernel"]
+    assert names(launched) == ["ring_expand_kernel", "ring_collapse_kernel"]
     geometry = ring_geometry((5, 5), antialias=True)
     expected = dense.expand(weight.detach().double(), geometry)
     torch.testing.assert_close(kernel.detach().double(), expected.to(kernel.dtype).double(), rtol=1e-3, atol=1e-6)
@@ -92,8 +80,7 @@ def test_the_dense_backend_expands_with_the_kernels_on_a_gpu(monkeypatch: pytest
     assert kernels("cuda", torch.float32) is None
 
 
-def test_an_inference_graph_reaches_the_epilogue(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = watched(monkeypatch)
+def test_an_inference_graph_reaches_the_epilogue(device: torch.device, launched: list[Any]) -> None:
     layer = Layer()
     x, weight, bias, residual = layer.tensors(device)
 
@@ -101,14 +88,14 @@ def test_an_inference_graph_reaches_the_epilogue(device: torch.device, monkeypat
         return sre_triton.sre_conv_act(x, weight, bias, padding=1, kernel_size=3, residual=residual)
 
     expected = call()
-    assert not names or device.type == "cuda"
-    names.clear()
+    assert not launched or device.type == "cuda"
+    launched.clear()
     with sre_triton.backend("triton"):
         torch.testing.assert_close(call(), expected)
-        assert names == ["ring_conv_fwd_kernel"]
+        assert names(launched) == ["ring_conv_fwd_kernel"]
         weight.requires_grad_()
         torch.testing.assert_close(call(), expected)  # separate operations, which have gradients
-    assert len(names) == 2
+    assert len(launched) == 2
 
 
 def test_expansion_of_nothing(device: torch.device) -> None:

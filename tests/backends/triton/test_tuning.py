@@ -17,6 +17,7 @@ from torch import nn
 import sre_triton
 from sre_triton import cache as cache_module
 from sre_triton.backends.triton import launch, tiles, tuning
+from sre_triton.backends.triton.prepared import forward_problem
 from sre_triton.backends.triton.tiles import Tile
 from tests.backends.triton.cases import Layer, assert_accurate, dense_backward, dense_forward
 from tests.backends.triton.test_tiles import problem
@@ -261,8 +262,8 @@ def test_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two candidates besides the rule's choice: interpreting takes its time."""
     for space in tuning._SPACES.values():
-        listed = getattr(tiles, space.candidates)
-        monkeypatch.setattr(tiles, space.candidates, lambda case, listed=listed: listed(case)[:2])
+        listed = getattr(space.module, space.candidates)
+        monkeypatch.setattr(space.module, space.candidates, lambda case, listed=listed: listed(case)[:2])
 
 
 @NEEDS_INTERPRETER
@@ -313,27 +314,21 @@ def test_tuning_a_model_leaves_it_as_it_was(monkeypatch: pytest.MonkeyPatch, cac
 
 
 @NEEDS_INTERPRETER
-def test_the_tuned_tile_is_the_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tuned_tile_is_the_one_that_runs(monkeypatch: pytest.MonkeyPatch, launched: list[Any]) -> None:
     few(monkeypatch)
     net, x = Net().eval(), torch.randn(1, 16, 5, 6)
-    launched: list[Any] = []
-    original = launch._launch
-
-    def watch(kernel: Any, *args: Any, **options: Any) -> Any:
-        launched.append((options["R"], options["BM"]))
-        return original(kernel, *args, **options)
-
-    monkeypatch.setattr(launch, "_launch", watch)
     turn = iter(range(100, 0, -1))  # the last candidate wins
     (result,) = sre_triton.tune(net, x, backward=False, timer=lambda call: (call(), float(next(turn)))[1])
     assert (
         result.options
-        != tuning._candidates("forward", launch.forward_problem(x, net.conv.weight, Layer(c_in=16, c_out=16).spec))[0]
+        != tuning._candidates("forward", forward_problem(x, net.conv.weight, Layer(c_in=16, c_out=16).spec))[0]
     )
     launched.clear()
     with sre_triton.backend("triton"), torch.no_grad():
         net(x)
-    assert launched == [(result.options.rows, result.options.columns)]
+    assert [(start.options["R"], start.options["BM"]) for start in launched] == [
+        (result.options.rows, result.options.columns)
+    ]
 
 
 def test_a_model_on_the_cpu_cannot_be_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
