@@ -5,7 +5,7 @@
     python tests/mutation.py TREE PYTHON AREA [--sample 60] [--seed 1]
 
 A mutant is killed if one of the area's tests fails. Left out are mutants that cannot change a result: of annotations,
-which are never evaluated, of the sizes of caches, and caches taken away. Survivors are shown, to be read: each is a
+which are never evaluated, of the sizes of caches, caches taken away, and zips that are no longer strict. Survivors are shown, to be read: each is a
 missing test, or code that nothing needs, or an equal way to write the same.
 """
 
@@ -84,13 +84,15 @@ Span = tuple[tuple[int, int], tuple[int, int]]
 
 
 def silent_spans(path: Path) -> Iterator[Span]:
-    """Where a module's annotations and its decorators for caches stand."""
+    """Where a module's annotations, its decorators for caches and its checks of zips stand."""
     for node in ast.walk(ast.parse(path.read_text())):
         found: list[ast.expr | None] = []
         if isinstance(node, ast.FunctionDef):
             found += [node.returns, *(d for d in node.decorator_list if "cache" in ast.unparse(d))]
         elif isinstance(node, (ast.arg, ast.AnnAssign)):
             found.append(node.annotation)
+        elif isinstance(node, ast.keyword) and node.arg == "strict":
+            found.append(node.value)
         for part in found:
             if part is not None:
                 assert part.end_lineno is not None
