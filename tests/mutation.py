@@ -5,8 +5,8 @@
     python tests/mutation.py TREE PYTHON AREA [--sample 60] [--seed 1]
 
 A mutant is killed if one of the area's tests fails. Left out are mutants that cannot change a result: of annotations,
-which are never evaluated, of the sizes of caches, caches taken away, and zips that are no longer strict. Survivors are shown, to be read: each is a
-missing test, or code that nothing needs, or an equal way to write the same.
+which are never evaluated, of the sizes of caches, caches taken away, and zips that are no longer strict. Survivors are
+shown, to be read: each is a missing test, or code that nothing needs, or an equal way to write the same.
 """
 
 from __future__ import annotations

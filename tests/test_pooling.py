@@ -94,6 +94,7 @@ def test_the_maximum_of_negative_numbers_is_not_the_padding() -> None:
 def test_gradients_and_memory_format() -> None:
     for name, (layer, _) in POOLS.items():
         x = torch.randn(1, 2, *[5] * layer.ndim, dtype=torch.float64, requires_grad=True)
+        assert layer()(x).shape[2:] == (3,) * layer.ndim
         assert torch.autograd.gradcheck(layer(), x), name
     x = torch.randn(1, 4, 7, 7).contiguous(memory_format=torch.channels_last)
     assert pooling.centered_avg_pool(x).is_contiguous(memory_format=torch.channels_last)
