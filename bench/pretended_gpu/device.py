@@ -77,8 +77,11 @@ def install() -> None:
     }  # fmt: skip
     for name, value in constant.items():
         setattr(torch.cuda, name, lambda *args, _value=value, **options: _value)
-    for name in ("set_device", "reset_peak_memory_stats", "set_sync_debug_mode", "manual_seed", "manual_seed_all",
-                 "init", "_lazy_init"):  # fmt: skip
+    torch.cuda.get_rng_state = lambda *args: torch.ByteTensor()  # type: ignore[assignment]
+    for name in (
+        "set_device", "set_rng_state", "reset_peak_memory_stats", "set_sync_debug_mode", "manual_seed",
+        "manual_seed_all", "init", "_lazy_init",
+    ):  # fmt: skip
         setattr(torch.cuda, name, lambda *args, **options: None)  # Dynamo wants one function per name
     for name in ("synchronize", "empty_cache"):
         setattr(torch.cuda, name, lambda *args, **options: check_context())

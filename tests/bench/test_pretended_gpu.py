@@ -6,12 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from bench import pretended_gpu
 from bench.pretended_gpu.faults import KINDS, Fault
 
+ROOT = Path(__file__).parents[2]
 OPERANDS = """
 import torch, sre_triton
 from sre_triton.backends import dense, triton
@@ -69,6 +71,17 @@ assert compiled[0].asm["cubin"]
 """,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_tests_that_need_a_gpu_run(tmp_path: Path) -> None:
+    """All that can pass without one: no graph is replayed here, no kernel profiled, none timed."""
+    needs_more = "graphs or two_kernels or share or tuning"
+    command = ["-m", "pytest", "tests/backends/triton/test_cuda.py", "-q", "-k", f"not ({needs_more})"]
+    environment = os.environ | pretended_gpu.environment("dense") | {"SRE_TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
 
 
 def test_faults_strike_where_they_are_told_to() -> None:

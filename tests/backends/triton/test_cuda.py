@@ -1,7 +1,7 @@
 """What only a GPU can show: device guards, streams, graphs, the absence of synchronisation, and the automatic plan.
 
 Skipped where there is none, as the skip says; results themselves are tested in the interpreter, and on a GPU by the
-same tests and by ``python -m bench.gpu``.
+same tests and by ``python -m bench.gpu``. On a GPU: ``pytest tests/backends/triton/test_cuda.py -n 6``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sre_triton
 from sre_triton.backends import dense, expansion
 from sre_triton.backends.triton import launch, tiles
 from sre_triton.geometry.rings import ring_geometry
-from tests.backends.triton.cases import Layer
+from tests.backends.triton.cases import Layer, assert_accurate, dense_backward, dense_forward
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device")
 SECOND = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -59,6 +59,37 @@ def same(a: Any, b: Any) -> bool:
 
 
 @contextmanager
+def deterministic(mode: bool) -> Iterator[None]:
+    """Deterministic algorithms or not, without a warning instead; both switches are put back."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(mode)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+@pytest.fixture(autouse=True)
+def as_users_have_it() -> Iterator[None]:
+    """The other tests run with deterministic algorithms, which leave out the library's products: the forward in two
+    kernels and the backward that shares its ring sums."""
+    with deterministic(False):
+        yield
+
+
+def kernels_of(call: Callable[[], Any]) -> str:
+    """Names of the kernels that the device runs in a call, one a line."""
+    call()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    cuda = torch.autograd.DeviceType.CUDA
+    return "\n".join(event.name for event in profile.events() if event.device_type == cuda)
+
+
+@contextmanager
 def no_synchronisation() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -95,14 +126,43 @@ def test_graphs_replay_every_pass(layer: Layer, device: torch.device) -> None:
 
 @every_layer
 def test_deterministic_algorithms_give_the_same_bits(layer: Layer, device: torch.device) -> None:
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
+    with deterministic(True):
         for name, call in passes(layer, device).items():
             first = call()
             assert all(same(first, call()) for _ in range(5)), name
-    finally:
-        torch.use_deterministic_algorithms(before)
+
+
+def test_the_switches_of_deterministic_algorithms_are_put_back() -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with deterministic(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def test_wide_layers_take_two_kernels_forward(device: torch.device) -> None:
+    (x, weight, bias, _), spec = LAYERS[1].tensors(device), LAYERS[1].spec
+    assert_accurate(launch.forward(x, weight, bias, spec), *dense_forward(LAYERS[1], x, weight, bias))
+    names = kernels_of(lambda: launch.forward(x, weight, bias, spec))
+    assert "ring_sum_kernel" in names
+    assert "ring_conv_fwd_kernel" not in names
+    with deterministic(True):
+        names = kernels_of(lambda: launch.forward(x, weight, bias, spec))
+    assert "ring_conv_fwd_kernel" in names
+    assert "ring_sum_kernel" not in names
+
+
+@pytest.mark.parametrize("layer", LAYERS[:2], ids=str)
+def test_both_gradients_share_their_ring_sums(layer: Layer, device: torch.device) -> None:
+    (x, weight, _, grad_y), spec = layer.tensors(device), layer.spec
+    results = launch.backward(grad_y, x, weight, spec)
+    for result, expected in zip(results, dense_backward(layer, grad_y, x, weight), strict=True):
+        assert_accurate(result, *expected)
+    names = kernels_of(lambda: launch.backward(grad_y, x, weight, spec))
+    assert "ring_sum_kernel" in names
+    assert "ring_conv_fwd_kernel" not in names, "the gradient in x is a product with the same ring sums"
+    with deterministic(True):
+        assert "ring_conv_fwd_kernel" in kernels_of(lambda: launch.backward(grad_y, x, weight, spec))
 
 
 @every_layer
