@@ -22,10 +22,10 @@ from sre_triton.observing import unchanged
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Profile", "Work", "count_work", "profile", "profiles", "show_profiles", "table", "to_json"]
+__all__ = ["Arithmetic", "Profile", "count_work", "profile", "profiles", "show_profiles", "table", "to_json"]
 
 
-class Work(NamedTuple):
+class Arithmetic(NamedTuple):
     """Arithmetic of one call."""
 
     dense: int  # multiply-accumulates with ring kernels expanded
@@ -57,7 +57,7 @@ class Profile:
     ms_per_image: float | None
 
 
-def count_work(network: nn.Module, x: Tensor) -> Work:
+def count_work(network: nn.Module, x: Tensor) -> Arithmetic:
     """Arithmetic of ``network(x)`` in its convolutions and linear layers.
 
     Nothing is computed if network and input are on the meta device.
@@ -66,7 +66,7 @@ def count_work(network: nn.Module, x: Tensor) -> Work:
         network: is called once, without gradients, and left as it was.
         x: what it is called with.
     """
-    counts: list[Work] = []
+    counts: list[Arithmetic] = []
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         counts.append(_layer_work(layer, inputs[0], output))
@@ -79,13 +79,13 @@ def count_work(network: nn.Module, x: Tensor) -> Work:
     finally:
         for hook in hooks:
             hook.remove()
-    return Work(*map(sum, zip(*counts, strict=True))) if counts else Work(0, 0, 0)
+    return Arithmetic(*map(sum, zip(*counts, strict=True))) if counts else Arithmetic(0, 0, 0)
 
 
-def _layer_work(layer: nn.Module, x: Tensor, y: Tensor) -> Work:
+def _layer_work(layer: nn.Module, x: Tensor, y: Tensor) -> Arithmetic:
     if isinstance(layer, nn.Linear):
         products = y.numel() * layer.in_features
-        return Work(products, products, 0)
+        return Arithmetic(products, products, 0)
     assert isinstance(layer, (RingConvNd, nn.modules.conv._ConvNd))
     ndim = len(layer.kernel_size)
     # A convolution multiplies once per tap for each output pixel, a transposed one for each input pixel.
@@ -95,9 +95,9 @@ def _layer_work(layer: nn.Module, x: Tensor, y: Tensor) -> Work:
     per_tap = positions * layer.in_channels * layer.out_channels // layer.groups
     taps = math.prod(layer.kernel_size)
     if not isinstance(layer, RingConvNd):
-        return Work(per_tap * taps, per_tap * taps, 0)
+        return Arithmetic(per_tap * taps, per_tap * taps, 0)
     additions = positions * layer.in_channels * (sum(layer.geometry.tap_counts) - layer.num_rings)
-    return Work(per_tap * taps, per_tap * layer.num_rings, additions)
+    return Arithmetic(per_tap * taps, per_tap * layer.num_rings, additions)
 
 
 def profile(model: Entry, *, timed: bool = True, rounds: int = 5) -> Profile:

@@ -13,10 +13,10 @@ from torch import nn
 import sre_triton
 from sre_triton.cli import main
 from sre_triton.models import get_model, list_models
-from sre_triton.models.profile import Work, count_work, profiles, table
+from sre_triton.models.profile import Arithmetic, count_work, profiles, table
 
 
-def work(network: nn.Module, *shape: int) -> Work:
+def work(network: nn.Module, *shape: int) -> Arithmetic:
     return count_work(network.to("meta"), torch.empty(shape, device="meta"))
 
 

@@ -22,7 +22,7 @@ from sre_triton.backends.base import Call
 from sre_triton.backends.triton import tiles, tuning
 from sre_triton.backends.triton.backward_pass import Apart, Shared, WeightGrad, shares
 from sre_triton.backends.triton.convolution import Convolution, Epilogue, TwoKernels
-from sre_triton.backends.triton.expansion import ring_collapse_kernel, ring_expand_kernel
+from sre_triton.backends.triton.dense_kernels import ring_collapse_kernel, ring_expand_kernel
 from sre_triton.backends.triton.layout import new_strides
 from sre_triton.backends.triton.prepared import DTYPES, Kept, Launch, forward_problem, precision
 from sre_triton.backends.triton.tiles import Tile
