@@ -128,7 +128,7 @@ class _CenteredPoolNd(nn.Module):
 
     __constants__ = ["reach", "stride"]
     ndim: ClassVar[int]
-    pool: ClassVar[Callable[..., Tensor]]
+    _pool: ClassVar[Callable[..., Tensor]]
 
     def __init__(self, stride: Size = 2, *, reach: Size = 0) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class _CenteredPoolNd(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Pools (N, C, *space) or (C, *space) to ``ceil((space - reach) / stride)``."""
-        return type(self).pool(input, self.stride, self.ndim, reach=self.reach)
+        return type(self)._pool(input, self.stride, self.ndim, reach=self.reach)
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults; the stride always, as ``nn.AvgPoolNd`` prints it."""
@@ -149,36 +149,36 @@ class _CenteredPoolNd(nn.Module):
 class CenteredAvgPool1d(_CenteredPoolNd):
     """:func:`centered_avg_pool` of (N, C, L) or (C, L) as a module."""
 
-    ndim, pool = 1, centered_avg_pool
+    ndim, _pool = 1, centered_avg_pool
 
 
 class CenteredAvgPool2d(_CenteredPoolNd):
     """:func:`centered_avg_pool` of (N, C, H, W) or (C, H, W) as a module: ``nn.AvgPool2d(stride)``, but
     symmetric at every size."""
 
-    ndim, pool = 2, centered_avg_pool
+    ndim, _pool = 2, centered_avg_pool
 
 
 class CenteredAvgPool3d(_CenteredPoolNd):
     """:func:`centered_avg_pool` of (N, C, D, H, W) or (C, D, H, W) as a module."""
 
-    ndim, pool = 3, centered_avg_pool
+    ndim, _pool = 3, centered_avg_pool
 
 
 class CenteredMaxPool1d(_CenteredPoolNd):
     """:func:`centered_max_pool` of (N, C, L) or (C, L) as a module."""
 
-    ndim, pool = 1, centered_max_pool
+    ndim, _pool = 1, centered_max_pool
 
 
 class CenteredMaxPool2d(_CenteredPoolNd):
     """:func:`centered_max_pool` of (N, C, H, W) or (C, H, W) as a module: ``nn.MaxPool2d(stride)``, but
     symmetric at every size."""
 
-    ndim, pool = 2, centered_max_pool
+    ndim, _pool = 2, centered_max_pool
 
 
 class CenteredMaxPool3d(_CenteredPoolNd):
     """:func:`centered_max_pool` of (N, C, D, H, W) or (C, D, H, W) as a module."""
 
-    ndim, pool = 3, centered_max_pool
+    ndim, _pool = 3, centered_max_pool
