@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("default", settings.get_profile("unhurried"), max_examples=25, derandomize=True)
 settings.register_profile("seeded", settings.get_profile("unhurried"), max_examples=25)
-settings.register_profile("fuzz", settings.get_profile("unhurried"), max_examples=5000)
+settings.register_profile("fuzz", settings.get_profile("unhurried"), max_examples=2000)
 settings.load_profile("default")
 
 
