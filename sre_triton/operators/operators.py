@@ -149,7 +149,7 @@ def _ring_conv_transpose(
     x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: Sequence[int], args: ConvArgs
 ) -> Tensor:
     shape, rings = x.shape, weight.shape
-    size = transposed_size(args, shape[2:], output_padding)
+    size = args.spec(rings[2]).transposed_size(shape[2:], output_padding)  # refuses such a stride first
     channels = rings[1] * args.groups
     call, backend = plan_pass("transpose", shape[0], channels, shape[1], size, rings[2], args, x.dtype, x.device)
     return backend.transpose(x, weight, bias, call.spec, output_padding)
