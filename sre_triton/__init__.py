@@ -18,6 +18,7 @@ from sre_triton.compat import (
 from sre_triton.conversion.convert import convert
 from sre_triton.conversion.fold import fold
 from sre_triton.conversion.report import report
+from sre_triton.diagnosis.selfcheck import selfcheck
 from sre_triton.equivariance import assert_equivariant, equivariance_error
 from sre_triton.explanation import explain
 from sre_triton.functional import (
@@ -116,6 +117,7 @@ __all__ = [
     "project_kernel",
     "report",
     "ring_geometry",
+    "selfcheck",
     "sre_conv1d",
     "sre_conv2d",
     "sre_conv3d",

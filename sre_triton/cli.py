@@ -12,12 +12,15 @@ from sre_triton.training.runs.interruption import Interrupted
 
 __all__ = ["main"]
 
+_FAULT = object()  # a command ran to its end, and what it found is wrong
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        The exit status: 0; 2 if something the user gave or lacks stood in the way; 130 after Ctrl-C.
+        The exit status: 0; 1 if ``selfcheck`` found a fault; 2 if something the user gave or lacks stood in the way;
+        130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(prog="sre-triton", description="Ring convolutions for PyTorch.")
     parser.add_argument("--version", action="version", version=sre_triton.__version__)
@@ -33,11 +36,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     native.add_argument("--verbose", "-v", action="store_true", help="show what the compiler says")
     native.set_defaults(run=_build_native)
 
+    check = commands.add_parser("selfcheck", help="hold every backend of this machine against float64 (under a minute)")
+    check.add_argument("--device", help="cpu, cuda or another (default: the CPU, and the GPU if there is one)")
+    check.set_defaults(run=_selfcheck)
+
     add_training_commands(commands)
 
     arguments = parser.parse_args(argv)
     try:
-        arguments.run(arguments)
+        status = arguments.run(arguments)
     except ImportError as error:
         extra = "models" if arguments.command == "models" else "train"
         print(f"sre-triton {arguments.command}: {error}; pip install 'sre-triton[{extra}]'", file=sys.stderr)
@@ -51,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"sre-triton {arguments.command}: {error}", file=sys.stderr)
         return 2
-    return 0
+    return 1 if status is _FAULT else 0
 
 
 def _build_native(arguments: argparse.Namespace) -> None:
@@ -61,6 +68,15 @@ def _build_native(arguments: argparse.Namespace) -> None:
         print(build(verbose=arguments.verbose))
     except RuntimeError as error:
         raise OSError(str(error)) from error  # what the machine lacks, as `main` reports it
+
+
+def _selfcheck(arguments: argparse.Namespace) -> object:
+    try:
+        found = sre_triton.selfcheck(arguments.device)
+    except RuntimeError as error:
+        raise ValueError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from error
+    print(found)
+    return None if found.is_ok else _FAULT
 
 
 def _models(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,1 @@
+"""Whether the package works on this machine."""
