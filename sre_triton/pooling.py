@@ -99,20 +99,34 @@ def _windows(
     if ndim not in pools:
         raise ValueError(f"x must be (N, C, *space) in 1 to 3 dimensions, got {ndim} spatial dimensions")
     strides, reaches = _entries("stride", stride, ndim, 1), _entries("reach", reach, ndim, 0)
-    # Sizes one by one: a traced shape can be indexed but not unpacked. And nothing but arithmetic on them, since
-    # tracers differ in what else they follow.
-    window, padding = [], []
-    for axis, (s, r) in enumerate(zip(strides, reaches, strict=True)):
-        n = x.shape[axis - ndim]
-        count = (n - r + s - 1) // s
-        missing = count * s - n
-        at_least_one = (missing + s) // (s + 1)  # 1 or 0
-        pad = 0 if r >= s - 1 else (missing + 1) // 2 * at_least_one
-        size = s - missing + 2 * pad
-        single = 2 // (count * count + 1)  # 1 or, for more windows, 0
-        window.append(size - single * (size - n))  # avg_pool3d refuses windows larger than the image
-        padding.append((window[-1] - s + missing) // 2)
-    return pools[ndim], strides, tuple(window), tuple(padding)
+    # Sizes one by one: a traced shape can be indexed but not unpacked.
+    axes = [_window(x.shape[axis - ndim], s, r) for axis, (s, r) in enumerate(zip(strides, reaches, strict=True))]
+    return pools[ndim], strides, tuple(window for window, _ in axes), tuple(padding for _, padding in axes)
+
+
+def _window(n: int, stride: int, reach: int) -> tuple[int, int]:
+    """Size and padding of the windows on an axis of ``n`` pixels, as the top of this module derives them.
+
+    Nothing is done to ``n`` but arithmetic, since tracers differ in what else they follow.
+    """
+    count = (n - reach + stride - 1) // stride
+    missing = count * stride - n  # pixels to whole windows; negative where some are left over
+    padding = 0
+    if reach < stride - 1:  # otherwise none is ever missing
+        padding = (missing + 1) // 2 * _is_positive(missing, stride)
+    window = stride - missing + 2 * padding
+    window = window + _is_one(count) * (n - window)  # a single one is the image: avg_pool3d takes none that is larger
+    return window, (window - stride + missing) // 2
+
+
+def _is_positive(value: int, limit: int) -> int:
+    """1 if ``value``, between ``-limit`` and ``limit``, is positive, else 0."""
+    return (value + limit) // (limit + 1)
+
+
+def _is_one(count: int) -> int:
+    """1 if a positive ``count`` is 1, else 0."""
+    return 2 // (count * count + 1)
 
 
 def _entries(name: str, value: Size, ndim: int, least: int) -> tuple[int, ...]:

@@ -109,6 +109,17 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.run: set[types.CodeType] = set()  # what led to the nodes of the graph
+
+    def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
+        frame: types.FrameType | None = sys._getframe(1)
+        while frame is not None:
+            self.run.add(frame.f_code)
+            frame = frame.f_back
+        return super().create_proxy(*args, **kwargs)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return next(m.children(), None) is None or behaviour.has_hooks(m) or isinstance(m, (RingConvNd, *_CONVOLUTIONS))
 
@@ -137,21 +148,11 @@ def _adjacent(model: nn.Module) -> Iterator[_Pair]:
 
 def _trace(root: nn.Module) -> tuple[fx.Graph, frozenset[types.CodeType]]:
     """The graph of a module's forward, and the code that ran for it."""
-    run: set[types.CodeType] = set()
-
-    def note(frame: types.FrameType, event: str, argument: object) -> None:
-        if event == "call":
-            run.add(frame.f_code)
-
     if "forward" in vars(root):
         raise TypeError("torch.fx traces the forward of a class")
-    before = sys.getprofile()
-    sys.setprofile(note)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            return _Tracer().trace(root), frozenset(run)
-    finally:
-        sys.setprofile(before)
+    tracer = _Tracer()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        return tracer.trace(root), frozenset(tracer.run)
 
 
 def _pairs_of(graph: fx.Graph, kept: set[str]) -> Iterator[tuple[str, str]]:
