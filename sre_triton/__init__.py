@@ -4,6 +4,13 @@
 sums and one small matrix product. Importing this package touches no GPU and imports no Triton.
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
 from sre_triton import functional, models
 from sre_triton.balance import balance_steps, balance_weights
 from sre_triton.compat import (
@@ -69,6 +76,9 @@ from sre_triton.pooling import (
     centered_max_pool,
 )
 
+if TYPE_CHECKING:
+    from sre_triton.training.runs.predictor import Predictor
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -113,6 +123,7 @@ __all__ = [
     "gmr_resnet18",
     "gmr_resnet34",
     "gmr_resnet50",
+    "load",
     "models",
     "project_kernel",
     "report",
@@ -133,3 +144,22 @@ __all__ = [
     "sre_resnet101",
     "tune",
 ]
+
+
+def load(run: str | Path, *, device: str | torch.device = "cpu") -> Predictor:
+    """The network of a training by ``sre-triton train`` or ``segment``, with its preprocessing and its classes.
+
+    ``sre_triton.load("logs/task/RUN").predict(image)`` answers for an array, a PIL image or a tensor.
+
+    Args:
+        run: a run folder, whose best checkpoint is taken, or a checkpoint.
+        device: where the network computes.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        ValueError: it is damaged, not of this package, or of a network for volumes.
+        ImportError: the extra ``sre-triton[train]`` is not installed.
+    """
+    from sre_triton.training.runs.predictor import load
+
+    return load(run, device=device)

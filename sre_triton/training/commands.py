@@ -12,6 +12,7 @@ from typing import Any
 from sre_triton.training.options import (
     CompareOptions,
     EvaluateOptions,
+    PredictOptions,
     RunOptions,
     SegmentOptions,
     TrainOptions,
@@ -23,10 +24,10 @@ __all__ = ["add_commands"]
 
 
 def add_commands(commands: Any) -> None:
-    """Adds ``train``, ``segment``, ``evaluate``, ``compare``, ``visualize`` and ``demo`` to the command line."""
+    """Adds the training commands to the command line."""
     about = {
-        "train": "train a classifier on a MedMNIST set or on the embedded patches",
-        "segment": "train a vessel segmentation on DRIVE or on the embedded vessels",
+        "train": "train a classifier on your own images, a MedMNIST set or the embedded patches",
+        "segment": "train a segmentation on your own images, a known set or the embedded vessels",
     }
     kinds: dict[str, type[RunOptions]] = {"train": TrainOptions, "segment": SegmentOptions}
     for name, options in kinds.items():
@@ -48,6 +49,13 @@ def add_commands(commands: Any) -> None:
         add_arguments(sub, CompareOptions, dest_prefix="compare_")
         add_arguments(sub, options)
         sub.set_defaults(run=_compare, options=options)
+
+    text = "answers of a trained network on pictures: a table, and masks of a segmentation"
+    parser = commands.add_parser("predict", help=text, description=text, allow_abbrev=False)
+    parser.add_argument("model", type=Path, metavar="MODEL", help="run folder or checkpoint")
+    parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="picture files, or folders of them")
+    add_arguments(parser, PredictOptions)
+    parser.set_defaults(run=_predict)
 
     text = "Grad-CAM and feature maps of a network over a turning image, and its kernels"
     parser = commands.add_parser("visualize", help=text, description=text, allow_abbrev=False)
@@ -83,6 +91,14 @@ def _compare(arguments: argparse.Namespace) -> None:
     options = from_namespace(arguments.options, arguments)
     prepare_machine(threads=options.threads, deterministic=options.deterministic, cudnn=options.cudnn)
     compare(options, from_namespace(CompareOptions, arguments, dest_prefix="compare_"))
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from sre_triton.training.predict import predict
+    from sre_triton.training.runs.fitting import prepare_machine
+
+    prepare_machine(threads=arguments.threads)
+    predict(arguments.model, arguments.inputs, from_namespace(PredictOptions, arguments))
 
 
 def _visualize(arguments: argparse.Namespace) -> None:

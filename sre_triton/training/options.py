@@ -17,6 +17,7 @@ from sre_triton.training.schema import option
 __all__ = [
     "CompareOptions",
     "EvaluateOptions",
+    "PredictOptions",
     "RunOptions",
     "SegmentOptions",
     "TrainOptions",
@@ -310,6 +311,30 @@ class CompareOptions:
         group="comparison",
         metavar="DIR",
     )
+
+
+@dataclass
+class PredictOptions:
+    """Options of ``sre-triton predict``."""
+
+    output: Path = option(
+        Path("predictions"), "folder of the answers; run again to go on", group="prediction", metavar="DIR"
+    )
+    tta: bool = option(
+        False, "average over the 8 turns and flips, for networks that are not equivariant", group="prediction"
+    )
+    masks: Path | None = option(None, "folder of masks to score a segmentation by", group="prediction", metavar="DIR")
+    fov: Path | None = option(
+        None,
+        "folder of masks of the field of view, inside which --masks are scored too",
+        group="prediction",
+        metavar="DIR",
+    )
+    max_value: float | None = option(
+        None, "stored value of white (default: 255 or 65535 by type, 1 for floats)", group="prediction", metavar="V"
+    )
+    no_cuda: bool = option(False, "stay on the CPU", group="prediction")
+    threads: int = option(0, "threads of PyTorch (0: its own choice)", group="prediction", metavar="N")
 
 
 @dataclass

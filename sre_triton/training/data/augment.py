@@ -75,11 +75,11 @@ class Preparation:
             reach = options.translate_ratio if options.test_translate_ratio is None else options.test_translate_ratio
             x = self._warp(x, _shifts(len(x), x.shape[2:], reach, generator))
         x = warp.flip(x, "v" * options.vflip + "h" * options.hflip + "d" * options.dflip)
-        return self._pad(x)
+        return self.pad(x)
 
     def turned(self, images: Tensor, symmetry: Symmetry, turning: TurningOptions) -> Tensor:
         """Prepares a batch of a test set for the rotation test: normalised first, then turned."""
-        return self._pad(symmetry(normalise(self._resize(images)), turning))
+        return self.pad(symmetry(normalise(self._resize(images)), turning))
 
     def trained(self, images: Tensor, seed: int, share: Share | None = None) -> Tensor:
         """Prepares a batch of the training set, with augmentation.
@@ -104,7 +104,7 @@ class Preparation:
             x = self._flip(x, draw)
         else:
             x = normalise(x)
-        return self._pad(x)
+        return self.pad(x)
 
     def _resize(self, images: Tensor) -> Tensor:
         x = images.float() / 255 if images.dtype == torch.uint8 else images
@@ -116,7 +116,8 @@ class Preparation:
     def _warp(self, x: Tensor, matrix: Tensor) -> Tensor:
         return warp.affine(x, matrix.to(x.device), self.options.interpolation, self.options.padding)
 
-    def _pad(self, x: Tensor) -> Tensor:
+    def pad(self, x: Tensor) -> Tensor:
+        """Centres images in the frame of ``--pad-size-h`` and ``--pad-size-w``."""
         size = list(x.shape[2:])
         size[-2:] = self.options.pad_size_h or size[-2], self.options.pad_size_w or size[-1]
         if any(wanted < have for wanted, have in zip(size, x.shape[2:], strict=True)):

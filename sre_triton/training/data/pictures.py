@@ -15,7 +15,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SUFFIXES", "Header", "picture_files", "picture_name", "read_header", "read_mask", "read_picture"]
+__all__ = [
+    "SUFFIXES",
+    "Header",
+    "is_nifti",
+    "is_tiff",
+    "picture_files",
+    "picture_name",
+    "pillow_pixels",
+    "read_header",
+    "read_mask",
+    "read_picture",
+]
 
 _NIFTI = (".nii", ".nii.gz")
 _TIFF = (".tif", ".tiff")
@@ -24,6 +35,14 @@ SUFFIXES = (*_TIFF, *_NIFTI, ".gif", ".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".
 
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap height and width
 _LITTER = ("thumbs.db", "desktop.ini")
+
+
+def is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith(_NIFTI)
+
+
+def is_tiff(path: Path) -> bool:
+    return path.name.lower().endswith(_TIFF)
 
 
 def picture_name(path: Path) -> str:
@@ -145,11 +164,10 @@ def read_header(path: Path) -> Header:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
-    name = path.name.lower()
-    if name.endswith(_NIFTI):
+    if is_nifti(path):
         pixels, _ = _decode_nifti(path)
         return Header((pixels.shape[0], pixels.shape[1]), pixels.ndim == 2, pixels.dtype != np.uint8)
-    if name.endswith(_TIFF):
+    if is_tiff(path):
         import tifffile
 
         with _damage_named(path), tifffile.TiffFile(path) as file:
@@ -170,17 +188,16 @@ def _decode(path: Path, mask: bool = False) -> tuple[npt.NDArray[Any], float | N
     """The stored pixels, (H, W) or (H, W, C), and the value of white where the file says it."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
-    name = path.name.lower()
-    if name.endswith(_NIFTI):
+    if is_nifti(path):
         return _decode_nifti(path)
-    if name.endswith(_TIFF):
+    if is_tiff(path):
         decoded = _decode_tiff(path, mask)
         if decoded is not None:
             return decoded
     from PIL import ImageOps
 
     with _opened(path) as picture:
-        return _pillow_pixels(path, ImageOps.exif_transpose(picture), mask), None
+        return pillow_pixels(path, ImageOps.exif_transpose(picture), mask), None
 
 
 @contextmanager
@@ -207,7 +224,14 @@ def _damage_named(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} is not a whole picture: {error}") from error
 
 
-def _pillow_pixels(path: Path, picture: Any, mask: bool) -> npt.NDArray[Any]:
+def pillow_pixels(path: Path, picture: Any, mask: bool = False) -> npt.NDArray[Any]:
+    """The pixels of a PIL image, (H, W) or (H, W, 3): colours as RGB, transparent parts on black.
+
+    Args:
+        path: names it in errors.
+        picture: the image, upright.
+        mask: keep the indices of a coloured palette, and refuse transparent parts.
+    """
     mode = picture.mode
     if mode == "P" and mask:
         indices = np.asarray(picture)

@@ -97,7 +97,13 @@ class ClassificationTask(Task):
     @classmethod
     def prepare_picture(cls, options: TrainOptions, about: Mapping[str, Any], pixels: Tensor, side: int = 0) -> Tensor:
         side = side or Preparation(options, 2).side
-        return normalise(centred_square(pixels, side, about["channels"]))
+        return Preparation(options, 2).pad(normalise(centred_square(pixels, side, about["channels"])))
+
+    @classmethod
+    def picture_logits(
+        cls, network: nn.Module, options: TrainOptions, about: Mapping[str, Any], pixels: Tensor
+    ) -> Tensor:
+        return network(cls.prepare_picture(options, about, pixels)).float()
 
     def train_dataloader(self) -> DataLoader[Any]:
         labelled = Labelled(self.images.splits["train"])

@@ -143,6 +143,12 @@ class SegmentationTask(Task):
         side = min(side or options.test_crop or min(pixels.shape[2:]), 512)
         return centred_square(pixels, side, about["channels"])
 
+    @classmethod
+    def picture_logits(
+        cls, network: nn.Module, options: SegmentOptions, about: Mapping[str, Any], pixels: Tensor
+    ) -> Tensor:
+        return slide(network, pixels, options).float()
+
     def train_dataloader(self) -> DataLoader[Any]:
         batches = self.training_batches()
         return self.resumable(loader(batches.crops, batches, self.options.num_workers))

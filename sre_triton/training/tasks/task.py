@@ -93,6 +93,11 @@ class Task(LightningModule):
         """
         raise NotImplementedError
 
+    @classmethod
+    def picture_logits(cls, network: nn.Module, options: Any, about: Mapping[str, Any], pixels: Tensor) -> Tensor:
+        """Logits of a picture (1, 3, H, W) in 0 to 1: (1, classes), or (1, classes, H, W) of a segmentation."""
+        raise NotImplementedError
+
     def _mean(self, name: str) -> Any:
         """The running mean of this name (typed Any, as submodules have no types)."""
         return self.epoch_means[name]

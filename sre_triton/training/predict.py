@@ -1,0 +1,252 @@
+"""The command ``predict``: answers of a trained network on picture files, as files."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from sre_triton.training.data.masks import MaskClasses, read_field
+from sre_triton.training.data.pairs import pair_by_name
+from sre_triton.training.data.pictures import is_nifti, is_tiff, picture_files, picture_name, read_picture
+from sre_triton.training.files import read_json, replacing, sweep, write_csv, write_json
+from sre_triton.training.options import PredictOptions
+from sre_triton.training.runs.folder import checkpoint_in
+from sre_triton.training.runs.predictor import Predictor, load
+from sre_triton.training.tasks.segmentation import segmentation_scores
+
+__all__ = ["predict"]
+
+_TABLE = "predictions.csv"
+_BEGUN = "predict.json"
+_SECONDS = 5.0  # between two writings of the table
+
+
+def predict(
+    model: Path, inputs: Sequence[Path], options: PredictOptions, console: Console | None = None
+) -> list[dict[str, Any]]:
+    """Answers for pictures, written to ``--output``; what is there already from the same model is kept.
+
+    Writes ``predictions.csv``: a row per picture with its class and the classes' probabilities, or of a segmentation
+    the share of each class, and scores where ``--masks`` are given. A segmentation also writes, per picture,
+    ``NAME_mask``, ``NAME_probability`` (per class but the ground) and ``NAME_overlay.png``; mask and probability are
+    TIFF or NIfTI where the picture is, else PNG, probabilities there 0 to 65535.
+
+    Args:
+        model: run folder or checkpoint.
+        inputs: picture files, and folders of them.
+
+    Returns:
+        The rows.
+
+    Raises:
+        FileNotFoundError: a file or folder is missing.
+        ValueError: a picture is damaged, two have one name, or the folder is of another prediction.
+    """
+    console = console or Console()
+    device = "cuda" if torch.cuda.is_available() and not options.no_cuda else "cpu"
+    predictor = load(model, device=device)
+    pictures = _pictures(inputs, console)
+    truths = _truths(predictor, pictures, options)
+    _begin(model, options)
+    table = options.output / _TABLE
+    rows = _rows_before(table, pictures)
+    if rows:
+        console.print(f"{len(rows)} of {len(pictures)} pictures were answered before")
+    written = time.monotonic()
+    try:
+        with Progress(console=console, transient=True) as progress:
+            for path in progress.track(pictures, description="predicting"):
+                if path.name in rows:
+                    continue
+                image = read_picture(path, options.max_value)
+                probabilities = predictor.probabilities(torch.from_numpy(image), tta=options.tta)
+                row = {"image": path.name, **_row(predictor, probabilities)}
+                if predictor.task == "segmentation":
+                    row |= _scores(path, probabilities, truths.get(path))
+                    _write_maps(options.output, path, predictor, probabilities, image)
+                rows[path.name] = row  # once its files are whole
+                if time.monotonic() - written > _SECONDS:
+                    write_csv(table, list(rows.values()))
+                    written = time.monotonic()
+    finally:
+        if rows:
+            write_csv(table, list(rows.values()))
+    _print_scores(list(rows.values()), console)
+    console.print(f"{len(pictures)} pictures on {device}; {table}", soft_wrap=True)
+    return list(rows.values())
+
+
+def _pictures(inputs: Sequence[Path], console: Console) -> list[Path]:
+    found: dict[str, Path] = {}
+    for path in inputs:
+        listed, others = picture_files(path) if path.is_dir() else ([path], [])
+        if others:
+            console.print(f"{path}: {len(others)} files are no pictures and left out ({others[0].name})")
+        if not listed:
+            raise ValueError(f"{path} holds no picture")
+        for picture in listed:
+            if not picture.is_file():
+                raise FileNotFoundError(f"{picture} is missing")
+            twin = found.setdefault(picture_name(picture), picture)
+            if twin != picture:
+                raise ValueError(f"{twin} and {picture} have one name: predict them into different folders")
+    return list(found.values())
+
+
+def _truths(
+    predictor: Predictor, pictures: list[Path], options: PredictOptions
+) -> dict[Path, tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]]:
+    """The classes of each picture's mask, and its field of view."""
+    for name in ("masks", "fov"):
+        if getattr(options, name) is not None and predictor.task != "segmentation":
+            raise ValueError(f"--{name} is for segmentation: the model classifies")
+    if options.masks is None:
+        if options.fov is not None:
+            raise ValueError("--fov is for scores, which need --masks")
+        return {}
+    classes = MaskClasses(
+        tuple(int(value) for value in predictor.classes), (), getattr(predictor.options, "mask_threshold", None)
+    )
+    masks = pair_by_name(pictures, picture_files(options.masks)[0])
+    fields: Sequence[Path | None] = [None] * len(pictures)
+    if options.fov is not None:
+        fields = pair_by_name(pictures, picture_files(options.fov)[0], "field of view")
+    return {
+        picture: (classes.read(mask)[0], read_field(field)[0] if field is not None else None)
+        for picture, mask, field in zip(pictures, masks, fields, strict=True)
+    }
+
+
+def _begin(model: Path, options: PredictOptions) -> None:
+    """Makes the folder, or makes sure that it is of the same model and options."""
+    checkpoint = checkpoint_in(model)
+    asked = {
+        "model": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "tta": options.tta,
+        "max_value": options.max_value,
+        "masks": str(options.masks) if options.masks is not None else None,
+        "fov": str(options.fov) if options.fov is not None else None,
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    sweep(options.output)
+    begun = options.output / _BEGUN
+    if begun.is_file():
+        for name, value in read_json(begun).items():
+            if asked.get(name) != value:
+                raise ValueError(f"{options.output} was begun with another {name}: choose another --output")
+    else:
+        write_json(begun, asked)
+
+
+def _rows_before(table: Path, pictures: list[Path]) -> dict[str, dict[str, Any]]:
+    if not table.is_file():
+        return {}
+    names = {path.name for path in pictures}
+    with table.open(newline="", encoding="utf-8") as file:
+        return {row["image"]: dict(row) for row in csv.DictReader(file) if row["image"] in names}
+
+
+def _row(predictor: Predictor, probabilities: npt.NDArray[np.float32]) -> dict[str, Any]:
+    answer = predictor.decide(probabilities)
+    if predictor.task == "segmentation":
+        return {f"share_{value}": float((answer == value).mean()) for value in predictor.classes}
+    shown = ";".join(map(str, answer)) if predictor.several else str(answer)
+    named = zip(predictor.classes, probabilities.tolist(), strict=True)
+    return {"class": shown, **{f"p_{name}": probability for name, probability in named}}
+
+
+def _scores(
+    path: Path,
+    probabilities: npt.NDArray[np.float32],
+    truth: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None] | None,
+) -> dict[str, float]:
+    if truth is None:
+        return {}
+    labels, field = truth
+    if labels.shape != probabilities.shape[1:]:
+        raise ValueError(f"{path} has {probabilities.shape[1:]} pixels, its mask {labels.shape}")
+    answers, classes = torch.from_numpy(probabilities), torch.from_numpy(labels)
+    whole = segmentation_scores(answers.flatten(1), classes.flatten())
+    if field is None:
+        return whole
+    inside = torch.from_numpy(field).bool()
+    return segmentation_scores(answers[:, inside], classes[inside]) | {f"whole_{k}": v for k, v in whole.items()}
+
+
+def _print_scores(rows: list[dict[str, Any]], console: Console) -> None:
+    names = [name for name in rows[0] if name not in ("image", "class") and not name.startswith(("p_", "share_"))]
+    if names:
+        means = (f"{name} {statistics.fmean(float(row[name]) for row in rows):.4f}" for name in names)
+        console.print(f"means over {len(rows)} pictures: {', '.join(means)}", soft_wrap=True)
+
+
+# Files ------------------------------------------------------------------------------------------------
+
+
+def _write_maps(
+    output: Path,
+    path: Path,
+    predictor: Predictor,
+    probabilities: npt.NDArray[np.float32],
+    image: npt.NDArray[np.float32],
+) -> None:
+    name = picture_name(path)
+    mask = predictor.decide(probabilities)
+    if mask.max() > 65535:  # colours
+        mask = np.stack([mask >> 16, mask >> 8 & 255, mask & 255], axis=-1).astype(np.uint8)
+    elif mask.dtype != np.uint8:
+        mask = mask.astype(np.uint16)
+    _write_map(output / f"{name}_mask", path, mask)
+    for number, value in enumerate(predictor.classes[1:], start=1):
+        suffix = "" if len(predictor.classes) == 2 else f"_{value}"
+        _write_map(output / f"{name}_probability{suffix}", path, probabilities[number])
+    _write_png(output / f"{name}_overlay.png", _overlay(image, probabilities))
+
+
+def _write_map(stem: Path, source: Path, values: npt.NDArray[Any]) -> None:
+    """Writes a map in the format of the picture that it is of: NIfTI, TIFF or else PNG."""
+    if is_nifti(source):
+        import nibabel
+
+        affine = nibabel.load(source).affine  # type: ignore[attr-defined]
+        with replacing(stem.with_name(stem.name + ".nii")) as partial:
+            image = nibabel.Nifti1Image(np.swapaxes(values, 0, 1), affine)  # type: ignore[no-untyped-call]
+            partial.write_bytes(image.to_bytes())
+    elif is_tiff(source):
+        import tifffile
+
+        with replacing(stem.with_name(stem.name + ".tif")) as partial:
+            tifffile.imwrite(partial, values, photometric="rgb" if values.ndim == 3 else "minisblack")
+    else:
+        if values.dtype == np.float32:
+            values = (65535 * values).round().astype(np.uint16)
+        _write_png(stem.with_name(stem.name + ".png"), values)
+
+
+def _write_png(path: Path, values: npt.NDArray[Any]) -> None:
+    from PIL import Image
+
+    with replacing(path) as partial:
+        Image.fromarray(values).save(partial, format="PNG")
+
+
+def _overlay(image: npt.NDArray[np.float32], probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """The picture with its classes but the ground in colours, half transparent, (H, W, 3)."""
+    import matplotlib
+
+    colours = np.array([matplotlib.colormaps["tab10"](index % 10)[:3] for index in range(len(probabilities))])
+    found = probabilities.argmax(axis=0)
+    picture = np.moveaxis(image, 0, -1)
+    blended = np.where((found > 0)[..., None], 0.5 * picture + 0.5 * colours[found - 1], picture)
+    return (255 * blended).round().astype(np.uint8)
