@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from sre_triton.backends.base import Call
+from sre_triton.backends.triton import rules
 
 __all__ = ["Estimate", "Gpu", "describe", "estimate"]
 
@@ -34,6 +35,7 @@ class Gpu:
         tensor_flop: of one processor's matrix units in one cycle, at 16 bits; 0 if unknown.
         lanes: instructions for one element that a processor issues in one cycle.
         packs_bfloat16: whether one instruction adds two bfloat16 values.
+        l2_bytes: of the cache that all processors share.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Gpu:
     tensor_flop: int
     lanes: int = 128
     packs_bfloat16: bool = True
+    l2_bytes: int = 40 * 2**20
 
 
 class _Arch(NamedTuple):
@@ -91,6 +94,7 @@ def describe(device: torch.device) -> Gpu:
         arch.tensor_flop,
         arch.lanes,
         arch.packs_bfloat16,
+        getattr(properties, "L2_cache_size", 0) or Gpu.l2_bytes,
     )
 
 
@@ -114,8 +118,15 @@ _DENSE_TENSOR, _DENSE_BANDWIDTH = 0.7, 0.85
 _TENSOR, _ISSUE, _BANDWIDTH = 0.3, 0.4, 0.7
 _CACHE = 2.0  # bandwidth of the L2 cache over that of the memory
 
-# Seconds from call to start: a library's and a Triton launch.
-_START, _TRITON_START = 6e-6, 1.2e-5
+# Seconds between kernels on the device.
+_GAP = 3e-6
+
+# Seconds of the host: a call of this backend and each kernel that it starts (`python -m bench.host_time`), an operation
+# of PyTorch, and a convolution of the vendor's library. The last two are assumed, and low: no plan should rest on them.
+_HOST_CALL, _HOST_LAUNCH, _HOST_OPERATION, _HOST_LIBRARY = 7e-6, 6e-6, 5e-6, 8e-6
+
+# Instructions of the weight gradient with ring sums in registers over those of the fused forward pass (static, k = 9).
+_GRAD_IN_REGISTERS = 2.0
 
 # Instructions per element of a ring sum: some for addresses, and these for each tap with weight.
 _ADDRESS, _PACKED_TAP, _TAP = 6.0, 0.67, 2.15
@@ -123,15 +134,28 @@ _ADDRESS, _PACKED_TAP, _TAP = 6.0, 0.67, 2.15
 _TILE_PIXELS, _TILE_CHANNELS = 128, 128
 
 
-def estimate(call: Call, gpu: Gpu) -> Estimate | None:
+def estimate(call: Call, gpu: Gpu, in_graph: bool = False) -> Estimate | None:
     """What ``call`` costs on ``gpu``; None for what the model does not know: other GPUs, and layers too narrow for
-    matrix units (stems, depthwise), for which libraries keep kernels that have little in common."""
+    matrix units (stems, depthwise), for which libraries keep kernels that have little in common.
+
+    Args:
+        in_graph: whether the call is captured into a CUDA graph. Else a call takes as long as the device, or the host
+            if it is the slower one; a graph's replay costs the host nothing.
+    """
     if not gpu.tensor_flop or min(call.in_channels, call.out_channels) // call.spec.groups < 16:
         return None
-    return Estimate(_dense_seconds(call, gpu), _triton_seconds(call, gpu))
+    costs = (_dense_cost(call, gpu), _triton_cost(call, gpu))
+    return Estimate(*(cost.device if in_graph else max(cost) for cost in costs))
 
 
-def _dense_seconds(call: Call, gpu: Gpu) -> float:
+class _Cost(NamedTuple):
+    """Seconds that a call keeps the device and the host busy."""
+
+    device: float
+    host: float
+
+
+def _dense_cost(call: Call, gpu: Gpu) -> _Cost:
     spec = call.spec
     group_in, group_out = call.in_channels // spec.groups, call.out_channels // spec.groups
     passes = 2 if call.kind == "backward" else 1
@@ -142,44 +166,63 @@ def _dense_seconds(call: Call, gpu: Gpu) -> float:
     traffic = _activation_bytes(call) / (_DENSE_BANDWIDTH * gpu.bandwidth)
     # The kernel is written once by the expansion, or its gradient read once by the adjoint.
     expansion = 2 * kernel / (_DENSE_BANDWIDTH * gpu.bandwidth)
-    return passes * (2 * _START + max(arithmetic, traffic) + expansion)
+    device = passes * (2 * _GAP + max(arithmetic, traffic) + expansion)
+    return _Cost(device, passes * (_HOST_CALL + _HOST_LAUNCH + _HOST_LIBRARY))
 
 
-def _triton_seconds(call: Call, gpu: Gpu) -> float:
+def _triton_cost(call: Call, gpu: Gpu) -> _Cost:
     spec, dtype = call.spec, call.dtype
-    if call.kind == "backward" and not _shares_sums(call):
-        return sum(_triton_seconds(call._replace(kind=kind), gpu) for kind in ("transpose", "weight_grad"))
     group_in, group_out = call.in_channels // spec.groups, call.out_channels // spec.groups
+    in_registers = rules.may_sum_in_registers(group_out, dtype)
+    if call.kind == "backward":
+        may_share = rules.may_share_ring_sums(spec.is_unit_stride, spec.groups, group_in, group_out, dtype)
+        if in_registers or not may_share:
+            transpose, grad = (_triton_cost(call._replace(kind=kind), gpu) for kind in ("transpose", "weight_grad"))
+            # One call makes both.
+            return _Cost(transpose.device + grad.device, transpose.host + grad.host - _HOST_CALL)
     # Ring sums are formed of `summed` channels at `positions`, and multiplied by the ring weights to `mixed` channels.
     positions, summed, mixed, share = call.pixels, group_in, group_out, 1.0
     if call.kind in ("transpose", "backward"):
         positions, summed, mixed = call.batch * math.prod(call.input_size), group_out, group_in
         share = 1 / math.prod(spec.stride)  # of the taps that one position of the fine side meets
-    through_memory = call.kind in ("weight_grad", "backward")
-    blocks = 1 if through_memory else math.ceil(mixed / _TILE_CHANNELS)
+    columns = spec.geometry.kernel_size[-1]
+    two_kernels = call.kind == "forward" and rules.takes_two_kernels(spec.groups, group_in, group_out, dtype, columns)
+    in_registers = in_registers and call.kind == "weight_grad"
+    through_memory = two_kernels or call.kind == "backward" or (call.kind == "weight_grad" and not in_registers)
+    blocks = 1 if through_memory or in_registers else math.ceil(mixed / _TILE_CHANNELS)
     rings, passes = spec.geometry.num_rings, 2 if call.kind == "backward" else 1
 
     elements = positions * spec.groups * _up_to(summed, 16) * blocks
     per_tap = _PACKED_TAP if _packs(call, gpu) else _TAP
     instructions = elements * (_ADDRESS + per_tap * share * np.count_nonzero(spec.geometry.weights))
+    instructions *= _GRAD_IN_REGISTERS if in_registers else 1.0
     issued = _ISSUE * gpu.processors * gpu.lanes * gpu.clock
     products = passes * 2 * positions * spec.groups * rings * _up_to(summed, 16) * _up_to(mixed, 16)
     # A chip that is not full is slower by as much.
     programs = math.ceil(positions / _TILE_PIXELS) * blocks * spec.groups
     arithmetic = instructions / issued + products / (_TENSOR * _tensor_flops(dtype, gpu))
     arithmetic /= min(1.0, programs / gpu.processors)
+    chunks = 0
     if through_memory:
         sums = (1 + passes) * positions * spec.groups * summed * rings * dtype.itemsize
         arithmetic += sums / (_CACHE * _BANDWIDTH * gpu.bandwidth)
+        channels = spec.groups * summed, spec.groups * mixed
+        chunks = math.ceil(positions / rules.chunk_pixels(rings, *channels, dtype.itemsize, gpu.l2_bytes))
     traffic = passes * _activation_bytes(call) / (_BANDWIDTH * gpu.bandwidth)
-    launches = math.prod(spec.stride) if call.kind == "transpose" else 1
-    return (launches + 1) * _TRITON_START + max(arithmetic, traffic)
+    ours, theirs = _starts(call, two_kernels, in_registers, chunks)
+    device = (ours + theirs) * _GAP + max(arithmetic, traffic)
+    return _Cost(device, _HOST_CALL + ours * _HOST_LAUNCH + theirs * _HOST_OPERATION)
 
 
-def _shares_sums(call: Call) -> bool:
-    """Whether one set of ring sums serves both gradients."""
-    wide = 2 * call.in_channels >= call.out_channels
-    return call.spec.is_unit_stride and call.spec.groups == 1 and wide and call.dtype != torch.float32
+def _starts(call: Call, two_kernels: bool, in_registers: bool, chunks: int) -> tuple[int, int]:
+    """Launches of our kernels, and PyTorch's operations, of a call that is one set of ring sums."""
+    if two_kernels:  # the ring writer and a product, after a copy of the weights
+        return chunks, chunks + 1
+    if call.kind == "weight_grad":  # the splits are added last
+        return (2, 0) if in_registers else (2 * chunks + 1, 0)
+    if call.kind == "backward":
+        return 2 * chunks + 1, chunks + 1
+    return (math.prod(call.spec.stride) if call.kind == "transpose" else 1), 1
 
 
 def _packs(call: Call, gpu: Gpu) -> bool:

@@ -46,7 +46,7 @@ def fused_grad_tile(problem: Problem) -> Tile | None:
     costs.
     """
     found = fused_grad_candidates(problem)
-    once = [tile for tile in found if tile.c_out >= problem.c_out]
+    once = [tile for tile in found if tile.c_out >= problem.c_out]  # at most 128: see rules.may_sum_in_registers
     few = [tile for tile in found if problem.programs(tile) <= 2 * problem.device.processors]
     return min(once or few, key=lambda tile: _grad_cost(problem, tile), default=None)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import triton
 
+from sre_triton.backends.triton import rules
 from sre_triton.backends.triton.taps import Taps, row_step, row_stride
 
 __all__ = [
@@ -413,12 +414,11 @@ class Blocks:
 
 
 def chunk_pixels(problem: Problem) -> int:
-    """Pixels whose ring sums are in memory at a time: as many as the cache holds together with what is read to form
-    them and the two tensors that meet them. In this and what follows ``c_in`` are the channels that are ring-summed,
-    ``c_out`` those of the other factor."""
+    """Pixels whose ring sums are in memory at a time. In this and what follows ``c_in`` are the channels that are
+    ring-summed, ``c_out`` those of the other factor."""
     total = problem.batch * problem.height * problem.width
-    elements = problem.groups * ((problem.rings + 1) * problem.c_in + 2 * problem.c_out)
-    return max(1, min(problem.device.l2_bytes // (elements * problem.itemsize), total))
+    channels = problem.groups * problem.c_in, problem.groups * problem.c_out
+    return min(rules.chunk_pixels(problem.rings, *channels, problem.itemsize, problem.device.l2_bytes), total) or 1
 
 
 @lru_cache(maxsize=4096)
@@ -466,22 +466,15 @@ def reduction_splits(blocks: int, owners: int, device: DeviceLimits) -> int:
 
 
 def prefers_two_kernels(problem: Problem) -> bool:
-    """Whether ring sums through memory and a library product beat the fused kernel.
-
-    The fused kernel forms ring sums again for every block of output channels; from 256 channels and 7 taps on
-    that costs more than a pass through memory.
-    """
-    wide = problem.groups == 1 and min(problem.c_in, problem.c_out) >= 256
-    return wide and problem.dtype != torch.float32 and problem.taps.num_columns >= 7
+    """Whether ring sums through memory and a library product beat the fused kernel."""
+    channels = problem.c_in, problem.c_out
+    return rules.takes_two_kernels(problem.groups, *channels, problem.dtype, problem.taps.num_columns)
 
 
 def shares_ring_sums(problem: Problem) -> bool:
-    """Whether both gradients should use one set of ring sums of grad_y (``problem`` is the forward one).
-
-    Possible at stride 1; worth it unless x is much the thinner side to ring-sum for the weight gradient.
-    """
-    unit = problem.stride == (1, 1, 1) and problem.groups == 1
-    return unit and problem.dtype != torch.float32 and 2 * problem.c_in >= problem.c_out >= _LEAST_BLOCK
+    """Whether both gradients may use one set of ring sums of grad_y (``problem`` is the forward one)."""
+    channels = problem.c_in, problem.c_out
+    return rules.may_share_ring_sums(problem.stride == (1, 1, 1), problem.groups, *channels, problem.dtype)
 
 
 def expansion_blocks(taps: int) -> tuple[int, int]:
