@@ -16,35 +16,43 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
 from bench import aot, compile_report
-from sre_triton.backends.triton import tiles
+from sre_triton.backends.triton import routes, tiles
 from sre_triton.backends.triton.tiles import Problem, Tile
 
-_CHOICES = ("forward_tile", "narrow_grad_tile", "writer_tile")
+# The module and function of a choice, and what the tile's signature says of its kernel.
+_CHOICES = (
+    (tiles, "forward_tile", ""),
+    (tiles, "narrow_grad_tile", "grad"),
+    (tiles, "writer_tile", ""),
+    (routes, "fused_grad_tile", "fused_grad"),
+)
 
 
 @contextlib.contextmanager
 def _watched(picked: list[tuple[Problem, Tile, str]]) -> Iterator[None]:
     """Note what the heuristic picks, and for what."""
 
-    def watch(name: str) -> Callable[[Problem], Tile]:
-        choose = getattr(tiles, name)
+    def watch(module: ModuleType, name: str, kind: str) -> Callable[[Problem], Tile | None]:
+        choose = getattr(module, name)
 
-        def noting(problem: Problem) -> Tile:
-            tile: Tile = choose(problem)
-            picked.append((problem, tile, "grad" if name == "narrow_grad_tile" else ""))
+        def noting(problem: Problem) -> Tile | None:
+            tile: Tile | None = choose(problem)
+            if tile is not None:
+                picked.append((problem, tile, kind))
             return tile
 
         return noting
 
-    for name in _CHOICES:
-        getattr(tiles, name).cache_clear()
+    for module, name, _ in _CHOICES:
+        getattr(module, name).cache_clear()
     with contextlib.ExitStack() as stack:
-        for name in _CHOICES:
-            stack.enter_context(mock.patch.object(tiles, name, watch(name)))
+        for module, name, kind in _CHOICES:
+            stack.enter_context(mock.patch.object(module, name, watch(module, name, kind)))
         yield
 
 

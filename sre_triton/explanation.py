@@ -64,6 +64,9 @@ def _paragraph(title: str, call: Call, plan: Plan) -> str:
     shape = (call.batch, call.in_channels, *call.input_size)
     lines = [f"{title}", f"  fine side {shape}, {call.dtype}, {call.device.type}"]
     for label, kind in passes.items():
-        chosen = plan if kind == call.kind else plan_call(call._replace(kind=kind), current_backend())
-        lines.append(f"  {'forward' if label == 'input' else label}: {chosen.backend} ({chosen.reason})")
+        one = call._replace(kind=kind)
+        chosen = plan if kind == call.kind else plan_call(one, current_backend())
+        replayed = plan_call(one, current_backend(), in_graph=True)
+        other = f"; in a CUDA graph: {replayed.backend}" if replayed.backend != chosen.backend else ""
+        lines.append(f"  {'forward' if label == 'input' else label}: {chosen.backend} ({chosen.reason}){other}")
     return "\n".join(lines)

@@ -46,8 +46,9 @@ def plan_pass(
         RuntimeError: the requested backend cannot run the call; the message says why.
     """
     call, plan, chosen = _planned(
-        kind, batch, in_channels, out_channels, input_size, num_rings, args, dtype, device, native.missing()
-    )
+        kind, batch, in_channels, out_channels, input_size, num_rings, args, dtype, device, native.missing(),
+        device.type == "cuda" and torch.cuda.is_current_stream_capturing(),
+    )  # fmt: skip
     if _records is not None:
         _records.append((call, plan))
     return call, chosen
@@ -56,15 +57,19 @@ def plan_pass(
 @lru_cache(maxsize=8192)
 def _planned(
     kind: Kind, batch: int, in_channels: int, out_channels: int, input_size: tuple[int, ...], num_rings: int,
-    args: ConvArgs, dtype: torch.dtype, device: torch.device, native_missing: str | None,
+    args: ConvArgs, dtype: torch.dtype, device: torch.device, native_missing: str | None, in_graph: bool,
 ) -> tuple[Call, Plan, Backend]:  # fmt: skip
     call = Call(kind, args.spec(num_rings), batch, in_channels, out_channels, tuple(input_size), dtype, device)
-    plan = plan_call(call, args.backend)
+    plan = plan_call(call, args.backend, in_graph)
     return call, plan, BACKENDS[plan.backend]
 
 
-def plan_call(call: Call, request: str) -> Plan:
+def plan_call(call: Call, request: str, in_graph: bool = False) -> Plan:
     """The plan for this call under this request.
+
+    Args:
+        in_graph: whether the call is captured into a CUDA graph, as compiled code in the mode "reduce-overhead" is:
+            its replays cost the host no time, so none is counted.
 
     Raises:
         RuntimeError: the requested backend cannot run this call; the message says why.
@@ -72,7 +77,7 @@ def plan_call(call: Call, request: str) -> Plan:
     if request == "auto":
         # The native kernel may be built while the process runs.
         if call.device.type == "cuda":
-            return _automatic_on_gpu(call)
+            return _automatic_on_gpu(call, in_graph)
         return _automatic(call, has_native=call.device.type == "cpu" and native.missing() is None)
     refusal = BACKENDS[request].refusal(call)
     if refusal is not None:
@@ -114,7 +119,7 @@ def _automatic(call: Call, has_native: bool) -> Plan:
 _MEASURED_MARGIN = 1.1
 
 
-def _automatic_on_gpu(call: Call) -> Plan:
+def _automatic_on_gpu(call: Call, in_graph: bool) -> Plan:
     """Triton where it was measured or is predicted to be faster, dense elsewhere and whenever Triton refuses."""
     refusal = triton.refusal(call)
     if refusal is not None:
@@ -126,10 +131,11 @@ def _automatic_on_gpu(call: Call) -> Plan:
         chosen = "triton" if measured.speedup >= _MEASURED_MARGIN else "dense"
         layer = f"k={measured.kernel_size}, {measured.channels} channels, size {measured.size}"
         return Plan(chosen, f"measured on this GPU: Triton at {measured.speedup:.2g} times the speed at {layer}")
-    seconds = gpu_cost.estimate(call, gpu)
+    seconds = gpu_cost.estimate(call, gpu, in_graph)
     if seconds is None:
         return Plan("dense", "no prediction of Triton's speed")
-    return _comparison(seconds.backend, {"dense": seconds.dense, "triton": seconds.triton})
+    plan = _comparison(seconds.backend, {"dense": seconds.dense, "triton": seconds.triton})
+    return Plan(plan.backend, f"{plan.reason}, {'in a CUDA graph' if in_graph else 'time of the host included'}")
 
 
 _WORDS = {"dense": "dense", "ringwise": "ring-wise", "native": "native", "triton": "with Triton"}

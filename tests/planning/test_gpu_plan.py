@@ -13,7 +13,7 @@ import torch
 
 from sre_triton.backends.base import Call
 from sre_triton.cache import gpu_file_name
-from sre_triton.geometry.conv import conv_spec
+from sre_triton.geometry.conv import ConvArgs, conv_spec
 from sre_triton.geometry.rings import default_num_rings
 from sre_triton.planning import gpu_cost, gpu_tables, plan
 from sre_triton.planning.gpu_cost import Gpu
@@ -98,6 +98,60 @@ def test_a_faster_gpu_is_predicted_to_be_faster() -> None:
         assert halved is not None
         assert halved.dense > fast.dense
         assert halved.triton > fast.triton
+
+
+# Host time --------------------------------------------------------------------------------------------
+
+SMALL = {"kernel_size": 9, "size": 8, "batch": 1}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_host_is_waited_for_in_eager_calls_alone(kind: str) -> None:
+    eager, replayed = (gpu_cost.estimate(call(kind=kind, **SMALL), H100, in_graph) for in_graph in (False, True))
+    assert eager is not None
+    assert replayed is not None
+    assert eager.dense > replayed.dense
+    assert eager.triton >= replayed.triton
+    large = {"kernel_size": 9, "in_channels": 256, "size": 56, "batch": 256, "kind": kind}
+    assert gpu_cost.estimate(call(**large), H100) == gpu_cost.estimate(call(**large), H100, in_graph=True)
+
+
+def test_launches_are_counted_as_they_are() -> None:
+    """One for the fused forward, a pair per chunk for two kernels, two for a gradient with its sums in registers."""
+
+    def starts(**kwargs: Any) -> float:
+        cost = gpu_cost._triton_cost(call(**kwargs), H100)
+        return round((cost.host - gpu_cost._HOST_CALL) / 1e-6)
+
+    ours, theirs = round(gpu_cost._HOST_LAUNCH * 1e6), round(gpu_cost._HOST_OPERATION * 1e6)
+    assert starts(kernel_size=5) == ours + theirs
+    assert starts(kernel_size=5, stride=2, kind="transpose") == 4 * ours + theirs
+    assert starts(kernel_size=9, kind="weight_grad") == 2 * ours
+    assert starts(kernel_size=9, kind="backward") == 3 * ours + theirs
+    small = {"kernel_size": 9, "in_channels": 256, "size": 8, "batch": 1}
+    assert starts(**small) == ours + 2 * theirs
+    assert starts(**small, kind="backward") == 3 * ours + 2 * theirs
+    assert starts(**(small | {"batch": 2048})) > starts(**small)
+
+
+def test_the_plan_says_whether_the_host_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan.triton, "refusal", lambda call: None)
+    monkeypatch.setattr(gpu_cost, "describe", lambda device: H100)
+    monkeypatch.setattr(gpu_tables, "load", lambda name: None)
+    assert plan_call(call(), "auto").reason.endswith(", time of the host included")
+    assert plan_call(call(), "auto", in_graph=True).reason.endswith(", in a CUDA graph")
+    captured = [False]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captured[0])
+    one = call()
+    spec = one.spec
+    args = ConvArgs(spec.stride, spec.padding, spec.dilation, spec.groups, 9, True, False, "auto")
+    reasons = []
+    for captured[0] in (False, True):
+        with plan.recording() as records:
+            plan.plan_pass("forward", 64, 64, 64, (56, 56), spec.geometry.num_rings, args, one.dtype, one.device)
+        reasons.append(records[0][1].reason)
+    plan._planned.cache_clear()
+    assert reasons == [plan_call(one, "auto", in_graph).reason for in_graph in (False, True)]
 
 
 def properties(**fields: Any) -> types.SimpleNamespace:
