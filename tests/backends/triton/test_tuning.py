@@ -311,6 +311,10 @@ def test_tuning_a_model_leaves_it_as_it_was(monkeypatch: pytest.MonkeyPatch, cac
     timed: list[Any] = []
     assert sre_triton.tune(net, torch.randn(3, 16, 5, 6), timer=lambda call: timed.append(call) or 1.0) == []
     assert not timed, "a new batch size was tuned again"
+    x.requires_grad_()
+    assert sre_triton.tune(net.requires_grad_(False), x, timer=lambda call: 1.0) == [], (
+        "no parameter asks for a gradient"
+    )
 
 
 @NEEDS_INTERPRETER
