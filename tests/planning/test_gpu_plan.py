@@ -99,7 +99,7 @@ def test_what_computes_in_no_time_takes_what_its_bytes_take(dtype: torch.dtype, 
     pixels = 32 * (56 // stride) ** 2
     activations = itemsize * (32 * 64 * 56**2 + 128 * pixels)
     kernel = itemsize * 25 * 64 * 128
-    # Two launches each, and the share of the bandwidth that each reaches; the dense kernel is written once and read once.
+    # Two launches each and a share of the bandwidth; the dense kernel is written once and read once.
     assert found.dense == pytest.approx(2 * 6e-6 + (activations + 2 * kernel) / (0.85 * 3.35e12))
     assert found.triton == pytest.approx(2 * 1.2e-5 + activations / (0.7 * 3.35e12))
 
