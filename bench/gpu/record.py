@@ -91,8 +91,9 @@ class Record:
 
     def say(self, line: str) -> None:
         with self._lock, self.path.with_suffix(".log").open("a") as log:
-            print(line, flush=True)
             log.write(line + "\n")
+            with contextlib.suppress(OSError):  # nobody may be there to read it
+                print(line, flush=True)
 
     def save(self) -> None:
         """At no moment is there half a file."""

@@ -112,13 +112,13 @@ def test_faults_take_only_their_own_along(tmp_path: Path) -> None:
     in_workers = ("die@forward:9@worker", "sticky@transpose:5@worker")
     faults = ("die@transpose:9@table", "sticky@weight_grad:5@table", "hang@weight_grad:7@table")
     wrong = ("zeros@forward:3@table", "unwritten@backward:7@table")
-    run = dry_run(tmp_path, *in_workers, *faults, *wrong, limit=12)
+    run = dry_run(tmp_path, *in_workers, *faults, *wrong, limit=24)
     in_table = {(9, "grad_x"), (5, "grad_w"), (7, "grad_w"), (3, "forward"), (3, "step"), (7, "step")}
     check_faulty(run, {(9, "forward"), (9, "step"), (5, "grad_x")} | in_table)
     table = run.failures("table")
     assert "grad_x: the process died, exit code 11" in table
     assert "grad_w: left behind: CUDA error" in table or "grad_w: RuntimeError: CUDA error" in table
-    assert "grad_w: no answer in 6 s" in table
+    assert "grad_w: no answer in 12 s" in table
     assert "forward: forward: relative error 1.0e+00" in table
     assert "elements were not written" in table
     assert "forward: not timed, forward faulted in a worker: the process died, exit code 11" in table
@@ -134,9 +134,9 @@ def test_faults_take_only_their_own_along(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_faults_of_workers_take_only_their_jobs_along(tmp_path: Path) -> None:
-    run = dry_run(tmp_path, "die@forward:9@worker", "sticky@transpose:5@worker", "hang@backward:7@worker", limit=12)
+    run = dry_run(tmp_path, "die@forward:9@worker", "sticky@transpose:5@worker", "hang@backward:7@worker", limit=24)
     check_faulty(run, {(9, "forward"), (9, "step"), (5, "grad_x"), (7, "step")})
-    assert "faulted in a worker: no answer in 12 s" in run.failures("table")
+    assert "faulted in a worker: no answer in 24 s" in run.failures("table")
     checks = run.failures("checks")
     assert "check of kernel_size=9" in checks
     assert "check of kernel_size=5" in checks
@@ -158,7 +158,7 @@ def test_faults_of_workers_take_only_their_jobs_along(tmp_path: Path) -> None:
 def test_every_fault_of_every_launcher_in_the_table(
     kind: str, launcher: str, passes: tuple[str, ...], tmp_path: Path
 ) -> None:
-    run = dry_run(tmp_path, f"{kind}@{launcher}:9@table", limit=16)
+    run = dry_run(tmp_path, f"{kind}@{launcher}:9@table", limit=24)
     check_faulty(run, {(9, which) for which in passes})
 
 
@@ -166,16 +166,15 @@ def test_every_fault_of_every_launcher_in_the_table(
 @pytest.mark.parametrize("kind", ["hang", "die", "sticky"])
 @pytest.mark.parametrize("launcher", ["forward", "transpose", "weight_grad", "backward"])
 def test_every_fault_of_every_launcher_in_a_worker(kind: str, launcher: str, tmp_path: Path) -> None:
-    run = dry_run(tmp_path, f"{kind}@{launcher}:9@worker", limit=16)
+    run = dry_run(tmp_path, f"{kind}@{launcher}:9@worker", limit=24)
     passes = {"forward": ("forward", "step"), "transpose": ("grad_x",), "weight_grad": ("grad_w",)}
     check_faulty(run, {(9, which) for which in passes.get(launcher, ("step",))})
     assert "check of kernel_size=9" in run.failures("checks")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("process", ["table", "worker"])
+@pytest.mark.parametrize("process", [pytest.param("table", marks=pytest.mark.slow), "worker"])
 def test_a_run_in_which_everything_hangs_ends_in_its_time(process: str, tmp_path: Path) -> None:
-    run = dry_run(tmp_path, f"hang@forward@{process}", f"hang@backward@{process}", minutes=0.7, limit=600)
+    run = dry_run(tmp_path, f"hang@forward@{process}", f"hang@backward@{process}", minutes=0.4, limit=600)
     assert run.code == 1
     assert "no answer in" in run.output or "not finished in time" in run.output
 
@@ -191,7 +190,7 @@ def test_a_signal_ends_it_with_everything_saved(number: int, tmp_path: Path) -> 
             break
         time.sleep(0.1)
     process.send_signal(number)
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == 1, errors
     assert f"stopped by {signal.Signals(number).name}" in output
     assert output.splitlines()[-1] == f"written to {tmp_path / 'quick-gpu-Pretended-H100.json'}"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.gpu import cases, networks, table, truth
+from bench.gpu import cases, networks, table, timing, truth
 from bench.gpu.record import SECTIONS, Record
 from bench.gpu.summary import summary
 from sre_triton.backends import dense
@@ -194,3 +194,32 @@ def test_the_record_is_on_disk_after_every_result(tmp_path: Path, capsys: pytest
     assert saved["seconds"]["table"] >= 0
     assert (tmp_path / "quick-gpu-A-GPU.log").read_text() == capsys.readouterr().out
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".log"]
+
+
+def test_rivals_take_turns_and_slow_ones_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock of our own: each replay lasts what its rival says."""
+    now, replayed = [0.0], []
+
+    class Graph:
+        def __init__(self, name: str, seconds: float) -> None:
+            self.name, self.seconds = name, seconds
+
+        def replay(self) -> None:
+            now[0] += self.seconds
+            replayed.append(self.name)
+
+    def stopwatch(call: Any, repeats: int = 1) -> float:
+        start = now[0]
+        for _ in range(repeats):
+            call()
+        return (now[0] - start) / repeats
+
+    monkeypatch.setattr(timing, "capture", lambda calls: Graph(*calls[0]))
+    monkeypatch.setattr(timing, "stopwatch", stopwatch)
+    calls: Any = {"ours": [("ours", 0.012)] * 4, "dense": [("dense", 0.02)] * 4}
+    assert timing.race(calls, timing.FULL) == pytest.approx({"ours": 0.003, "dense": 0.005})
+    assert replayed == ["ours", "dense", *(["ours"] * 4 + ["dense"] * 3) * 5], "30 ms of replays before each sample"
+    replayed.clear()
+    slow: Any = {"ours": [("ours", 0.5)], "dense": [("dense", 2.0)]}
+    assert timing.race(slow, timing.FULL) == pytest.approx({"ours": 0.5, "dense": 2.0})
+    assert replayed.count("dense") == 1 + 2 * 2
