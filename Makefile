@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo native test fuzz test-native mutation test-slow test-swap kernels lint format wheel bench clean
+.PHONY: help env demo native test fuzz test-native mutation test-slow test-swap test-matrix kernels lint format wheel bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -77,6 +77,9 @@ $(SWAP_READY): constraints-swap.txt
 test-swap: $(SWAP_READY) ## Convert, fold and export the networks of MONAI, torchvision, timm and others
 	PYTHONPATH=. $(SWAP)/bin/python -m pytest -m swap -n auto tests/swap
 
+test-matrix: $(READY) ## The suite on the oldest, the GPU machine's and the newest versions (15 GB, hours)
+	$(BIN)/python -m tests.matrix
+
 native: $(READY) ## Compile the optional CPU kernel for this machine
 	$(BIN)/sre-triton build-native
 
@@ -108,4 +111,4 @@ bench: $(READY) ## Layers against nn.Conv, the reference packages and the floor:
 	$(BIN)/python -m bench
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) $(SWAP) build dist .import_linter_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(SWAP) .venv-matrix-* build dist .import_linter_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,0 +1,1 @@
+"""Environments of the version matrix, and what runs the suite in them."""
