@@ -67,7 +67,7 @@ class _Operations(TorchDispatchMode):
         is_view = any(
             result.alias_info is not None and not result.alias_info.is_write for result in func._schema.returns
         )
-        if not is_view and not func._schema.name.startswith(("aten::empty", "aten::new_empty")):
+        if not is_view and not func._schema.name.startswith(("aten::empty", "aten::new_empty", "aten::_unsafe_view")):
             self.names.append(func._schema.name)
         return func(*args, **(kwargs or {}))
 
