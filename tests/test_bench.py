@@ -158,6 +158,36 @@ def test_a_strided_backward_is_the_sum_of_its_parts(case: Case, work: Any) -> No
     assert whole == pytest.approx([a + b for a, b in zip(*parts, strict=True)])
 
 
+def test_work_is_what_a_hand_counts() -> None:
+    """A 3x3 layer from 24 to 40 channels on two images of 8x8: 128 pixels; two rings by 5 steps (centre, two row and
+    two column pairs); channels of products in sixteens, 14 pixels and 32 channels to a call."""
+    case = Case("test", 2, 2, 24, 40, 8)
+    forward, backward = (fit_plan.make_call(kind, case, 3, FLOAT) for kind in ("forward", "backward"))
+    kernel, activations = 9 * 24 * 40, 128 * (24 + 40)
+    products = (8 * 3 - 2) ** 2 * 2 * 24 * 48  # taps within the images
+    assert cost.dense_work(forward) == (1, pytest.approx(products), 0, kernel, activations)
+    assert cost.dense_work(backward) == (2, 0, pytest.approx(2 * products), 2 * kernel, 2 * activations)
+    pixels, sums = 128, 128 * 24
+    assert cost.native_work(forward) == (
+        1, sums, pixels // 8 * 5, sums * 5, sums * 2 * 48, 0, 10 * 2, 2 * 24 * 48, pixels * 40
+    )  # fmt: skip
+    assert cost.ringwise_work(forward) == (1, 5 + 2 + 2, sums * 5, 0, sums * (1 + 2), sums * 2 * 48, pixels * 40)
+    sums = 128 * 40  # the gradients share those of the output's
+    assert cost.native_work(backward) == (
+        1, sums, pixels // 8 * 5, sums * 5, 0, 2 * sums * 2 * 32, 2 * 10, 2 * 2 * 40 * 32, 2 * pixels * 24
+    )  # fmt: skip
+    assert cost.ringwise_work(backward) == (
+        1, 5 + 2 + 4, sums * 5, 0, sums * (1 + 2), 2 * sums * 2 * 32, 2 * pixels * 24
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("device", ["cpu", "xpu"])
+@pytest.mark.parametrize("dtype", [FLOAT, HALF])
+def test_no_work_is_paid_back(device: str, dtype: torch.dtype) -> None:
+    for rate in cost.rates(device, dtype).values():
+        assert min(rate) >= 0
+
+
 @pytest.mark.parametrize(("other", "head_start"), [("native", 0.0), ("ringwise", 4e-5)])
 @pytest.mark.parametrize(
     ("kind", "channels", "groups", "margin"),
