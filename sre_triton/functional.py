@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sre_triton.geometry.conv import ConvArgs, output_size
+from sre_triton.geometry.conv import ConvArgs
 from sre_triton.geometry.rings import default_num_rings
 from sre_triton.operators import operators as _ops
-from sre_triton.operators.arguments import Size, check_conv, check_conv_transpose, conv_args, size_tuple
-from sre_triton.operators.autograd import CollapseKernel, ExpandKernel, RingConv, RingConvTranspose
+from sre_triton.operators.arguments import Size, conv_args, size_tuple
+from sre_triton.operators.autograd import CollapseKernel, ExpandKernel, RingConv, RingConvTranspose, activate
+from sre_triton.operators.checks import check_function, check_function_transpose, check_residual
 from sre_triton.planning.request import current_backend
 from sre_triton.private_api import apply_function as apply
 from sre_triton.private_api import autocast_is_enabled, derivative_may_hide, has_autocast
@@ -223,22 +224,15 @@ def sre_conv_act(
     ndim = input.dim() - 2
     args = conv_args(ndim, stride, padding, dilation, groups, kernel_size, circular, antialias, current_backend())
     x, weight, bias = _autocast(input, weight, bias)
-    check_conv(x, weight, bias, args)
+    check_function(x, weight, bias, args)
     if residual is not None:
         residual = residual.to(x.dtype) if x.dtype != input.dtype else residual
-        shape = (x.shape[0], weight.shape[0], *output_size(args, x.shape[2:]))
-        if (tuple(residual.shape), residual.dtype, residual.device) != (shape, x.dtype, x.device):
-            raise RuntimeError(
-                f"residual must be like the output, {shape} {x.dtype} on {x.device}; got {tuple(residual.shape)} "
-                f"{residual.dtype} on {residual.device}"
-            )
+        check_residual(residual, x, weight, args)
     if not _needs_function(x, weight, bias, residual):
         return _ops.ring_conv_act(x, weight, bias, residual, activation or "", negative_slope, args)
     y = ring_conv(x, weight, bias, args)
     y = y if residual is None else y + residual
-    if activation == "relu":
-        return F.relu(y)
-    return y if activation is None else F.leaky_relu(y, negative_slope)
+    return activate(y, activation or "", negative_slope)
 
 
 def expand_kernel(
@@ -321,7 +315,7 @@ def ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) ->
     """Ring convolution of as many dimensions as ``args.stride`` has; the tensors are checked here."""
     if torch.compiler.is_compiling() or autocast_is_enabled():
         x, weight, bias = _autocast(x, weight, bias)
-    check_conv(x, weight, bias, args)
+    check_function(x, weight, bias, args)
     if x.dim() == len(args.stride) + 1:
         return ring_conv(x.unsqueeze(0), weight, bias, args).squeeze(0)
     if _needs_function(x, weight, bias):
@@ -335,7 +329,7 @@ def ring_conv_transpose(
     """Transposed ring convolution of any dimension; the tensors are checked here."""
     if torch.compiler.is_compiling() or autocast_is_enabled():
         x, weight, bias = _autocast(x, weight, bias)
-    check_conv_transpose(x, weight, bias, output_padding, args)
+    check_function_transpose(x, weight, bias, output_padding, args)
     if x.dim() == len(args.stride) + 1:
         return ring_conv_transpose(x.unsqueeze(0), weight, bias, output_padding, args).squeeze(0)
     if any(extra >= stride > 0 for extra, stride in zip(output_padding, args.stride, strict=True)):

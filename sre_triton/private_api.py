@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,12 +21,16 @@ from torch.nn.modules.utils import _ntuple
 __all__ = [
     "AUTOCAST_DEVICES",
     "CompiledLaunch",
+    "any_requires_grad",
     "apply_function",
     "autocast_is_enabled",
+    "batches_gradients",
     "below_autocast",
+    "below_autograd",
     "derivative_may_hide",
     "dispatch_modes",
     "has_autocast",
+    "in_forward_mode",
     "ntuple",
     "transforms_are_active",
 ]
@@ -67,10 +72,36 @@ transforms_are_active: Callable[[], bool] = _look_up("_are_functorch_transforms_
 dispatch_modes: Callable[[], int] = _look_up("_len_torch_dispatch_stack", _perhaps)
 
 
+# Whether a tensor among these arguments requires grad.
+any_requires_grad: Callable[..., bool] = _look_up(
+    "_any_requires_grad", lambda *args: any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args)
+)
+
+# Makes contexts in which operators go past their derivatives to their implementations.
+below_autograd: Callable[[], AbstractContextManager[object]] = torch._C._AutoDispatchBelowAutograd
+
+
+def _batching_mode() -> Callable[[], bool]:
+    try:
+        mode = torch._C._dispatch_key_parse("VmapMode")
+        return partial(torch._C._dispatch_tls_is_dispatch_key_included, mode)
+    except (AttributeError, RuntimeError):
+        return _perhaps
+
+
+# Whether gradients are batched (``is_grads_batched``), whose tensors look like any others.
+batches_gradients = _batching_mode()
+
+
 def derivative_may_hide() -> bool:
     """Whether a derivative may be under way that ``requires_grad`` does not tell of: a transform's, or one in forward
     mode."""
     return transforms_are_active() or getattr(forward_ad, "_current_level", 0) >= 0
+
+
+def in_forward_mode() -> bool:
+    """Whether derivatives are under way in forward mode."""
+    return getattr(forward_ad, "_current_level", -1) >= 0
 
 
 def apply_function(function: type[Function], *args: Any) -> Any:

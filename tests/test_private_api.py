@@ -23,6 +23,7 @@ NAMES = {
     "autocast_is_enabled": "_is_any_autocast_enabled",
     "transforms_are_active": "_are_functorch_transforms_active",
     "dispatch_modes": "_len_torch_dispatch_stack",
+    "any_requires_grad": "_any_requires_grad",
 }
 
 
@@ -74,6 +75,23 @@ def test_it_tells_of_transforms_and_of_forward_mode() -> None:
         look(x)
     look(x)
     assert seen == [(False, False), (True, True), (True, True), (False, True), (False, False)]
+
+
+def test_it_tells_of_batched_gradients() -> None:
+    x = torch.ones(2, requires_grad=True)
+    seen = []
+    y = x * 2
+    y.register_hook(lambda grad: seen.append(private_api.batches_gradients()))
+    assert not private_api.batches_gradients()
+    torch.autograd.grad(y, x, torch.ones(3, 2), is_grads_batched=True, retain_graph=True)
+    torch.autograd.grad(y, x, torch.ones(2))
+    assert seen == [True, False]
+
+
+def test_below_autograd_nothing_is_recorded() -> None:
+    x = torch.ones(2, requires_grad=True)
+    with private_api.below_autograd():
+        assert (x * 2).grad_fn is None
 
 
 def test_it_counts_dispatch_modes() -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from sre_triton.geometry.rings import RingGeometry, ring_geometry
 
-__all__ = ["ConvArgs", "ConvSpec", "conv_spec", "output_padding", "output_size", "transposed_size"]
+__all__ = ["ConvArgs", "ConvSpec", "check_numbers", "conv_spec", "output_padding", "output_size", "transposed_size"]
 
 
 class ConvArgs(NamedTuple):
@@ -176,6 +176,15 @@ def conv_spec(
         ValueError: no such geometry; see :func:`sre_triton.geometry.rings.ring_geometry`.
         RuntimeError: a stride, padding, dilation or group count that no convolution can have.
     """
+    check_numbers(ndim, stride, padding, dilation, groups)
+    geometry = ring_geometry((kernel_size,) * ndim, num_rings, circular, antialias)
+    return ConvSpec(geometry, stride, padding, dilation, groups)
+
+
+def check_numbers(
+    ndim: int, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], groups: int
+) -> None:
+    """Raises RuntimeError for a stride, padding, dilation or group count that no convolution can have."""
     for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         if len(value) != ndim:
             raise RuntimeError(f"{name} must have {ndim} entries, one per spatial dimension, got {value}")
@@ -184,5 +193,3 @@ def conv_spec(
             raise RuntimeError(f"{kind} {name} is not supported, got {name}={value}")
     if groups < 1:
         raise RuntimeError(f"non-positive groups is not supported, got groups={groups}")
-    geometry = ring_geometry((kernel_size,) * ndim, num_rings, circular, antialias)
-    return ConvSpec(geometry, stride, padding, dilation, groups)

@@ -8,17 +8,27 @@ and the ring weight are saved; kernels and ring sums are made again in the backw
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn import functional as F
 
 from sre_triton.geometry.conv import ConvArgs, output_padding
 from sre_triton.operators import operators as _ops
-from sre_triton.private_api import apply_function as apply
+from sre_triton.private_api import apply_function, batches_gradients
 
-__all__ = ["CollapseKernel", "ExpandKernel", "RingConv", "RingConvTranspose", "RingConvWeightGrad"]
+__all__ = ["CollapseKernel", "ExpandKernel", "RingConv", "RingConvTranspose", "RingConvWeightGrad", "activate"]
+
+
+def apply(function: type[_RingFunction], *args: Any) -> Any:
+    """``function.apply(*args)``; where gradients are batched, by the operator's own derivative, below the batch."""
+    if not torch.compiler.is_compiling() and batches_gradients():
+        return function.operator.dispatch(*args)
+    return apply_function(function, *args)
 
 
 _BIAS_DIMS = {3: (0, 2), 4: (0, 2, 3), 5: (0, 2, 3, 4)}
@@ -35,10 +45,13 @@ def _output_padding(x: Tensor, grad_y: Tensor, args: ConvArgs) -> tuple[int, ...
 class _RingFunction(Function):
     # No jvp either: the compiler refuses Functions that have one. Forward mode raises PyTorch's own error.
     generate_vmap_rule = True
+    operator: ClassVar[_ops.Operator]
 
 
 class RingConv(_RingFunction):
     """F(x, w) + bias."""
+
+    operator = _ops.ring_conv
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) -> Tensor:
@@ -72,6 +85,8 @@ class RingConv(_RingFunction):
 class RingConvTranspose(_RingFunction):
     """X(x, w) + bias, where x is as coarse as the convolution's output."""
 
+    operator = _ops.ring_conv_transpose
+
     @staticmethod
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: tuple[int, ...], args: ConvArgs
@@ -94,6 +109,8 @@ class RingConvTranspose(_RingFunction):
 
 class RingConvWeightGrad(_RingFunction):
     """W(x, g)."""
+
+    operator = _ops.ring_conv_weight_grad
 
     @staticmethod
     def forward(x: Tensor, grad_y: Tensor, num_rings: int, args: ConvArgs) -> Tensor:
@@ -118,6 +135,8 @@ class RingConvWeightGrad(_RingFunction):
 class ExpandKernel(_RingFunction):
     """Dense kernel of ring weights; linear, so its derivative is its adjoint."""
 
+    operator = _ops.expand_kernel
+
     @staticmethod
     def forward(
         weight: Tensor, kernel_size: tuple[int, ...], circular: bool, antialias: bool, dtype: torch.dtype | None
@@ -138,6 +157,8 @@ class ExpandKernel(_RingFunction):
 class CollapseKernel(_RingFunction):
     """Sum of a dense kernel over its rings, the adjoint of :class:`ExpandKernel`."""
 
+    operator = _ops.collapse_kernel
+
     @staticmethod
     def forward(
         kernel: Tensor, num_rings: int, circular: bool, antialias: bool, dtype: torch.dtype | None
@@ -153,3 +174,42 @@ class CollapseKernel(_RingFunction):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         kernel = apply(ExpandKernel, grad, ctx.kernel_size, ctx.circular, ctx.antialias, ctx.dtype)
         return kernel, None, None, None, None
+
+
+# The operators' own derivatives: an exported or traced graph calls operators, and trains.
+
+
+def _conv_act(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str, slope: float,
+    args: ConvArgs,
+) -> Tensor:  # fmt: skip
+    y = apply_function(RingConv, x, weight, bias, args)
+    return activate(y if residual is None else y + residual, activation, slope)
+
+
+def activate(y: Tensor, activation: str, slope: float) -> Tensor:
+    """``activation`` is "relu", "leaky_relu" or empty."""
+    if activation == "relu":
+        return F.relu(y)
+    return F.leaky_relu(y, slope) if activation == "leaky_relu" else y
+
+
+def _backward(x: Tensor, grad_y: Tensor, weight: Tensor, args: ConvArgs) -> tuple[Tensor, Tensor]:
+    grad_x = apply_function(RingConvTranspose, grad_y, weight, None, _output_padding(x, grad_y, args), args)
+    return grad_x, apply_function(RingConvWeightGrad, x, grad_y, weight.shape[2], args)
+
+
+def _kernel(function: type[_RingFunction]) -> Callable[..., Tensor]:
+    def derived(tensor: Tensor, size: Any, circular: bool, antialias: bool, dtype: torch.dtype | None = None) -> Tensor:
+        return apply_function(function, tensor, size, circular, antialias, dtype)
+
+    return derived
+
+
+_ops.ring_conv.derive(partial(apply_function, RingConv))
+_ops.ring_conv_act.derive(_conv_act)
+_ops.ring_conv_transpose.derive(partial(apply_function, RingConvTranspose))
+_ops.ring_conv_weight_grad.derive(partial(apply_function, RingConvWeightGrad))
+_ops.ring_conv_backward.derive(_backward)
+_ops.expand_kernel.derive(_kernel(ExpandKernel))
+_ops.collapse_kernel.derive(_kernel(CollapseKernel))

@@ -4,8 +4,9 @@ One operator per direction of the ring convolution, opaque to tracing, so that a
 graph holds one node per layer and pass. Which backend runs is decided inside the operator, where shapes
 are numbers: a compiled graph with dynamic shapes plans each call anew.
 
-Operators know nothing of autograd; :mod:`sre_triton.operators.autograd` wraps them. Every output is laid out
-channels_last if the first argument is, and contiguous otherwise, whatever backend made it.
+Operators check what the dispatcher hands them, since anybody can call ``torch.ops.sre_triton``. Derivatives are
+registered by :mod:`sre_triton.operators.autograd`. Every output is laid out channels_last if the first argument is,
+and contiguous otherwise, whatever backend made it.
 """
 
 from __future__ import annotations
@@ -24,9 +25,20 @@ from sre_triton.backends.base import fuses_epilogue
 from sre_triton.backends.memory_format import new_activation
 from sre_triton.geometry.conv import ConvArgs, output_size, transposed_size
 from sre_triton.geometry.rings import ring_geometry
+from sre_triton.operators import checks
+from sre_triton.operators.checks import remembered
 from sre_triton.planning.plan import plan_pass
 from sre_triton.planning.request import current_backend
-from sre_triton.private_api import autocast_is_enabled, below_autocast, dispatch_modes, transforms_are_active
+from sre_triton.private_api import (
+    any_requires_grad,
+    autocast_is_enabled,
+    batches_gradients,
+    below_autocast,
+    below_autograd,
+    dispatch_modes,
+    in_forward_mode,
+    transforms_are_active,
+)
 
 __all__ = [
     "Operator",
@@ -49,13 +61,14 @@ _library = torch.library.Library("sre_triton", "DEF")
 
 class Operator:
     """An operator and the function behind it. Called with plain tensors and nothing tracing, it runs the
-    function at once: going through the dispatcher would cost a small layer more than its arithmetic.
+    function at once, unchecked: going through the dispatcher would cost a small layer more than its arithmetic.
 
     Args:
         schema: the operator's; a trailing ``...`` stands for the fields of :class:`ConvArgs`, which are one
             argument here and for ``real``.
         real: the implementation.
-        fake: shapes and strides of the results, with the schema's arguments.
+        fake: shapes and strides of the results, from what ``real`` takes.
+        check: raises an error that names the argument unless these arguments, tensors by their signatures, fit.
         batch: makes the batching rule of the overload.
     """
 
@@ -64,16 +77,17 @@ class Operator:
         schema: str,
         real: Callable[..., Any],
         fake: Callable[..., Any],
+        check: Callable[..., None],
         batch: Callable[[Any], Callable[..., Any]],
     ) -> None:
         self._takes_conv_args = "..." in schema
         schema = schema.replace("...", _CONV_ARGS)
-        self._real = real
+        self._real, self._fake, self._check = real, fake, remembered(check)
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         name = schema.partition("(")[0]
         self.overload = getattr(torch.ops.sre_triton, name).default
         _library.impl(self.overload, self._from_dispatcher, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"sre_triton::{name}", fake, lib=_library)
+        torch.library.register_fake(f"sre_triton::{name}", self._from_tracer, lib=_library)
         torch.library.register_vmap(f"sre_triton::{name}", batch(self.overload), lib=_library)
         for device_type in ("CPU", "CUDA", "XPU"):
             _library.impl(self.overload, self._below_autocast(device_type.lower()), f"Autocast{device_type}")
@@ -81,14 +95,49 @@ class Operator:
     def __call__(self, *args: Any) -> Any:
         if _is_plain(args):
             return self._real(*args)
+        return self.dispatch(*args)
+
+    def dispatch(self, *args: Any) -> Any:
+        """The operator by way of the dispatcher."""
         return self.overload(*args[:-1], *args[-1]) if self._takes_conv_args else self.overload(*args)
 
+    def derive(self, function: Callable[..., Any]) -> None:
+        """Registers the differentiable form of this operator, which takes what ``real`` takes."""
+
+        def from_dispatcher(*args: Any) -> Any:
+            needed = torch.is_grad_enabled() and any_requires_grad(*args)
+            if in_forward_mode() or (needed and transforms_are_active()):
+                raise RuntimeError(
+                    f"{self.overload} has derivatives in reverse mode and outside of torch.func alone; functions of "
+                    "sre_triton.functional and the layers have those of torch.func too, but for forward mode"
+                )
+            if needed:
+                args = self._arguments(args)
+                self._check(*args)
+                return function(*args)
+            if _is_plain(args):
+                return self._from_dispatcher(*args)
+            with below_autograd():
+                return self.overload(*args)
+
+        _library.impl(self.overload, from_dispatcher, "Autograd")
+
+    def _arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The schema's arguments as ``real`` takes them: lists as tuples, and the last ones as one."""
+        args = tuple(tuple(arg) if isinstance(arg, (list, torch.Size)) else arg for arg in args)
+        n = len(ConvArgs._fields)
+        return (*args[:-n], ConvArgs(*args[-n:])) if self._takes_conv_args else args
+
     def _from_dispatcher(self, *args: Any) -> Any:
-        if self._takes_conv_args:
-            args, (stride, padding, dilation, *rest) = args[: -len(ConvArgs._fields)], args[-len(ConvArgs._fields) :]
-            args = (*args, ConvArgs(tuple(stride), tuple(padding), tuple(dilation), *rest))
+        args = self._arguments(args)
+        self._check(*args)
         with torch.no_grad():  # an exported graph calls operators with parameters, and backends write in place
             return self._real(*args)
+
+    def _from_tracer(self, *args: Any) -> Any:
+        args = self._arguments(args)
+        self._check(*args)
+        return self._fake(*args)
 
     def _below_autocast(self, device_type: str) -> Callable[..., Any]:
         """Callers cast before they call. Backends choose the precision of their own sums, so autocast must
@@ -104,7 +153,13 @@ class Operator:
 
 def _is_plain(args: tuple[Any, ...]) -> bool:
     """Whether the dispatcher would do nothing but call the implementation."""
-    if torch.compiler.is_compiling() or transforms_are_active() or dispatch_modes() or autocast_is_enabled():
+    if (
+        torch.compiler.is_compiling()
+        or transforms_are_active()
+        or dispatch_modes()
+        or autocast_is_enabled()
+        or batches_gradients()
+    ):
         return False
     for arg in args:
         kind = type(arg)
@@ -186,30 +241,28 @@ def _collapse_kernel(
 # Fakes: shapes and exact strides, no data -----------------------------------------------------------
 
 
-def _fake_ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
-    conv = ConvArgs(*args)
-    return new_activation(x, weight.shape[0], output_size(conv, x.shape[2:]))
+def _fake_ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) -> Tensor:
+    return new_activation(x, weight.shape[0], output_size(args, x.shape[2:]))
 
 
 def _fake_ring_conv_act(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str, slope: float, *args: Any
-) -> Tensor:
-    return _fake_ring_conv(x, weight, bias, *args)
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str, slope: float,
+    args: ConvArgs,
+) -> Tensor:  # fmt: skip
+    return _fake_ring_conv(x, weight, bias, args)
 
 
 def _fake_ring_conv_transpose(
-    x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: Sequence[int], *args: Any
+    x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: Sequence[int], args: ConvArgs
 ) -> Tensor:
-    conv = ConvArgs(*args)
-    size = transposed_size(conv, x.shape[2:], output_padding)
-    return new_activation(x, weight.shape[1] * conv.groups, size)
+    return new_activation(x, weight.shape[1] * args.groups, transposed_size(args, x.shape[2:], output_padding))
 
 
-def _fake_ring_conv_weight_grad(x: Tensor, grad_y: Tensor, num_rings: int, *args: Any) -> Tensor:
-    return x.new_empty(grad_y.shape[1], x.shape[1] // ConvArgs(*args).groups, num_rings)
+def _fake_ring_conv_weight_grad(x: Tensor, grad_y: Tensor, num_rings: int, args: ConvArgs) -> Tensor:
+    return x.new_empty(grad_y.shape[1], x.shape[1] // args.groups, num_rings)
 
 
-def _fake_ring_conv_backward(x: Tensor, grad_y: Tensor, weight: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+def _fake_ring_conv_backward(x: Tensor, grad_y: Tensor, weight: Tensor, args: ConvArgs) -> tuple[Tensor, Tensor]:
     return new_activation(x, x.shape[1], x.shape[2:]), weight.new_empty(weight.shape)
 
 
@@ -301,6 +354,7 @@ ring_conv = Operator(
     "ring_conv(Tensor input, Tensor weight, Tensor? bias, ...) -> Tensor",
     _ring_conv,
     _fake_ring_conv,
+    checks.check_conv,
     partial(_batch_conv, ("activation", "leading", "leading"), ("activation",)),
 )
 ring_conv_act = Operator(
@@ -308,35 +362,41 @@ ring_conv_act = Operator(
     "float negative_slope, ...) -> Tensor",
     _ring_conv_act,
     _fake_ring_conv_act,
+    checks.check_conv_act,
     _batch_act,
 )
 ring_conv_transpose = Operator(
     "ring_conv_transpose(Tensor input, Tensor weight, Tensor? bias, SymInt[] output_padding, ...) -> Tensor",
     _ring_conv_transpose,
     _fake_ring_conv_transpose,
+    checks.check_conv_transpose,
     partial(_batch_conv, ("activation", "leading", "leading"), ("activation",)),
 )
 ring_conv_weight_grad = Operator(
     "ring_conv_weight_grad(Tensor input, Tensor grad_output, int num_rings, ...) -> Tensor",
     _ring_conv_weight_grad,
     _fake_ring_conv_weight_grad,
+    checks.check_weight_grad,
     partial(_batch_conv, ("activation", "activation"), ("leading",)),
 )
 ring_conv_backward = Operator(
     "ring_conv_backward(Tensor input, Tensor grad_output, Tensor weight, ...) -> (Tensor, Tensor)",
     _ring_conv_backward,
     _fake_ring_conv_backward,
+    checks.check_backward,
     partial(_batch_conv, ("activation", "activation", "leading"), ("activation", "leading")),
 )
 expand_kernel = Operator(
     "expand_kernel(Tensor weight, int[] kernel_size, bool circular, bool antialias, ScalarType? dtype=None) -> Tensor",
     _expand_kernel,
     _fake_expand_kernel,
+    checks.check_expand_kernel,
     _batch_kernel,
 )
 collapse_kernel = Operator(
     "collapse_kernel(Tensor dense, int num_rings, bool circular, bool antialias, ScalarType? dtype=None) -> Tensor",
     _collapse_kernel,
     _fake_collapse_kernel,
+    checks.check_collapse_kernel,
     _batch_kernel,
 )

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import torch
 
-from sre_triton.backends import native, triton
+from sre_triton.backends import empty, native, triton
 from sre_triton.backends.base import Backend, Call, Kind
 from sre_triton.backends.registry import BACKENDS
 from sre_triton.geometry.conv import ConvArgs
@@ -61,6 +61,8 @@ def _planned(
 ) -> tuple[Call, Plan, Backend]:  # fmt: skip
     call = Call(kind, args.spec(num_rings), batch, in_channels, out_channels, tuple(input_size), dtype, device)
     plan = plan_call(call, args.backend, in_graph)
+    if not (in_channels and out_channels):
+        return call, Plan(plan.backend, "there are no channels: nothing to multiply"), empty
     return call, plan, BACKENDS[plan.backend]
 
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from sre_triton.backends import dense
-from sre_triton.geometry.conv import ConvSpec
-from sre_triton.operators.operators import ConvArgs
+from sre_triton.geometry.conv import ConvArgs, ConvSpec
 from tests.oracle import Case
 
 # Of these PyTorch 2.13 sums uninitialised memory into bfloat16 weight gradients on CPUs, some with one layout alone.

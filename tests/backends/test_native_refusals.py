@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from sre_triton.backends import native
-from sre_triton.backends.native import launch
+from sre_triton.backends.native import passes as launch
+from sre_triton.geometry.conv import ConvArgs
 from sre_triton.geometry.windows import forward_window
-from sre_triton.operators.operators import ConvArgs
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 
