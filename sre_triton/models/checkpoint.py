@@ -45,6 +45,8 @@ def load_reference_checkpoint(path: str | PathLike[str]) -> ReferenceCheckpoint:
     content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} must hold a dictionary, but holds a {type(content).__name__}")
+    if "sre_triton" in content:
+        raise ValueError(f"{path} was written by `sre-triton`, not by the reference's script: sre_triton.load reads it")
     state = content.get("state_dict", content)
     wrong = [key for key, value in state.items() if not isinstance(value, Tensor)] if isinstance(state, Mapping) else []
     if not isinstance(state, Mapping) or not state or wrong:

@@ -126,6 +126,18 @@ def test_a_plain_state_dict_needs_no_training_code(segmenter: Path) -> None:
     assert torch.equal(plain.eval()(x), model.network(x))
 
 
+def test_files_of_the_two_scripts_are_told_apart(segmenter: Path, tmp_path: Path) -> None:
+    from sre_triton.models import load_reference_checkpoint
+
+    with pytest.raises(ValueError, match=r"best.ckpt was written by `sre-triton`, .*: sre_triton.load reads it"):
+        load_reference_checkpoint(segmenter / "best.ckpt")
+    state = sre_triton.load(segmenter).network.state_dict()
+    torch.save({"state_dict": state, "optimizer": None, "cur_ep": 1}, tmp_path / "reference.pth")
+    assert load_reference_checkpoint(tmp_path / "reference.pth")["state_dict"].keys() == state.keys()
+    with pytest.raises(ValueError, match=r"reference.pth was not written by .*load_reference_checkpoint reads"):
+        sre_triton.load(tmp_path / "reference.pth")
+
+
 def test_predict_writes_maps_in_the_format_of_the_picture(segmenter: Path, sre: Command, tmp_path: Path) -> None:
     inputs = tmp_path / "new"
     write_image(inputs / "a.jpg", 7)

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from sre_triton.training.figures import draw_curves
 from sre_triton.training.options import RunOptions
 from sre_triton.training.runs.callbacks import AtomicCheckpoints, Interruption, Recorder
-from sre_triton.training.runs.folder import RunFolder, checkpoint_in, read_checkpoint
+from sre_triton.training.runs.folder import ForeignCheckpointError, RunFolder, checkpoint_in, read_checkpoint
 from sre_triton.training.tasks.task import Task
 from sre_triton.training.tasks.turning import turning_tests
 
@@ -111,9 +111,7 @@ def load_weights(task: Task, path: Path) -> None:
     path = checkpoint_in(path)
     try:
         state = {name.removeprefix("network."): value for name, value in read_checkpoint(path)["state_dict"].items()}
-    except ValueError as error:
-        if "sre_triton" not in str(error):
-            raise
+    except ForeignCheckpointError:
         state = load_reference_checkpoint(path)["state_dict"]
     try:
         task.network.load_state_dict(state)

@@ -23,7 +23,7 @@ from sre_triton.training.files import read_json, sweep, write_json
 from sre_triton.training.options import RunOptions
 from sre_triton.training.schema import from_dict, result_options, to_dict
 
-__all__ = ["RunFolder", "checkpoint_in", "read_checkpoint"]
+__all__ = ["ForeignCheckpointError", "RunFolder", "checkpoint_in", "read_checkpoint"]
 
 _FOLDER_VARIABLE = "SRE_TRITON_RUN_FOLDER"  # tells the processes that Lightning starts which folder theirs is
 
@@ -120,6 +120,10 @@ def versions() -> dict[str, str]:
     }
 
 
+class ForeignCheckpointError(ValueError):
+    """A checkpoint that is whole, but not of this package."""
+
+
 def checkpoint_in(path: Path) -> Path:
     """The checkpoint that a path means: itself, or the best (else the last) of a run folder.
 
@@ -140,7 +144,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint of this package; nothing in it is executed.
 
     Raises:
-        ValueError: it is damaged or none of ours.
+        ValueError: it is damaged.
+        ForeignCheckpointError: it is not of this package.
     """
     import pickle
 
@@ -150,5 +155,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} is not a whole checkpoint: {reason}") from error
     if not isinstance(content, dict) or "sre_triton" not in content:
-        raise ValueError(f"{path} was not written by `sre-triton train` or `segment`: it has no key 'sre_triton'")
+        raise ForeignCheckpointError(
+            f"{path} was not written by `sre-triton train` or `segment`: it has no key 'sre_triton' "
+            "(sre_triton.models.load_reference_checkpoint reads files of the reference's script)"
+        )
     return content
