@@ -39,9 +39,11 @@ class Epilogue(NamedTuple):
 
 
 class _Phase(NamedTuple):
-    """One launch, and the part of the output that it writes (None for all of it): shape, strides and offset."""
+    """One launch, whether it takes packed weights, and the part of the output that it writes: shape, strides and
+    offset; None for all of it."""
 
     launch: Launch
+    packs: bool
     part: tuple[tuple[int, ...], tuple[int, ...], int] | None
 
 
@@ -80,11 +82,11 @@ class Convolution:
         self._dtype, self._device = x.dtype, x.device
         self._spec, self._epilogue = spec, epilogue or Epilogue()
         self._converts = not is_dense(x)
-        self._packs: bool | None = None
         self._phases: tuple[_Phase, ...] = ()
         y = torch.empty_strided(self.shape, self.strides, dtype=x.dtype, device=x.device)
         if y.numel():
             self._phases = tuple(self._prepare(x, weight, bias, residual, y, tile))
+        self._packs = any(phase.packs for phase in self._phases)
 
     def __call__(
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
@@ -92,10 +94,9 @@ class Convolution:
         y = torch.empty_strided(self.shape, self.strides, dtype=self._dtype, device=self._device)
         if self._converts:
             x = as_ndhwc(x)
-        if self._packs:
-            weight = packed(weight, self._spec.groups, self._transposed)
-        for launch, part in self._phases:
-            launch(x, weight, bias, residual, y if part is None else y.as_strided(*part))
+        w = packed(weight, self._spec.groups, self._transposed) if self._packs else weight
+        for launch, packs, part in self._phases:
+            launch(x, w if packs else weight, bias, residual, y if part is None else y.as_strided(*part))
         return y
 
     def _prepare(
@@ -104,8 +105,7 @@ class Convolution:
         spec, stride = self._spec, stride_of(self._spec)
         source, out = as_ndhwc(x), channels_inner(y)
         if not self._transposed:
-            launch = self._launch(source, weight, bias, residual, out, conv_taps(spec), stride, tile)
-            return [_Phase(launch, None)]
+            return [_Phase(*self._launch(source, weight, bias, residual, out, conv_taps(spec), stride, tile), None)]
         phases = []
         for phase in itertools.product(*map(range, stride)):
             part = out[:, phase[0] :: stride[0], phase[1] :: stride[1], phase[2] :: stride[2]]
@@ -113,7 +113,7 @@ class Convolution:
                 placed = transpose_taps(spec, phase)
                 launch = self._launch(source, weight, bias, residual, part, placed, (1, 1, 1), tile)
                 where = (tuple(part.shape), part.stride(), int(part.storage_offset()))
-                phases.append(_Phase(launch, None if len(stride) == stride.count(1) else where))
+                phases.append(_Phase(*launch, None if len(stride) == stride.count(1) else where))
         return phases
 
     def _launch(
@@ -126,24 +126,24 @@ class Convolution:
         placed: Placed,
         stride: tuple[int, ...],
         tile: Tile | None,
-    ) -> Launch:
-        """The launch that writes y; x and y are [N, D, H, W, C], x dense."""
+    ) -> tuple[Launch, bool]:
+        """The launch that writes y, and whether it takes packed weights; x and y are [N, D, H, W, C], x dense."""
         groups = self._spec.groups
         c_in, c_out = x.shape[-1] // groups, y.shape[-1] // groups
         problem = kernel_problem(x, placed.taps, stride, groups, c_in, c_out, y.shape)
 
-        if self._packs is None:  # one answer for all phases
-            self._packs = routes.packs_weights(problem)
-        w = packed(weight, groups, self._transposed) if self._packs else weight
-        strides = w.stride() if self._packs else weight_strides(w, groups, self._transposed)
-
-        def launch(tile: Tile) -> Launch:
-            return _prepared(problem, tile, x, strides, y, placed, bias, residual, self._epilogue)
+        def launch(tile: Tile) -> tuple[Launch, Tensor]:
+            packs = routes.packs_weights(problem, tile)
+            w = packed(weight, groups, self._transposed) if packs else weight
+            strides = w.stride() if packs else weight_strides(w, groups, self._transposed)
+            return _prepared(problem, tile, x, strides, y, placed, bias, residual, self._epilogue), w
 
         def attempt(tile: Tile, warmup: bool) -> Any:
-            return as_started(launch(tile), (x, w, bias, residual, y), warmup)
+            made, w = launch(tile)
+            return as_started(made, (x, w, bias, residual, y), warmup)
 
-        return launch(tile or tuning.choose("forward", problem, attempt))
+        made, w = launch(tile or tuning.choose("forward", problem, attempt))
+        return made, w is not weight
 
 
 def _prepared(

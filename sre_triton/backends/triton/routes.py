@@ -19,22 +19,23 @@ __all__ = ["fused_grad_candidates", "fused_grad_registers", "fused_grad_splits",
 # Estimates from which on compilers were seen to spill (static, sm_90: 138 at k = 9).
 _GRAD_BUDGET = 130
 
-_TILE_PIXELS = 128  # of most tiles
+_DIRECT_WEIGHTS = 16  # of two rings that a thread may load one by one
 
 # A split that owns fewer tiles costs more to add up than it saves.
 _LEAST_TILES = 4
 
 
-def packs_weights(problem: Problem) -> bool:
+def packs_weights(problem: Problem, tile: Tile) -> bool:
     """Whether ring weights are copied into the order in which programs load them, output channels innermost.
 
-    As they are, a program loads them one by one, which costs every program something; the copy costs a launch,
-    which pays once the programs fill the chip twice. Groups too narrow for a matrix product load few weights.
+    As they are, a thread loads them one by one: many of them spill its registers (static, sm_90, k = 9: 576 bytes at 64
+    of two rings, none at 16), and every program pays for it, so that the launch of the copy pays once programs fill the
+    chip twice. Groups too narrow for a matrix product load few weights.
     """
     if tiles.is_narrow(problem.groups, problem.c_in, problem.c_out):
         return False
-    programs = problem.batch * problem.height * problem.width * problem.groups / _TILE_PIXELS
-    return programs > 2 * problem.device.processors
+    per_thread = 2 * tile.c_in * tile.c_out / (tile.warps * problem.device.warp_size)
+    return per_thread > _DIRECT_WEIGHTS or problem.programs(tile) > 2 * problem.device.processors
 
 
 @lru_cache(maxsize=4096)
