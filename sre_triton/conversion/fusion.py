@@ -21,7 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from sre_triton.conversion import behaviour
 from sre_triton.conversion.methods import reads
-from sre_triton.conversion.references import holders, reached
+from sre_triton.conversion.references import holders, reached, replace_modules
 from sre_triton.layers import RingConvNd
 
 __all__ = ["fold_batch_norm", "fuse_batch_norms", "fused"]
@@ -75,7 +75,8 @@ def fused(network: nn.Module) -> Any:
     """
     if network.training:
         raise RuntimeError("fuse() folds the running statistics, which training mode does not use; call eval() first")
-    network, _ = behaviour.copied(network)
+    network, copies = behaviour.copied(network)
+    replace_modules(network, (), copies)  # nothing of the copy may lead back
     fuse_batch_norms(network)
     return network
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sre_triton.conversion.behaviour import copied
 from sre_triton.conversion.breaks import ModuleError, breaking, generators, module_errors
+from sre_triton.conversion.references import replace_modules
 from sre_triton.conversion.replacements import (
     ConvertedFrom,
     is_convolution,
@@ -188,7 +189,8 @@ def _layers(model: nn.Module) -> tuple[list[LayerReport], int]:
 
 
 def _symmetry(model: nn.Module, sample: Tensor, group: str, tolerance: float) -> SymmetryReport:
-    exact, _ = copied(model)
+    exact, copies = copied(model)
+    replace_modules(exact, (), copies)  # what leads back to the model would be measured there
     # A normalisation over few pixels turns rounding in float32 into errors like those of a lost pixel.
     exact = exact.double().eval()
     with unchanged(sample), torch.no_grad():

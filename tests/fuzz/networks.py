@@ -329,7 +329,7 @@ class _Artist:
                     lambda: layer.register_state_dict_post_hook(lambda *args: None),
                     lambda: layer.register_forward_hook(lambda m, args, out: out * m.weight.mean()),
                     lambda: layer.register_forward_hook(lambda m, args, out: out * len(m.kernel_size)),
-                    lambda: layer.weight.register_hook(lambda g: 2 * g),
+                    lambda: layer.weight.requires_grad_().register_hook(lambda g: 2 * g),
                 ]
             )()
         return layer
