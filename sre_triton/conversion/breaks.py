@@ -109,7 +109,8 @@ def _record(model: nn.Module, sample: Tensor) -> list[ModuleError]:
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         # A copy of a weak proxy is a module of its own, with the hooks of the one that it stood for.
-        call = ModuleError(names.get(module, f"({type(module).__name__})"), module, caller=running[-1] if running else None)
+        name = names.get(module, f"({type(module).__name__})")
+        call = ModuleError(name, module, caller=running[-1] if running else None)
         call._received = [t.detach().clone() for t in _tensors((*args, *kwargs.values()))]
         if call._received:
             call.input_shape = tuple(call._received[0].shape)
