@@ -3,9 +3,9 @@
     python -m bench.compile_report [--arch sm_90 ...] [--json PATH]    the whole report
     python -m bench.compile_report --check                             a subset, against the committed baseline
 
-Every launch that the library would make over a range of shapes is compiled ahead of time. A row says what the
-machine code holds; ``default`` marks the tile that the heuristic picks for a plain layer of that kernel size with
-64 channels.
+Every launch that the library would make over a range of shapes, and all that ``python -m bench.gpu`` makes, is
+compiled ahead of time. A row says what the machine code holds; ``default`` marks the tile that the heuristic picks for
+a plain layer of that kernel size with 64 channels.
 ``instructions_per_element_tap`` counts lane instructions: machine instructions of one program, loop trips
 counted, times its threads, over its output pixels x input channels x k^D taps of the *dense* kernel, for 64 input
 channels whatever layers use the tile (or for all that it ever sees, where it has no loop over them).
@@ -32,6 +32,7 @@ import torch
 import triton
 
 from bench import aot
+from bench.gpu.cases import Layer, full
 from sre_triton.backends.triton import launch, tiles
 from sre_triton.geometry.conv import ConvSpec, conv_spec
 
@@ -50,14 +51,24 @@ class Case:
     operation: str = "forward"
     kernel_size: int = 3
     dtype: str = "bf16"
-    channels: int = 64
-    size: int = 128
+    channels: int | tuple[int, int] = 64  # of input and output, if they differ
+    size: int | tuple[int, ...] = 128
     batch: int = 32
     ndim: int = 2
     stride: int = 1
     dilation: int = 1
     groups: int = 1
     antialias: bool = False
+    precision: str = "tf32"  # of float32 products
+
+    @classmethod
+    def of(cls, layer: Layer, operation: str, precision: str) -> Case:
+        """One operation of a layer that the GPU benchmark runs."""
+        (dtype,) = (name for name, value in DTYPES.items() if value == layer.dtype)
+        return cls(
+            operation, layer.kernel_size, dtype, layer.channels, layer.size, layer.batch, len(layer.size), layer.stride,
+            layer.dilation, layer.groups, layer.antialias, precision,
+        )  # fmt: skip
 
     @property
     def is_reference(self) -> bool:
@@ -74,19 +85,20 @@ class Case:
 
     def launches(self, arch: str) -> list[aot.Launch]:
         spec, dtype = self.spec(), DTYPES[self.dtype]
+        c_in, c_out = self.channels if isinstance(self.channels, tuple) else (self.channels, self.channels)
+        size = self.size if isinstance(self.size, tuple) else (self.size,) * self.ndim
 
         def tensor(*shape: int) -> torch.Tensor:
             empty = torch.empty(shape, dtype=dtype, device="meta")
             return empty.to(memory_format=_FORMATS[self.ndim]) if len(shape) == self.ndim + 2 else empty
 
-        size = (self.size,) * self.ndim
-        x = tensor(self.batch, self.channels, *size)
-        weight = torch.empty(
-            self.channels, self.channels // self.groups, spec.geometry.num_rings, dtype=dtype, device="meta"
-        )
-        grad_y = tensor(self.batch, self.channels, *spec.output_size(size))
+        x = tensor(self.batch, c_in, *size)
+        weight = torch.empty(c_out, c_in // self.groups, spec.geometry.num_rings, dtype=dtype, device="meta")
+        grad_y = tensor(self.batch, c_out, *spec.output_size(size))
         calls = {
             "forward": lambda: launch.fused_forward(x, weight, None, spec),
+            "planned": lambda: launch.forward(x, weight, None, spec),
+            "backward": lambda: launch.backward(grad_y, x, weight, spec),
             "two_kernels": lambda: launch.two_kernel_forward(x, weight, None, spec),
             "transpose": lambda: launch.transpose(
                 grad_y, weight, None, spec, spec.output_padding(size, grad_y.shape[2:])
@@ -95,7 +107,12 @@ class Case:
             "expand": lambda: launch.expand(weight, spec.geometry),
             "collapse": lambda: launch.collapse(launch.expand(weight, spec.geometry), spec.geometry),
         }
-        return aot.record(calls[self.operation], arch)
+        switch: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        before, switch.fp32_precision = switch.fp32_precision, self.precision
+        try:
+            return aot.record(calls[self.operation], arch)
+        finally:
+            switch.fp32_precision = before
 
 
 def quick_cases() -> Iterator[Case]:
@@ -138,6 +155,18 @@ def cases() -> Iterator[Case]:
         yield Case(operation, 9, dtype)
 
 
+def gpu_cases() -> Iterator[Case]:
+    """What the GPU benchmark launches, at its sizes and batches: checks, table and networks; float32 as PyTorch
+    multiplies it by default and in full."""
+    workload = full()
+    layers = [*workload.checks, *workload.tiled, *(case.layer for case in workload.cases)]
+    layers += [layer for network in workload.networks for layer in network.layers()]
+    layers += [dataclasses.replace(case.layer, dtype=torch.float32) for case in workload.cases]
+    for layer, operation in itertools.product(layers, ("planned", "forward", "transpose", "weight_grad", "backward")):
+        for precision in ("tf32", "ieee") if layer.dtype == torch.float32 else ("tf32",):
+            yield Case.of(layer, operation, precision)
+
+
 def rows(archs: list[str], selection: list[Case], jobs: int = 1) -> Iterator[dict[str, Any]]:
     """One row per distinct kernel, in the order of the cases; ``jobs`` of them are compiled side by side."""
     kernels = distinct(archs, selection)
@@ -177,6 +206,12 @@ def describe(case: Case, call: aot.Launch, arch: str) -> dict[str, Any]:
         for name, value in dataclasses.asdict(case).items()
         if name in ("ndim", "stride", "dilation", "groups", "antialias") and value != getattr(Case, name)
     }
+    if case.dtype == "fp32" and call.arguments.get("PRECISION") == "ieee":
+        variation["precision"] = "ieee"
+    if (
+        "BN" in call.arguments and call.arguments.get("s_wo", 1) != 1
+    ):  # ring weights as they lie in memory, loaded one by one
+        variation["loose_weights"] = True
     taps = call.arguments.get("TAPS")
     if taps is not None and (case.operation, case.stride) == ("transpose", 2):
         variation["taps"] = len(taps.rows) * taps.num_columns
@@ -258,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="compile a subset and compare it with the baseline")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilations at a time (default: cores)")
     options = parser.parse_args(argv)
-    selection = list(quick_cases() if options.check else cases())
+    selection = list(quick_cases() if options.check else (*cases(), *gpu_cases()))
     found = []
     for row in rows(options.arch, selection, options.jobs):
         found.append(row)

@@ -2,7 +2,7 @@
 
     python -m bench.spills [--arch sm_90 ...]
 
-Compiles what the heuristic picks over the range of :func:`bench.compile_report.cases`, strikes the tiles that spill
+Compiles what the heuristic picks for the cases of :mod:`bench.compile_report`, strikes the tiles that spill
 or overflow, and begins again with what it picks instead, until nothing spills. Adds to ``spills.json`` as it goes, so
 that architectures can be searched side by side; run it when the kernels, the estimate or the compilers change. To start
 afresh, empty the list in the file.
@@ -59,7 +59,7 @@ def _watched(picked: list[tuple[Problem, Tile, str]]) -> Iterator[None]:
 def strike(arch: str, known: set[str], verdicts: dict[str, bool]) -> int:
     """Add to ``known`` what spills on ``arch``; returns how many tiles are new. ``verdicts`` remembers kernels."""
     before = len(known)
-    for case in compile_report.cases():
+    for case in (*compile_report.cases(), *compile_report.gpu_cases()):
         picked: list[tuple[Problem, Tile, str]] = []
         with _watched(picked):
             launches = [call for call in case.launches(arch) if "TAPS" in call.arguments]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench import aot, compile_report
+from bench.gpu.cases import full
 
 ROW = {
     "kernel": "ring_conv_fwd_kernel", "arch": "sm_90", "dtype": "bf16", "kernel_size": 5, "config": {"R": 4},
@@ -50,6 +51,17 @@ def test_ci_refuses(change: dict[str, object], words: str) -> None:
 
 def test_what_ci_compiles_has_a_baseline() -> None:
     assert set(compile_report.quick_cases()) <= set(compile_report.cases())
+
+
+def test_all_that_the_gpu_benchmark_launches_is_compiled_at_its_batch() -> None:
+    compiled = set(compile_report.gpu_cases())
+    operations = {case.operation for case in compiled}
+    assert operations == {"planned", "forward", "transpose", "weight_grad", "backward"}
+    for case in full().cases:
+        for operation in operations:
+            assert compile_report.Case.of(case.layer, operation, "tf32") in compiled
+    singles = [case for case in compiled if case.dtype == "fp32"]
+    assert {case.precision for case in singles} == {"tf32", "ieee"}
 
 
 def test_a_report_has_one_row_a_line_and_the_schema() -> None:
@@ -102,5 +114,20 @@ def test_kernels_are_compiled_once_and_side_by_side(tmp_path: Path) -> None:
         "assert alone == together, (alone, together)\n"
         "names = [row['kernel'] for row in alone]\n"
         "assert names == ['ring_expand_kernel', 'ring_collapse_kernel'], names\n"
+    )
+    in_fresh_process(code, tmp_path)
+
+
+def test_full_float32_and_loose_weights_are_kernels_of_their_own(tmp_path: Path) -> None:
+    code = (
+        "import torch\n"
+        "from bench import compile_report as r\n"
+        "before, configs = torch.backends.cudnn.conv.fp32_precision, []\n"
+        "for channels, size, precision in ((16, 8, 'tf32'), (16, 8, 'ieee'), (128, 128, 'ieee')):\n"
+        "    case = r.Case(dtype='fp32', channels=channels, size=size, batch=32, precision=precision)\n"
+        "    configs.append(r.describe(case, case.launches('sm_90')[-1], 'sm_90')['config'])\n"
+        "assert [c.get('precision') for c in configs] == [None, 'ieee', 'ieee'], configs\n"
+        "assert [c.get('loose_weights', False) for c in configs] == [True, True, False], configs\n"
+        "assert torch.backends.cudnn.conv.fp32_precision == before\n"
     )
     in_fresh_process(code, tmp_path)

@@ -53,6 +53,9 @@ TENSOR_MEMORY_COLUMNS = 512
 
 # Triton's own matrix product needs 16 rows, columns and channels.
 _LEAST_BLOCK = 16
+# wgmma gives each warp 16 rows. Eight warps on 64 rows of a small image share them out along the channels, and spill at
+# 256 of those (static: 80 bytes at k=5, 200 at k=7, 264 at k=9).
+_WARPS_OF_16_ROWS = ("sm_90",)
 _SPILLS = Path(__file__).with_name("spills.json")
 
 
@@ -285,10 +288,11 @@ def candidates(problem: Problem) -> list[Tile]:
         tiles = [Tile(r, c, n, 0, w, sums) for (r, c), n, w in itertools.product(areas, blocks, (4, 8))]
     else:
         channels = itertools.product(_blocks(problem.c_out, 256), _blocks(problem.c_in, 64))
+        arch = problem.device.arch
         tiles = [
             Tile(r, c, n, k, w, sums)
             for (r, c), (n, k), w in itertools.product(_areas(problem), channels, (4, 8))
-            if r * c >= 16 * w or r * c == _area_limit(problem)
+            if r * c >= 16 * w or (r * c == _area_limit(problem) and not (w == 8 and arch in _WARPS_OF_16_ROWS))
         ]
     return [tile for tile in tiles if _fits(problem, tile)]
 

@@ -71,6 +71,15 @@ def test_tiles_fit_the_image() -> None:
     assert single.pixels == 16
 
 
+@pytest.mark.parametrize("kernel_size", [5, 7, 9, 11])
+def test_eight_warps_of_wgmma_have_16_rows_each(kernel_size: int) -> None:
+    wide = problem(kernel_size, 512, 512, (7, 7), batch=512)
+    assert tiles.candidates(wide)
+    assert all(tile.pixels >= 16 * tile.warps for tile in tiles.candidates(wide))
+    other = problem(kernel_size, 512, 512, (7, 7), batch=512, arch="sm_80")
+    assert any(tile.pixels < 16 * tile.warps for tile in tiles.candidates(other))
+
+
 def test_sums_by_dtype_and_rings() -> None:
     assert tiles.forward_tile(problem()).sums == "packed"
     assert tiles.forward_tile(problem(dtype=torch.float16)).sums == "float32"
