@@ -32,9 +32,12 @@ AREAS = {
         "tests/geometry tests/backends/test_ringwise.py -k 'geometry or schedule or additions'",
     ),
     "ringwise": ("sre_triton/backends/ringwise", "tests/backends/test_ringwise.py -k 'not native'"),
-    "native": ("sre_triton/backends/native/launch.py", "tests/backends/test_native.py tests/backends/test_ringwise.py"),
+    "native": ("sre_triton/backends/native/passes.py", "tests/backends/test_native.py tests/backends/test_ringwise.py"),
     "planning": ("sre_triton/planning", "tests/planning tests/test_bench.py -k 'not quick and not scaling'"),
-    "functional": ("sre_triton/functional.py", "tests/test_functional.py tests/test_conv_act.py"),
+    "functional": (
+        "sre_triton/functional.py",
+        "tests/test_public_names.py tests/test_functional.py tests/test_conv_act.py",
+    ),
     "pooling": ("sre_triton/pooling.py", "tests/test_pooling.py"),
     "conversion": ("sre_triton/conversion", "tests/conversion"),
 }
