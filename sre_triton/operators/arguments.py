@@ -56,8 +56,8 @@ def integer(value: Any, name: str) -> int:
 
 
 def _integer(value: Any) -> int:
-    # Tuples and lists, too, although index() refuses them: PyTorch 2.11's compiler cannot trace that it does.
-    if isinstance(value, bool | tuple | list) or (isinstance(value, torch.Tensor) and value.dtype is torch.bool):
+    # Tuples and lists, too, although index() refuses them: the compilers of PyTorch 2.9 and 2.11 cannot trace that.
+    if isinstance(value, (bool, tuple, list)) or (isinstance(value, torch.Tensor) and value.dtype is torch.bool):
         raise TypeError(f"a {type(value).__name__} is no integer")
     return index(value)
 
