@@ -80,7 +80,7 @@ class Operator:
         check: Callable[..., None],
         batch: Callable[[Any], Callable[..., Any]],
     ) -> None:
-        self._takes_conv_args = "..." in schema
+        self._takes_conv_args, self._takes_lists = "..." in schema, "[]" in schema
         schema = schema.replace("...", _CONV_ARGS)
         self._real, self._fake, self._check = real, fake, remembered(check)
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -115,8 +115,10 @@ class Operator:
                 args = self._arguments(args)
                 self._check(*args)
                 return function(*args)
-            if _is_plain(args):
-                return self._from_dispatcher(*args)
+            if _is_plain(args):  # no tensor requires grad, so the implementation may write in place as it is
+                args = self._arguments(args)
+                self._check(*args)
+                return self._real(*args)
             with below_autograd():
                 return self.overload(*args)
 
@@ -124,9 +126,13 @@ class Operator:
 
     def _arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The schema's arguments as ``real`` takes them: lists as tuples, and the last ones as one."""
-        args = tuple(tuple(arg) if isinstance(arg, (list, torch.Size)) else arg for arg in args)
-        n = len(ConvArgs._fields)
-        return (*args[:-n], ConvArgs(*args[-n:])) if self._takes_conv_args else args
+        if not self._takes_conv_args:
+            return _without_lists(args)
+        *rest, stride, padding, dilation, groups, kernel_size, circular, antialias, backend = args
+        conv_args = ConvArgs(
+            tuple(stride), tuple(padding), tuple(dilation), groups, kernel_size, circular, antialias, backend
+        )
+        return (*_without_lists(rest), conv_args) if self._takes_lists else (*rest, conv_args)
 
     def _from_dispatcher(self, *args: Any) -> Any:
         args = self._arguments(args)
@@ -149,6 +155,10 @@ class Operator:
                 return self.overload(*args)
 
         return call
+
+
+def _without_lists(args: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple([tuple(arg) if isinstance(arg, (list, torch.Size)) else arg for arg in args])
 
 
 def _is_plain(args: tuple[Any, ...]) -> bool:
