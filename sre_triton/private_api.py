@@ -30,7 +30,7 @@ __all__ = [
     "derivative_may_hide",
     "dispatch_modes",
     "has_autocast",
-    "in_forward_mode",
+    "has_tangent",
     "ntuple",
     "transforms_are_active",
 ]
@@ -99,9 +99,11 @@ def derivative_may_hide() -> bool:
     return transforms_are_active() or getattr(forward_ad, "_current_level", 0) >= 0
 
 
-def in_forward_mode() -> bool:
-    """Whether derivatives are under way in forward mode."""
-    return getattr(forward_ad, "_current_level", -1) >= 0
+def has_tangent(*args: Any) -> bool:
+    """Whether derivatives in forward mode are under way, and a tensor among these arguments has one."""
+    return getattr(forward_ad, "_current_level", 0) >= 0 and any(
+        isinstance(arg, torch.Tensor) and forward_ad.unpack_dual(arg).tangent is not None for arg in args
+    )
 
 
 def apply_function(function: type[Function], *args: Any) -> Any:

@@ -27,7 +27,7 @@ def size_tuple(value: Size, ndim: int, name: str) -> tuple[int, ...]:
         RuntimeError: it holds the wrong number of them.
     """
     size: tuple[int, ...]
-    if type(value) is tuple and len(value) == ndim and _are_plain(value):
+    if type(value) is tuple and len(value) == ndim and set(map(type, value)) == {int}:
         return value
     try:
         size = (_integer(value),)
@@ -82,25 +82,21 @@ def conv_args(
     """
     if torch.compiler.is_compiling():
         return _conv_args(ndim, stride, padding, dilation, groups, kernel_size, circular, antialias, backend)
-    if not _are_plain(stride, padding, dilation, kernel_size):
+    # (1.0, True) would find what (1, 1) left behind: the look-up minds the types of its arguments, but not of what they
+    # hold. A loop in place, as all() or a function of its own takes twice the time.
+    is_plain, value = True, None  # type: bool, Any
+    for value in (stride, padding, dilation, kernel_size):
+        kind = type(value)
+        if kind is tuple:
+            for v in value:
+                is_plain = is_plain and type(v) is int
+        elif kind is not int and kind is not str:
+            is_plain = False
+    if not is_plain:
         stride, dilation = size_tuple(stride, ndim, "stride"), size_tuple(dilation, ndim, "dilation")
         kernel_size = size_tuple(kernel_size, ndim, "kernel_size")
         padding = padding if isinstance(padding, str) else size_tuple(padding, ndim, "padding")
     return _known_conv_args(ndim, stride, padding, dilation, groups, kernel_size, circular, antialias, backend)
-
-
-def _are_plain(*values: Any) -> bool:
-    """Whether these may be looked up as they are. (1.0, True) would find what (1, 1) left behind; 1.0 and True alone
-    would not, as the look-up minds the types of its arguments, but not of what they hold."""
-    for value in values:
-        kind = type(value)
-        if kind is tuple:
-            for v in value:
-                if type(v) is not int:
-                    return False
-        elif kind is not int and kind is not str:
-            return False
-    return True
 
 
 def _conv_args(

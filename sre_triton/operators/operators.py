@@ -36,7 +36,7 @@ from sre_triton.private_api import (
     below_autocast,
     below_autograd,
     dispatch_modes,
-    in_forward_mode,
+    has_tangent,
     transforms_are_active,
 )
 
@@ -106,7 +106,7 @@ class Operator:
 
         def from_dispatcher(*args: Any) -> Any:
             needed = torch.is_grad_enabled() and any_requires_grad(*args)
-            if in_forward_mode() or (needed and transforms_are_active()):
+            if has_tangent(*args) or (needed and transforms_are_active()):
                 raise RuntimeError(
                     f"{self.overload} has derivatives in reverse mode and outside of torch.func alone; functions of "
                     "sre_triton.functional and the layers have those of torch.func too, but for forward mode"
