@@ -15,6 +15,7 @@ EXPORT cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
 }
 EXPORT cuCtxGetCurrent(CUcontext *context) { *context = (CUcontext)&handle; return CUDA_SUCCESS; }
 EXPORT cuCtxSetCurrent(CUcontext context) { return CUDA_SUCCESS; }
+EXPORT cuCtxGetDevice(CUdevice *device) { *device = 0; return CUDA_SUCCESS; }
 EXPORT cuCtxGetLimit(size_t *value, CUlimit limit) { *value = 1 << 20; return CUDA_SUCCESS; }
 EXPORT cuCtxSetLimit(CUlimit limit, size_t value) { return CUDA_SUCCESS; }
 EXPORT cuGetErrorString(CUresult error, const char **text) { *text = "pretended"; return CUDA_SUCCESS; }
