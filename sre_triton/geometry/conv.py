@@ -12,6 +12,9 @@ from sre_triton.geometry.rings import RingGeometry, ring_geometry
 __all__ = ["ConvArgs", "ConvSpec", "check_numbers", "conv_spec", "output_padding", "output_size", "transposed_size"]
 
 
+_MOST = 2**31 - 1
+
+
 class ConvArgs(NamedTuple):
     """What a caller asks for beside tensors: plain values, in the order of the operators' schemas.
 
@@ -184,12 +187,17 @@ def conv_spec(
 def check_numbers(
     ndim: int, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...], groups: int
 ) -> None:
-    """Raises RuntimeError for a stride, padding, dilation or group count that no convolution can have."""
+    """Raises RuntimeError for a stride, padding, dilation or group count that no convolution can have.
+
+    Strides, paddings and dilations are below 2**31: sizes that follow from them are then far from overflowing.
+    """
     for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         if len(value) != ndim:
             raise RuntimeError(f"{name} must have {ndim} entries, one per spatial dimension, got {value}")
         if min(value) < least:
             kind = "negative" if least == 0 else "non-positive"
             raise RuntimeError(f"{kind} {name} is not supported, got {name}={value}")
+        if max(value) > _MOST:
+            raise RuntimeError(f"{name} must be at most {_MOST}, got {name}={value}")
     if groups < 1:
         raise RuntimeError(f"non-positive groups is not supported, got groups={groups}")

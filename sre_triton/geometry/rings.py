@@ -32,6 +32,10 @@ FloatArray = npt.NDArray[np.float64]
 # and sums are exact too (a tap never weighs more than 1) and tables are the same on every machine.
 _SHARE_UNIT = 2.0**-24
 
+# Far above any kernel in use. What is larger is a mistake, and would take all memory before anything refused it.
+_MOST_TAPS = 2**22
+_MOST_TABLE_ENTRIES = 2**27
+
 
 def default_num_rings(kernel_size: int, circular: bool = True, ndim: int = 2) -> int:
     """Number of rings that the reference packages give a kernel of this size.
@@ -162,6 +166,10 @@ class RingGeometry:
         )
         if self.num_taps < self.num_rings:
             raise ValueError(f"{label}: more rings than taps; {advice}")
+        if self.num_taps * self.num_rings > _MOST_TABLE_ENTRIES:
+            raise ValueError(
+                f"{label}: rings times taps must be at most {_MOST_TABLE_ENTRIES}, got {self.num_taps * self.num_rings}"
+            )
         empty = [ring for ring, count in enumerate(self.tap_counts) if count == 0]
         if empty:
             raise ValueError(f"{label}: ring(s) {empty} hold no tap; {advice}")
@@ -187,7 +195,8 @@ def ring_geometry(
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: the kernel is even or not cubic, a ring would hold no tap, or the rings' kernels
-            would be linearly dependent. The message says what to use instead.
+            would be linearly dependent: the message says what to use instead. Or it has more than
+            ``2**22`` taps, or more than ``2**27`` taps times rings.
     """
     kernel_size = _checked_kernel_size(kernel_size)
     if num_rings is None:
@@ -222,6 +231,8 @@ def _checked_kernel_size(kernel_size: tuple[int, ...]) -> tuple[int, ...]:
             f"kernel_size must be odd for rings to have a centre tap, got {kernel_size}; "
             f"use {kernel_size[0] - 1 or 1} or {kernel_size[0] + 1}"
         )
+    if math.prod(map(operator.index, kernel_size)) > _MOST_TAPS:
+        raise ValueError(f"kernel_size must have at most {_MOST_TAPS} taps, got {kernel_size}")
     return tuple(map(operator.index, kernel_size))
 
 

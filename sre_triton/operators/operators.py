@@ -86,6 +86,10 @@ class Operator:
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         name = schema.partition("(")[0]
         self.overload = getattr(torch.ops.sre_triton, name).default
+        declared = [argument.split() for argument in schema.partition("(")[2].partition(")")[0].split(", ")]
+        self._tensors = tuple(
+            (i, name, kind == "Tensor") for i, (kind, name) in enumerate(declared) if kind.startswith("Tensor")
+        )
         _library.impl(self.overload, self._from_dispatcher, "CompositeExplicitAutograd")
         torch.library.register_fake(f"sre_triton::{name}", self._from_tracer, lib=_library)
         torch.library.register_vmap(f"sre_triton::{name}", batch(self.overload), lib=_library)
@@ -112,17 +116,26 @@ class Operator:
                     "sre_triton.functional and the layers have those of torch.func too, but for forward mode"
                 )
             if needed:
-                args = self._arguments(args)
-                self._check(*args)
-                return function(*args)
+                return function(*self._checked(args))
             if _is_plain(args):  # no tensor requires grad, so the implementation may write in place as it is
-                args = self._arguments(args)
-                self._check(*args)
-                return self._real(*args)
+                return self._real(*self._checked(args))
             with below_autograd():
                 return self.overload(*args)
 
         _library.impl(self.overload, from_dispatcher, "Autograd")
+
+    def _checked(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The schema's arguments as ``real`` takes them, once they are known to fit."""
+        for i, name, is_required in self._tensors:
+            tensor = args[i]
+            if tensor is None:
+                if is_required:  # the dispatcher hands on None as if it were an undefined tensor
+                    raise TypeError(f"{name} must be a Tensor, got None")
+            elif tensor.layout is not torch.strided:
+                raise RuntimeError(f"{name} must be strided, got a tensor of layout {tensor.layout}")
+        args = self._arguments(args)
+        self._check(*args)
+        return args
 
     def _arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The schema's arguments as ``real`` takes them: lists as tuples, and the last ones as one."""
@@ -135,15 +148,12 @@ class Operator:
         return (*_without_lists(rest), conv_args) if self._takes_lists else (*rest, conv_args)
 
     def _from_dispatcher(self, *args: Any) -> Any:
-        args = self._arguments(args)
-        self._check(*args)
+        args = self._checked(args)
         with torch.no_grad():  # an exported graph calls operators with parameters, and backends write in place
             return self._real(*args)
 
     def _from_tracer(self, *args: Any) -> Any:
-        args = self._arguments(args)
-        self._check(*args)
-        return self._fake(*args)
+        return self._fake(*self._checked(args))
 
     def _below_autocast(self, device_type: str) -> Callable[..., Any]:
         """Callers cast before they call. Backends choose the precision of their own sums, so autocast must

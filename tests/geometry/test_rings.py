@@ -357,7 +357,7 @@ def test_anti_aliased_rings_may_be_many_while_they_are_independent(ndim: int, k:
             ring_geometry(cube(ndim, k), num_rings, antialias=True)
 
 
-@given(st.integers(1, 3), st.integers(1, 11), st.integers(1, 14), st.booleans(), st.booleans())
+@given(st.integers(1, 3), st.integers(1, 15), st.integers(1, 20), st.booleans(), st.booleans())
 @example(3, 7, 9, False, False)  # more rings than k + 1
 def test_every_geometry_is_sound_or_refused(ndim: int, k: int, num_rings: int, circular: bool, antialias: bool) -> None:
     size = cube(ndim, min(k, 7) if ndim == 3 else k)
