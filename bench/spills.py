@@ -32,6 +32,8 @@ _CHOICES = (
     (routes, "fused_grad_tile", "fused_grad"),
 )
 
+_KINDS = {"ring_conv_grouped_bwd_kernel_w": "grad", "ring_conv_fused_bwd_kernel_w": "fused_grad"}
+
 
 @contextlib.contextmanager
 def _watched(picked: list[tuple[Problem, Tile, str]]) -> Iterator[None]:
@@ -65,14 +67,26 @@ def strike(arch: str, known: set[str], verdicts: dict[str, bool]) -> int:
             launches = [call for call in case.launches(arch) if "TAPS" in call.arguments]
         for call in launches:
             if _spills(case, call, arch, verdicts):
-                blocks = (call.arguments["R"], call.arguments["BM"])
-                known.update(
-                    tiles._signature(problem, tile, kind)
-                    for problem, tile, kind in picked
-                    if problem.taps is call.arguments["TAPS"] and (tile.rows, tile.columns) == blocks
-                )
+                known.update(signatures(picked, call))
                 _keep(known)
     return len(known) - before
+
+
+def signatures(picked: list[tuple[Problem, Tile, str]], call: aot.Launch) -> set[str]:
+    """What the choices that led to a launch are struck out as."""
+    arguments = call.arguments
+    blocks = (
+        arguments["R"], arguments["BM"], arguments.get("BN", arguments.get("BC", 0)), arguments.get("BK", 0),
+        call.options["num_warps"],
+    )  # fmt: skip
+    own = _KINDS.get(call.kernel.__name__, "")
+    return {
+        tiles._signature(problem, tile, kind)
+        for problem, tile, kind in picked
+        if problem.taps is arguments["TAPS"]
+        and kind == own
+        and (tile.rows, tile.columns, tile.c_out, tile.c_in, tile.warps) == blocks
+    }
 
 
 def _keep(known: set[str]) -> None:

@@ -18,6 +18,8 @@ __all__ = ["fused_grad_candidates", "fused_grad_registers", "fused_grad_splits",
 
 # Estimates from which on compilers were seen to spill (static, sm_90: 138 at k = 9).
 _GRAD_BUDGET = 130
+# Matrix instructions that read both operands from registers, which the compiler fills before the first product.
+_OPERANDS_IN_REGISTERS = ("gfx942",)
 
 _DIRECT_WEIGHTS = 16  # of two rings that a thread may load one by one
 
@@ -80,13 +82,17 @@ def fused_grad_candidates(problem: Problem) -> list[Tile]:
 
 def fused_grad_registers(problem: Problem, tile: Tile) -> int:
     """Estimated registers of a thread while ring sums form: they, one row's column shifts, all accumulators, and
-    some 40 for addresses."""
+    some 40 for addresses; where a product reads its operands from registers, those too (static, gfx942: 125 are none
+    spilled, 134 are 256 bytes)."""
     threads = tile.warps * problem.device.warp_size
     elements = tile.columns * tile.c_in / threads
     row = problem.taps.num_columns * elements * (4 if tile.sums == "float32" else problem.itemsize) / 4
     ring = tile.rows * elements * (problem.itemsize if tile.sums == "packed" else 4) / 4
     accumulators = problem.rings * tile.c_in * tile.c_out / threads
-    return round(problem.rings * ring + row + accumulators + 40)
+    operands = 0.0
+    if problem.device.arch in _OPERANDS_IN_REGISTERS:
+        operands = tile.pixels * (2 * tile.c_in + tile.c_out) * problem.itemsize / (4 * threads)
+    return round(problem.rings * ring + row + accumulators + operands + 40)
 
 
 def _grad_cost(problem: Problem, tile: Tile) -> float:
