@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from sre_triton.operators import operators as _ops
 from sre_triton.operators.arguments import Size, conv_args, size_tuple
 from sre_triton.operators.autograd import CollapseKernel, ExpandKernel, RingConv, RingConvTranspose, activate
 from sre_triton.operators.checks import check_function, check_function_transpose, check_residual
+from sre_triton.operators.flops import register_formulas
 from sre_triton.planning.request import current_backend
 from sre_triton.private_api import apply_function as apply
 from sre_triton.private_api import autocast_is_enabled, derivative_may_hide, has_autocast
@@ -31,6 +33,8 @@ __all__ = [
     "sre_conv_transpose2d",
     "sre_conv_transpose3d",
 ]
+
+register_formulas()
 
 
 def sre_conv1d(
@@ -315,9 +319,13 @@ def ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) ->
     """Ring convolution of as many dimensions as ``args.stride`` has; the tensors are checked here."""
     if torch.compiler.is_compiling() or autocast_is_enabled():
         x, weight, bias = _autocast(x, weight, bias)
-    check_function(x, weight, bias, args)
+    is_traced = _layers_traced_by_jit and torch.jit.is_tracing()
+    if not is_traced:
+        check_function(x, weight, bias, args)
     if x.dim() == len(args.stride) + 1:
         return ring_conv(x.unsqueeze(0), weight, bias, args).squeeze(0)
+    if is_traced:
+        return _ops.ring_conv.dispatch(x, weight, bias, args)
     if _needs_function(x, weight, bias):
         return apply(RingConv, x, weight, bias, args)
     return _ops.ring_conv(x, weight, bias, args)
@@ -329,7 +337,9 @@ def ring_conv_transpose(
     """Transposed ring convolution of any dimension; the tensors are checked here."""
     if torch.compiler.is_compiling() or autocast_is_enabled():
         x, weight, bias = _autocast(x, weight, bias)
-    check_function_transpose(x, weight, bias, output_padding, args)
+    is_traced = _layers_traced_by_jit and torch.jit.is_tracing()
+    if not is_traced:
+        check_function_transpose(x, weight, bias, output_padding, args)
     if x.dim() == len(args.stride) + 1:
         return ring_conv_transpose(x.unsqueeze(0), weight, bias, output_padding, args).squeeze(0)
     if any(extra >= stride > 0 for extra, stride in zip(output_padding, args.stride, strict=True)):
@@ -338,9 +348,27 @@ def ring_conv_transpose(
         steps = [divmod(extra, stride) for extra, stride in zip(output_padding, args.stride, strict=True)]
         x = F.pad(x, [side for rows, _ in reversed(steps) for side in (0, rows)])
         output_padding = tuple(rest for _, rest in steps)
+    if is_traced:
+        return _ops.ring_conv_transpose.dispatch(x, weight, bias, output_padding, args)
     if _needs_function(x, weight, bias):
         return apply(RingConvTranspose, x, weight, bias, output_padding, args)
     return _ops.ring_conv_transpose(x, weight, bias, output_padding, args)
+
+
+# How many layers run under torch.jit.trace now. PyTorch tells modules, and to ask it at every call would cost more.
+_layers_traced_by_jit = 0
+
+
+@contextmanager
+def traced_by_jit() -> Iterator[None]:
+    """A context for layers under ``torch.jit.trace``, to which sizes are tensors: calls go to the operators, which
+    check and plan where the recorded script runs them."""
+    global _layers_traced_by_jit
+    _layers_traced_by_jit += 1
+    try:
+        yield
+    finally:
+        _layers_traced_by_jit -= 1
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sre_triton.layers import Size, _SREConvNd
+from sre_triton.operators.checks import is_parameter
 from sre_triton.private_api import has_autocast
 
 __all__ = ["GMRConv1d", "GMRConv2d", "GMRConv3d", "ring_mixing"]
@@ -91,6 +92,8 @@ class _GMRConvNd(_SREConvNd):
 
     def ring_weight(self) -> Tensor:
         """``weight @ P(log_sigmas)``, differentiable."""
+        for parameter in (self.weight, self.log_sigmas):
+            is_parameter(parameter)
         device_type = self.weight.device.type
         if not has_autocast(device_type):
             return self.weight @ ring_mixing(self.log_sigmas)

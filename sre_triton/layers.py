@@ -16,9 +16,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 
-from sre_triton.functional import ring_conv, ring_conv_transpose
+from sre_triton.functional import ring_conv, ring_conv_transpose, traced_by_jit
 from sre_triton.geometry.conv import ConvArgs, output_padding
 from sre_triton.geometry.rings import RingGeometry, default_num_rings, ring_geometry
 from sre_triton.operators.arguments import Size, conv_args, size_tuple
@@ -168,6 +169,29 @@ class RingConvNd(nn.Module):
         """The weight of each ring that the convolution uses, in the shape of ``weight``."""
         return self.weight
 
+    def _as_leaf(self, input: Proxy, *args: Any) -> Proxy:
+        """The call of this layer in a graph of ``torch.fx``, whose tracers ask to go into modules that are not
+        PyTorch's own: one node, as they make it of ``nn.ConvNd``."""
+        if self._forward_pre_hooks or self._forward_hooks:
+            # They have run on the way here, and would run again with the graph.
+            raise RuntimeError(
+                f"torch.fx cannot trace {type(self).__name__}({self.extra_repr()}), which has forward hooks: remove "
+                "them (torch.nn.utils.prune.remove, remove_weight_norm), or trace with a Tracer whose is_leaf_module "
+                "is True for it"
+            )
+        tracer: Any = input.tracer
+        path = tracer.path_of_module(self)
+        if not path:
+            raise RuntimeError(
+                f"torch.fx traces what holds {type(self).__name__} layers, not one alone: put it into nn.Sequential"
+            )
+        return tracer.create_proxy("call_module", path, (input, *args), {})
+
+    def _slow_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What ``nn.Module`` runs in place of ``forward`` under ``torch.jit.trace``."""
+        with traced_by_jit():
+            return super()._slow_forward(*args, **kwargs)
+
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, as ``nn.ConvNd`` prints them."""
         parts = [f"{self.in_channels}, {self.out_channels}", f"kernel_size={self.kernel_size}", f"stride={self.stride}"]
@@ -255,6 +279,8 @@ class _SREConvNd(RingConvNd):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolves (N, in, *space) or (in, *space); see :mod:`sre_triton.functional`."""
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return self._as_leaf(input)
         args = self._conv_args(self.padding)
         if self.padding_mode != "zeros":
             input = F.pad(input, [p for p in reversed(args.padding) for _ in range(2)], mode=self.padding_mode)
@@ -294,6 +320,8 @@ class _SREConvTransposeNd(RingConvNd):
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Transposed convolution of (N, in, *space) or (in, *space), to ``output_size`` if it is given."""
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return self._as_leaf(input, *(() if output_size is None else (output_size,)))
         assert not isinstance(self.padding, str)
         args = self._conv_args(self.padding)
         if output_size is None:

@@ -31,6 +31,7 @@ __all__ = [
     "dispatch_modes",
     "has_autocast",
     "has_tangent",
+    "is_expanded_weight",
     "ntuple",
     "transforms_are_active",
 ]
@@ -104,6 +105,11 @@ def has_tangent(*args: Any) -> bool:
     return getattr(forward_ad, "_current_level", 0) >= 0 and any(
         isinstance(arg, torch.Tensor) and forward_ad.unpack_dual(arg).tangent is not None for arg in args
     )
+
+
+def is_expanded_weight(value: object) -> bool:
+    """Whether this is what ``call_for_per_sample_grads`` puts in the place of parameters."""
+    return type(value).__module__.startswith("torch.nn.utils._expanded_weights")
 
 
 def apply_function(function: type[Function], *args: Any) -> Any:

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from sre_triton.geometry.conv import ConvArgs, check_numbers, output_size, transposed_size
 from sre_triton.geometry.rings import ring_geometry
 from sre_triton.planning.request import REQUESTS
-from sre_triton.private_api import dispatch_modes
+from sre_triton.private_api import dispatch_modes, is_expanded_weight
 
 __all__ = [
     "ACTIVATIONS",
@@ -31,6 +32,7 @@ __all__ = [
     "check_function_transpose",
     "check_residual",
     "check_weight_grad",
+    "is_parameter",
     "remembered",
 ]
 
@@ -52,7 +54,11 @@ def remembered(check: Callable[..., None]) -> Callable[..., None]:
 
 def check_function(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) -> None:
     """Raises what ``F.convNd`` raises if these tensors, batched or not, are not a convolution's."""
-    if not (isinstance(x, Tensor) and isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))):
+    if (
+        not isinstance(x, Tensor)
+        or (type(weight) is not Parameter and type(weight) is not Tensor and not is_parameter(weight))
+        or (bias is not None and type(bias) is not Parameter and not is_parameter(bias))
+    ):
         raise _not_tensors(x, weight, bias)
     check = _check_conv if torch.compiler.is_compiling() or dispatch_modes() else _known_conv
     check(
@@ -67,7 +73,11 @@ def check_function_transpose(
     x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: tuple[int, ...], args: ConvArgs
 ) -> None:
     """Raises what ``F.conv_transposeNd`` raises if these tensors, batched or not, do not fit it."""
-    if not (isinstance(x, Tensor) and isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))):
+    if (
+        not isinstance(x, Tensor)
+        or (type(weight) is not Parameter and type(weight) is not Tensor and not is_parameter(weight))
+        or (bias is not None and type(bias) is not Parameter and not is_parameter(bias))
+    ):
         raise _not_tensors(x, weight, bias)
     check = _check_conv_transpose if torch.compiler.is_compiling() or dispatch_modes() else _known_conv_transpose
     check(
@@ -83,6 +93,21 @@ def check_residual(residual: Tensor, x: Tensor, weight: Tensor, args: ConvArgs) 
     """Raises RuntimeError unless ``residual`` is like the output."""
     like, given, rings = ((t.shape, t.dtype, t.device) for t in (residual, x, weight))
     _check_residual(like, given, rings, args)
+
+
+def is_parameter(value: Any) -> bool:
+    """Whether a weight or bias is a tensor.
+
+    Raises:
+        RuntimeError: it is of ``call_for_per_sample_grads``, which knows PyTorch's own functions alone.
+    """
+    if not torch.compiler.is_compiling() and is_expanded_weight(value):
+        raise RuntimeError(
+            "torch.nn.utils._per_sample_grad.call_for_per_sample_grads takes no ring convolutions: use "
+            "torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0)) with torch.func.functional_call for gradients "
+            "per sample"
+        )
+    return isinstance(value, Tensor)
 
 
 def _not_tensors(x: Any, weight: Any, bias: Any) -> TypeError:
@@ -298,5 +323,26 @@ def _check_bias(bias: Signature | None, channels: int) -> None:
 
 
 # Checked forms of call are remembered. A tracer goes to the checks themselves, with its symbolic sizes.
-_known_conv = lru_cache(maxsize=4096)(_check_conv)
-_known_conv_transpose = lru_cache(maxsize=4096)(_check_conv_transpose)
+
+
+def _refuse_jit(name: str) -> None:
+    """To ``torch.jit.trace`` sizes are tensors: nothing remembered is like them."""
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            f"torch.jit.trace records the layers of sre_triton, but no call of {name} from elsewhere: use a layer, "
+            "torch.export.export, or sre_triton.fold for a network of plain convolutions"
+        )
+
+
+@lru_cache(maxsize=4096)
+def _known_conv(x: Signature, weight: Signature, bias: Signature | None, args: ConvArgs) -> None:
+    _refuse_jit(f"sre_conv{len(args.stride)}d")
+    _check_conv(x, weight, bias, args)
+
+
+@lru_cache(maxsize=4096)
+def _known_conv_transpose(
+    x: Signature, weight: Signature, bias: Signature | None, output_padding: tuple[int, ...], args: ConvArgs
+) -> None:
+    _refuse_jit(f"sre_conv_transpose{len(args.stride)}d")
+    _check_conv_transpose(x, weight, bias, output_padding, args)

@@ -19,6 +19,7 @@ from sre_triton.geometry.schedule import ring_schedule
 __all__ = [
     "DenseWork",
     "NativeWork",
+    "RingSums",
     "RingwiseWork",
     "Work",
     "choose",
@@ -26,6 +27,7 @@ __all__ = [
     "estimate",
     "native_work",
     "rates",
+    "ring_sums",
     "ringwise_work",
 ]
 
@@ -138,7 +140,7 @@ def _taps_inside(k: int, n: int, m: int, padding: int, stride: int, dilation: in
 _BLOCK = 3 << 18
 
 
-class _RingSums(NamedTuple):
+class RingSums(NamedTuple):
     """The ring sums that a pass is made of, and what they are multiplied with."""
 
     positions: int  # that have ring sums
@@ -149,11 +151,13 @@ class _RingSums(NamedTuple):
     rings: int
     density: list[int]  # elements of a buffer of each level, per position and channel
     additions: int  # per position and channel
+    operations: int  # the same, and multiplications by shares of anti-aliased rings
     steps: int
     buffers: int
 
 
-def _ring_sums(call: Call) -> _RingSums:
+def ring_sums(call: Call) -> RingSums:
+    """The ring sums of a pass whose gradients, if it has two, share them."""
     spec, input_size = call.spec, call.input_size
     if call.kind in ("forward", "weight_grad"):
         positions, summed, mixed, stride = call.pixels, call.in_channels, call.out_channels, spec.stride
@@ -167,10 +171,13 @@ def _ring_sums(call: Call) -> _RingSums:
     # A sum over the first dimensions alone still has every position of the padded input in the others.
     density = [math.prod(stride[level:]) for level in range(spec.ndim + 1)]
     additions = sum(density[schedule.levels[step.out]] for step in schedule.steps)
+    operations = sum(
+        density[schedule.levels[step.out]] * ((step.left is not None) + (step.factor != 1)) for step in schedule.steps
+    )
     products = 2 if call.kind == "backward" else 1
-    return _RingSums(
-        positions, width, summed, mixed, products, len(rings), density, additions, len(schedule.steps),
-        len(schedule.levels),
+    return RingSums(
+        positions, width, summed, mixed, products, len(rings), density, additions, operations,
+        len(schedule.steps), len(schedule.levels),
     )  # fmt: skip
 
 
@@ -178,7 +185,7 @@ def ringwise_work(call: Call) -> RingwiseWork:
     """What the ring-wise backend does for this call, if its input is channels_last."""
     if call.kind == "backward" and not call.spec.is_unit_stride:
         return RingwiseWork(*_in_two_passes(ringwise_work, call))
-    spec, r = call.spec, _ring_sums(call)
+    spec, r = call.spec, ring_sums(call)
     elements = r.positions * r.summed
     blocks = max(1.0, elements * (r.buffers + r.rings) / _BLOCK)
     return RingwiseWork(
@@ -201,7 +208,7 @@ def native_work(call: Call) -> NativeWork:
     """What the native backend does for this call, if its input is channels_last."""
     if call.kind == "backward" and not call.spec.is_unit_stride:
         return NativeWork(*_in_two_passes(native_work, call))
-    groups, r = call.spec.groups, _ring_sums(call)
+    groups, r = call.spec.groups, ring_sums(call)
     elements, mixed = r.positions * r.summed, r.mixed // groups
     depthwise = r.summed == r.mixed == groups
     lanes = 1 if depthwise else _in_lanes(mixed)
