@@ -11,7 +11,7 @@ import functools
 import gc
 import types
 import weakref
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -216,8 +216,11 @@ def _children(obj: Any) -> Iterator[object]:
     attributes = _attributes(obj)  # first, since an instance gives its values to the dictionary
     if attributes is not None:
         yield attributes
-    if not issubclass(kind, types.FunctionType):
-        yield from gc.get_referents(obj)
+    if kind is dict:
+        yield from obj  # by itself: values that are kept in an instance are none of its dictionary's referents
+        yield from obj.values()
+    elif not issubclass(kind, types.FunctionType):
+        yield from _beside(attributes, gc.get_referents(obj))
     if issubclass(kind, nn.Module):
         for cls in kind.__mro__:
             if not is_library(cls.__module__):
@@ -234,6 +237,20 @@ def _attributes(obj: Any) -> dict[str, Any] | None:
     except Exception:  # whatever a class of someone else's raises
         return None
     return attributes if type(attributes) is dict else None
+
+
+def _beside(attributes: dict[str, Any] | None, referents: list[Any]) -> Iterator[object]:
+    """The referents without the values of attributes: since Python 3.13 an instance keeps them itself, and its
+    dictionary, through which they are replaced, is none of its referents."""
+    if attributes is None or any(one is attributes for one in referents):
+        yield from referents
+        return
+    values = Counter(map(id, attributes.values()))
+    for one in referents:
+        if values[id(one)]:
+            values[id(one)] -= 1
+        else:
+            yield one
 
 
 def _held_by_function(function: types.FunctionType) -> Iterator[object]:
