@@ -44,6 +44,8 @@ class Worker:
         self._name = name
         self._process: Any = None
         self._connection: Connection | None = None
+        self._interrupted = False
+        self._lock = threading.Lock()  # an interruption and a start do not overlap
 
     def call(self, function: Callable[..., Any], *arguments: Any, limit: float) -> Any:
         """``function(*arguments)``, done in the process.
@@ -77,15 +79,19 @@ class Worker:
         return value
 
     def _start(self) -> None:
-        self._connection, theirs = _context.Pipe()
-        self._process = _context.Process(target=_serve, args=(theirs,), name=self._name)
-        self._process.start()
-        _alive.add(self._process.pid)
+        with self._lock:
+            if self._interrupted:
+                raise JobError("it was given up before its process had started", True)
+            connection, theirs = _context.Pipe()
+            process = _context.Process(target=_serve, args=(theirs,), name=self._name)
+            process.start()
+            self._connection, self._process = connection, process
+            _alive.add(process.pid)
         theirs.close()
         try:
-            if not self._connection.poll(_START_SECONDS):
+            if not connection.poll(_START_SECONDS):
                 raise JobError(f"the process did not start in {_START_SECONDS:.0f} s", True)
-            self._connection.recv()
+            connection.recv()
         except (EOFError, OSError):
             self.kill()
             raise JobError("the process died before its first job", True) from None
@@ -94,11 +100,18 @@ class Worker:
             raise
 
     def interrupt(self) -> None:
-        """From another thread: the call that goes on fails as if its process had died."""
-        process = self._process
+        """From another thread: the call that goes on fails as if its process had died, and calls fail from then on
+        until :meth:`resume`."""
+        with self._lock:
+            self._interrupted = True
+            process = self._process
         if process is not None:
             _kill_group(process.pid)
             process.kill()  # had it no group of its own yet
+
+    def resume(self) -> None:
+        """The call that was interrupted is over; others may come."""
+        self._interrupted = False
 
     def kill(self) -> None:
         """At once, with everything that it started."""
@@ -138,6 +151,7 @@ class Workers:
             return worker.call(function, *arguments, limit=self._limit)
         finally:
             with self._lock:
+                worker.resume()
                 self._idle.append(worker)
 
     def give_up(self, futures: list[Future[Any]]) -> None:

@@ -74,6 +74,16 @@ def test_a_process_that_hangs_is_killed_with_all_that_it_started(worker: Worker,
     wait_until_gone(int((tmp_path / "pid").read_text()))
 
 
+def test_a_process_that_is_given_up_before_it_started_never_starts(worker: Worker) -> None:
+    """A signal may come while a thread is on its way to its first job."""
+    worker.interrupt()
+    with pytest.raises(JobError, match="given up before its process had started") as error:
+        worker.call(os.getpid, limit=30)
+    assert error.value.is_fault
+    worker.resume()
+    assert worker.call(os.getpid, limit=30) != os.getpid()
+
+
 def test_workers_end_at_once_whatever_they_do() -> None:
     workers = Workers(1, limit=600)
     pid = workers.submit(os.getpid).result(60)

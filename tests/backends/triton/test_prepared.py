@@ -220,7 +220,7 @@ knobs.runtime.launch_enter_hook = None
 assert is_direct()
 knobs.runtime.launch_enter_hook = chain
 
-from sre_triton.backends.triton.expansion import ring_expand_kernel
+from sre_triton.backends.triton.dense_kernels import ring_expand_kernel
 ring_expand_kernel.add_pre_run_hook(lambda *arguments, **options: seen.append("before"))
 assert not is_direct() and seen.pop() == "before"
 ring_expand_kernel.pre_run_hooks.clear()
