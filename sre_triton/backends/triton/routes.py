@@ -76,7 +76,7 @@ def fused_grad_candidates(problem: Problem) -> list[Tile]:
         for tile in found
         if fused_grad_registers(problem, tile) <= budget
         and tiles.shared_bytes(problem, tile) <= problem.device.shared_bytes
-        and tiles._signature(problem, tile, "fused_grad") not in tiles._known_spills()
+        and not tiles.is_struck(problem, tile, "fused_grad")
     ]
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "expansion_blocks",
     "forward_tile",
     "is_narrow",
+    "is_struck",
     "limits_of",
     "loops",
     "narrow_grad_candidates",
@@ -56,6 +57,7 @@ _LEAST_BLOCK = 16
 # wgmma gives each warp 16 rows. Eight warps on 64 rows of a small image share them out along the channels, and spill at
 # 256 of those (static: 80 bytes at k=5, 200 at k=7, 264 at k=9).
 _WARPS_OF_16_ROWS = ("sm_90",)
+_MASKED = " masked"  # of a block of input channels that some programs do not fill
 _SPILLS = Path(__file__).with_name("spills.json")
 
 
@@ -225,7 +227,7 @@ def tensor_memory_columns(tile: Tile) -> int:
 
 
 def _fits(problem: Problem, tile: Tile) -> bool:
-    if registers(problem, tile) > _register_budget(problem, tile) or _signature(problem, tile) in _known_spills():
+    if registers(problem, tile) > _register_budget(problem, tile) or is_struck(problem, tile):
         return False
     if shared_bytes(problem, tile) > problem.device.shared_bytes:
         return False
@@ -251,13 +253,20 @@ def _known_spills() -> frozenset[str]:
     return frozenset(json.loads(_SPILLS.read_text())) if _SPILLS.exists() else frozenset()
 
 
+def is_struck(problem: Problem, tile: Tile, kind: str = "") -> bool:
+    """Whether a tile is known to spill. What spills with every channel in use does so with a mask, not the reverse."""
+    signature = _signature(problem, tile, kind)
+    return not _known_spills().isdisjoint((signature, signature.removesuffix(_MASKED)))
+
+
 def _signature(problem: Problem, tile: Tile, kind: str = "") -> str:
     """What a compiler's use of registers depends on."""
     taps = problem.taps
     geometry = (len(taps.planes), taps.num_columns, problem.rings, row_stride(taps, problem.stride[1]))
     kind = kind or ("loop" if loops(problem, tile) else "once")
     options = (tile.rows, tile.columns, tile.c_out, tile.c_in, tile.warps)
-    return f"{problem.device.arch} {geometry} {problem.itemsize} {tile.sums} {kind} {options}"
+    masked = _MASKED if tile.c_in and problem.c_in % tile.c_in else ""
+    return f"{problem.device.arch} {geometry} {problem.itemsize} {tile.sums} {kind} {options}{masked}"
 
 
 # The choice -------------------------------------------------------------------------------------------
@@ -312,7 +321,7 @@ def narrow_grad_candidates(problem: Problem) -> list[Tile]:
         tile = Tile(rows, columns, block, 0, warps, sums)
         extra = (problem.rings - rows) * columns * block // (warps * problem.device.warp_size)
         fits = registers(problem, tile) + extra <= _register_budget(problem, tile)
-        if rows <= 2 and fits and _signature(problem, tile, "grad") not in _known_spills():
+        if rows <= 2 and fits and not is_struck(problem, tile, "grad"):
             found.append(tile)
     return found
 

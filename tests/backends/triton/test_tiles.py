@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from sre_triton.backends.triton import tiles
+from sre_triton.backends.triton import routes, tiles
 from sre_triton.backends.triton.taps import conv_taps
 from sre_triton.backends.triton.tiles import Problem, Tile
 from sre_triton.geometry.conv import conv_spec
@@ -169,3 +169,22 @@ def test_known_spills_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     signature = tiles._signature(case, chosen)
     monkeypatch.setattr(tiles, "_known_spills", lambda: frozenset({signature}))
     assert chosen not in tiles.candidates(case)
+
+
+def test_what_spills_with_a_mask_stays_where_channels_are_even(monkeypatch: pytest.MonkeyPatch) -> None:
+    even, masked = problem(9, 64, 64), problem(9, 40, 64)
+    tile = Tile(4, 32, 64, 64, 8)
+    signatures = [tiles._signature(case, tile) for case in (even, masked)]
+    assert signatures[1] == signatures[0] + " masked"
+    for known, struck in zip(signatures, ((True, True), (False, True)), strict=True):
+        monkeypatch.setattr(tiles, "_known_spills", lambda known=known: frozenset({known}))
+        assert (tiles.is_struck(even, tile), tiles.is_struck(masked, tile)) == struck
+
+
+@pytest.mark.parametrize(("kernel_size", "rows", "columns", "fits"), [
+    (5, 8, 32, False), (5, 8, 16, True), (5, 4, 32, True), (9, 8, 32, False), (9, 4, 32, False), (9, 8, 16, True),
+])  # fmt: skip
+def test_operands_in_registers_count(kernel_size: int, rows: int, columns: int, fits: bool) -> None:
+    """Static, gfx942: what the estimate refuses spills 256 to 2412 bytes, what it passes none."""
+    tile = Tile(rows, columns, 64, 32, 8, "float32")
+    assert (tile in routes.fused_grad_candidates(problem(kernel_size, arch="gfx942"))) == fits
