@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from sre_triton.backends.triton import tiles
+from sre_triton.backends.triton import devices, tiles
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -64,8 +64,8 @@ def record(call: Callable[[], object], arch: str) -> list[Launch]:
         options: dict[str, int] = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
         launches.append(Launch(kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs, options))
 
-    limits = tiles.limits_of(arch)
-    with mock.patch.object(JITFunction, "run", note), mock.patch.object(tiles, "device_limits", return_value=limits):
+    limits = devices.limits_of(arch)
+    with mock.patch.object(JITFunction, "run", note), mock.patch.object(devices, "device_limits", return_value=limits):
         call()
     return launches
 
@@ -97,7 +97,7 @@ def build(launch: Launch, arch: str, trips: int = 1) -> Binary:
         RuntimeError: the kernel needs more shared or tensor memory than there is.
     """
     compiled = triton.compile(source(launch), target=TARGETS[arch], options=launch.options)
-    limit = tiles.limits_of(arch).shared_bytes
+    limit = devices.limits_of(arch).shared_bytes
     if compiled.metadata.shared > limit:
         raise RuntimeError(f"shared memory: {compiled.metadata.shared} bytes of {limit}")
     columns = getattr(compiled.metadata, "tmem_size", 0) or 0

@@ -33,7 +33,7 @@ import triton
 
 from bench import aot
 from bench.gpu.cases import Layer, full
-from sre_triton.backends.triton import launch, tiles
+from sre_triton.backends.triton import devices, launch
 from sre_triton.geometry.conv import ConvSpec, conv_spec
 
 BASELINE = Path(__file__).parent / "results" / "compile_baseline.json"
@@ -246,7 +246,7 @@ def compiled(case: Case, call: aot.Launch, arch: str) -> dict[str, Any]:
         "tensor_memory": binary.tensor_memory,
     }
     if "fwd" in call.kernel.__name__:
-        threads = call.options["num_warps"] * tiles.limits_of(arch).warp_size
+        threads = call.options["num_warps"] * devices.limits_of(arch).warp_size
         channels = c_in * block if "BC" in arguments else c_in
         work = arguments["R"] * arguments["BM"] * channels * case.kernel_size**case.ndim
         result["instructions_per_element_tap"] = round(binary.instructions * threads / work, 4)

@@ -59,7 +59,7 @@ def check_operations(layer: Layer) -> Finding:
 
 def check_tiles(layer: Layer, warps: int) -> Finding:
     """Forward with some of the tiles that the heuristic may pick for other channels and sizes."""
-    from sre_triton.backends.triton import launch, taps, tiles
+    from sre_triton.backends.triton import devices, launch, taps, tiles
 
     torch.manual_seed(0)
     (x, weight, _), spec = layer.tensors(), layer.spec
@@ -67,7 +67,7 @@ def check_tiles(layer: Layer, warps: int) -> Finding:
     problem = tiles.Problem(
         taps=taps.conv_taps(spec).taps, stride=(1, *spec.stride), dtype=x.dtype, groups=1, c_in=layer.channels[0],
         c_out=layer.channels[1], batch=layer.batch, height=truth.shape[2], width=truth.shape[3],
-        device=tiles.device_limits(x.device),
+        device=devices.device_limits(x.device),
     )  # fmt: skip
     found = [tile for tile in tiles.candidates(problem) if tile.warps == warps]
     some = found[:: max(1, len(found) // 6)]

@@ -83,7 +83,7 @@ class Worker:
             if self._interrupted:
                 raise JobError("it was given up before its process had started", True)
             connection, theirs = _context.Pipe()
-            process = _context.Process(target=_serve, args=(theirs,), name=self._name)
+            process: Any = _context.Process(target=_serve, args=(theirs,), name=self._name)
             process.start()
             self._connection, self._process = connection, process
             _alive.add(process.pid)

@@ -22,6 +22,7 @@ from sre_triton.layers import RingConvNd
 from sre_triton.models.checkpoint import translate_reference_keys
 from sre_triton.models.parts import Parts, checkpointed, per_stage
 from sre_triton.models.registry import register_model
+from sre_triton.models.residual_blocks import BasicBlock, Block, Bottleneck, strided
 
 if TYPE_CHECKING:
     from typing_extensions import TypedDict, Unpack
@@ -73,101 +74,6 @@ __all__ = [
 ]
 
 
-class _Block(nn.Module):
-    """A residual branch and its shortcut. Subclasses make the branch; their names are the reference's."""
-
-    expansion: int
-    convolutions: int
-    relu: nn.Module
-    downsample: nn.Sequential | None
-
-    def _shortcut(self, parts: Parts, in_channels: int, out_channels: int, stride: int) -> None:
-        """Made last: the state of an optimizer knows parameters by their order."""
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = None
-        if stride != 1 or in_channels != out_channels:
-            self.downsample = nn.Sequential(
-                parts.avg_pool(stride), parts.pointwise(in_channels, out_channels), parts.norm(out_channels)
-            )
-
-    @property
-    def last_norm(self) -> nn.Module:
-        """The normalisation that ends the residual branch."""
-        return self.get_submodule(f"bn{self.convolutions}")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, *space) to (N, out, *ceil(space / stride))."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        for i in range(1, self.convolutions + 1):
-            x = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x))
-            if i < self.convolutions:
-                x = self.relu(x)
-        return self.relu(x + shortcut)
-
-
-def _strided(parts: Parts, conv: nn.Module, stride: int) -> nn.Module:
-    return conv if stride == 1 else nn.Sequential(parts.avg_pool(stride), conv)
-
-
-class BasicBlock(_Block):
-    """Two convolutions of the same size."""
-
-    expansion = 1
-    convolutions = 2
-
-    def __init__(
-        self,
-        parts: Parts,
-        in_channels: int,
-        channels: int,
-        stride: int,
-        size: int,
-        num_rings: int | None,
-        groups: int,
-        width_per_group: int,
-    ) -> None:
-        if groups != 1 or width_per_group != 64:
-            raise ValueError(
-                "groups and width_per_group are for networks of bottleneck blocks (resnet50, resnet101), "
-                f"got groups={groups}, width_per_group={width_per_group}"
-            )
-        super().__init__()
-        self.conv1 = _strided(parts, parts.convolution(in_channels, channels, size, num_rings=num_rings), stride)
-        self.bn1 = parts.norm(channels)
-        self.conv2 = parts.convolution(channels, channels, size, num_rings=num_rings)
-        self.bn2 = parts.norm(channels)
-        self._shortcut(parts, in_channels, channels, stride)
-
-
-class Bottleneck(_Block):
-    """A convolution between two pointwise ones, which lead to fewer channels and back to four times as many."""
-
-    expansion = 4
-    convolutions = 3
-
-    def __init__(
-        self,
-        parts: Parts,
-        in_channels: int,
-        channels: int,
-        stride: int,
-        size: int,
-        num_rings: int | None,
-        groups: int,
-        width_per_group: int,
-    ) -> None:
-        super().__init__()
-        width = channels * width_per_group // 64 * groups
-        self.conv1 = parts.pointwise(in_channels, width)
-        self.bn1 = parts.norm(width)
-        conv2 = parts.convolution(width, width, size, num_rings=num_rings, groups=groups)
-        self.conv2 = _strided(parts, conv2, stride)
-        self.bn2 = parts.norm(width)
-        self.conv3 = parts.pointwise(width, channels * self.expansion)
-        self.bn3 = parts.norm(channels * self.expansion)
-        self._shortcut(parts, in_channels, channels * self.expansion, stride)
-
-
 class ResNet(nn.Module):
     """A residual network of four stages, over (N, in_channels, *space) in 2-D or 3-D.
 
@@ -208,7 +114,7 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        block: Callable[..., _Block],
+        block: Callable[..., Block],
         depths: Sequence[int],
         *,
         conv: str,
@@ -247,7 +153,7 @@ class ResNet(nn.Module):
         self.features_only = features_only
         self.grad_checkpointing = False
 
-        self.conv1 = _strided(parts, parts.convolution(in_channels, inplanes, stem_size), stem_stride)
+        self.conv1 = strided(parts, parts.convolution(in_channels, inplanes, stem_size), stem_stride)
         self.bn1 = parts.norm(inplanes)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool: nn.Module = nn.Identity()
@@ -277,7 +183,7 @@ class ResNet(nn.Module):
         self._initialise()
         if zero_init_residual:
             for module in self.modules():
-                if isinstance(module, _Block):
+                if isinstance(module, Block):
                     nn.init.zeros_(module.last_norm.weight)  # type: ignore[arg-type]
 
     def _initialise(self) -> None:
@@ -361,7 +267,7 @@ class ResNet(nn.Module):
         return network
 
 
-_DEPTHS: dict[int, tuple[Callable[..., _Block], tuple[int, ...]]] = {
+_DEPTHS: dict[int, tuple[Callable[..., Block], tuple[int, ...]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),

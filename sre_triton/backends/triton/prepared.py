@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sre_triton.backends.triton import tiles
+from sre_triton.backends.triton import devices
 from sre_triton.backends.triton.layout import device_of
 from sre_triton.backends.triton.taps import Taps, conv_taps, row_step
 from sre_triton.backends.triton.tiles import Problem, Tile
@@ -184,5 +184,5 @@ def kernel_problem(
         batch=out_shape[0] * out_shape[1],
         height=out_shape[2],
         width=out_shape[3],
-        device=tiles.device_limits(x.device),
+        device=devices.device_limits(x.device),
     )

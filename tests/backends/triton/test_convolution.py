@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sre_triton.backends.memory_format import layout_of
-from sre_triton.backends.triton import launch, tiles
+from sre_triton.backends.triton import devices, launch
 from sre_triton.backends.triton.launch import backward, forward, fused_forward, transpose, weight_grad
 from sre_triton.backends.triton.tiles import Tile
 from sre_triton.geometry.conv import conv_spec
@@ -140,9 +140,9 @@ def test_two_kernels(device: torch.device) -> None:
 def test_many_chunks_and_splits_give_one_gradient(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = Layer(kernel_size=3, dilation=2, c_in=16, c_out=16, size=(9, 6))
     x, weight, _, grad_y = layer.tensors(device)
-    limits = tiles.limits_of("interpreter")
+    limits = devices.limits_of("interpreter")
     tiny = type(limits)("interpreter", 4, limits.shared_bytes, 2**12)
-    monkeypatch.setattr(tiles, "device_limits", lambda _: tiny)
+    monkeypatch.setattr(devices, "device_limits", lambda _: tiny)
     first = weight_grad(x, grad_y, layer.spec)
     assert_accurate(first, *dense_backward(layer, grad_y, x, weight)[1])
     assert torch.equal(first, weight_grad(x, grad_y, layer.spec))

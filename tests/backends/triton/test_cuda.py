@@ -15,7 +15,7 @@ import torch
 
 import sre_triton
 from sre_triton.backends import dense, expansion
-from sre_triton.backends.triton import launch, tiles
+from sre_triton.backends.triton import devices, launch, tiles
 from sre_triton.geometry.rings import ring_geometry
 from tests.backends.triton.cases import Layer, assert_accurate, dense_backward, dense_forward
 
@@ -201,7 +201,7 @@ def test_the_backward_pass_keeps_no_ring_sums(device: torch.device) -> None:
     before = torch.cuda.memory_allocated()
     results = launch.backward(grad_y, x, weight, layer.spec)
     peak = torch.cuda.max_memory_allocated() - before
-    assert peak <= sum(t.nbytes for t in results) + tiles.device_limits(x.device).l2_bytes + 2**26
+    assert peak <= sum(t.nbytes for t in results) + devices.device_limits(x.device).l2_bytes + 2**26
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BF16])

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from sre_triton.backends.triton import routes, tiles
+from sre_triton.backends.triton import devices, routes, tiles
 from sre_triton.backends.triton.taps import conv_taps
 from sre_triton.backends.triton.tiles import Problem, Tile
 from sre_triton.geometry.conv import conv_spec
@@ -33,7 +33,7 @@ def problem(
     spec = conv_spec(n, k, k // 2 + 1, True, antialias, (stride,) * n, (k // 2,) * n, (dilation,) * n, groups)
     strides = (1,) * (3 - n) + spec.stride
     return Problem(
-        conv_taps(spec).taps, strides, dtype, groups, c_in, c_out, batch, *size, tiles.limits_of(arch)
+        conv_taps(spec).taps, strides, dtype, groups, c_in, c_out, batch, *size, devices.limits_of(arch)
     )  # fmt: skip
 
 

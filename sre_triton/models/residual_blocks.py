@@ -1,0 +1,108 @@
+"""The blocks of residual networks, in 2-D and 3-D, of ring convolutions or of plain ones.
+
+Every stride is an average pooling in front of a convolution of stride 1, in the residual branch and in its
+shortcut alike.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sre_triton.models.parts import Parts
+
+__all__ = ["BasicBlock", "Block", "Bottleneck", "strided"]
+
+
+class Block(nn.Module):
+    """A residual branch and its shortcut. Subclasses make the branch; their names are the reference's."""
+
+    expansion: int
+    convolutions: int
+    relu: nn.Module
+    downsample: nn.Sequential | None
+
+    def _shortcut(self, parts: Parts, in_channels: int, out_channels: int, stride: int) -> None:
+        """Made last: the state of an optimizer knows parameters by their order."""
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                parts.avg_pool(stride), parts.pointwise(in_channels, out_channels), parts.norm(out_channels)
+            )
+
+    @property
+    def last_norm(self) -> nn.Module:
+        """The normalisation that ends the residual branch."""
+        return self.get_submodule(f"bn{self.convolutions}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, *space) to (N, out, *ceil(space / stride))."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        for i in range(1, self.convolutions + 1):
+            x = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x))
+            if i < self.convolutions:
+                x = self.relu(x)
+        return self.relu(x + shortcut)
+
+
+def strided(parts: Parts, conv: nn.Module, stride: int) -> nn.Module:
+    return conv if stride == 1 else nn.Sequential(parts.avg_pool(stride), conv)
+
+
+class BasicBlock(Block):
+    """Two convolutions of the same size."""
+
+    expansion = 1
+    convolutions = 2
+
+    def __init__(
+        self,
+        parts: Parts,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        size: int,
+        num_rings: int | None,
+        groups: int,
+        width_per_group: int,
+    ) -> None:
+        if groups != 1 or width_per_group != 64:
+            raise ValueError(
+                "groups and width_per_group are for networks of bottleneck blocks (resnet50, resnet101), "
+                f"got groups={groups}, width_per_group={width_per_group}"
+            )
+        super().__init__()
+        self.conv1 = strided(parts, parts.convolution(in_channels, channels, size, num_rings=num_rings), stride)
+        self.bn1 = parts.norm(channels)
+        self.conv2 = parts.convolution(channels, channels, size, num_rings=num_rings)
+        self.bn2 = parts.norm(channels)
+        self._shortcut(parts, in_channels, channels, stride)
+
+
+class Bottleneck(Block):
+    """A convolution between two pointwise ones, which lead to fewer channels and back to four times as many."""
+
+    expansion = 4
+    convolutions = 3
+
+    def __init__(
+        self,
+        parts: Parts,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        size: int,
+        num_rings: int | None,
+        groups: int,
+        width_per_group: int,
+    ) -> None:
+        super().__init__()
+        width = channels * width_per_group // 64 * groups
+        self.conv1 = parts.pointwise(in_channels, width)
+        self.bn1 = parts.norm(width)
+        conv2 = parts.convolution(width, width, size, num_rings=num_rings, groups=groups)
+        self.conv2 = strided(parts, conv2, stride)
+        self.bn2 = parts.norm(width)
+        self.conv3 = parts.pointwise(width, channels * self.expansion)
+        self.bn3 = parts.norm(channels * self.expansion)
+        self._shortcut(parts, in_channels, channels * self.expansion, stride)
