@@ -25,6 +25,7 @@ __all__ = [
     "choose",
     "dense_work",
     "estimate",
+    "in_lanes",
     "native_work",
     "rates",
     "ring_sums",
@@ -107,8 +108,8 @@ def dense_work(call: Call) -> DenseWork:
     group_in, group_out = call.in_channels // spec.groups, call.out_channels // spec.groups
     forward = call.kind == "forward"
     # Depthwise layers have a kernel of their own.
-    lanes = 1 if group_out == group_in == 1 else _in_lanes(group_out)
-    rows = group_in if forward else _in_lanes(group_in, 8)
+    lanes = 1 if group_out == group_in == 1 else in_lanes(group_out)
+    rows = group_in if forward else in_lanes(group_in, 8)
     products = call.pixels * taps * rows * lanes * spec.groups
     passes = 2 if call.kind == "backward" else 1
     kernel = spec.geometry.num_taps * call.out_channels * group_in
@@ -122,7 +123,7 @@ def dense_work(call: Call) -> DenseWork:
     )
 
 
-def _in_lanes(channels: int, lanes: int = 16) -> int:
+def in_lanes(channels: int, lanes: int = 16) -> int:
     """Channels that are paid for: they fill vectors."""
     return -(-channels // lanes) * lanes
 
@@ -194,7 +195,7 @@ def ringwise_work(call: Call) -> RingwiseWork:
         additions=elements * r.additions,
         strided=elements * r.additions if r.density[0] > 1 else 0.0,
         copies=elements * (r.density[0] + r.rings),
-        products=r.products * elements * r.rings * _in_lanes(r.mixed // spec.groups),
+        products=r.products * elements * r.rings * in_lanes(r.mixed // spec.groups),
         outputs=r.products * r.positions * r.mixed,
     )
 
@@ -211,7 +212,7 @@ def native_work(call: Call) -> NativeWork:
     groups, r = call.spec.groups, ring_sums(call)
     elements, mixed = r.positions * r.summed, r.mixed // groups
     depthwise = r.summed == r.mixed == groups
-    lanes = 1 if depthwise else _in_lanes(mixed)
+    lanes = 1 if depthwise else in_lanes(mixed)
     products = r.products * elements * r.rings * lanes
     calls = r.products * groups * math.ceil(r.positions / _NATIVE_ROWS) * math.ceil(mixed / _NATIVE_COLUMNS)
     weight_grad = call.kind in ("weight_grad", "backward")

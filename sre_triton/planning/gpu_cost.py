@@ -19,6 +19,7 @@ import torch
 
 from sre_triton.backends.base import Call
 from sre_triton.backends.triton import rules
+from sre_triton.planning.cpu_cost import in_lanes
 
 __all__ = ["Estimate", "Gpu", "describe", "estimate"]
 
@@ -160,7 +161,7 @@ def _dense_cost(call: Call, gpu: Gpu) -> _Cost:
     group_in, group_out = call.in_channels // spec.groups, call.out_channels // spec.groups
     passes = 2 if call.kind == "backward" else 1
     taps = spec.geometry.num_taps
-    products = 2 * call.pixels * spec.groups * taps * _up_to(group_in, 8) * _up_to(group_out, 32)
+    products = 2 * call.pixels * spec.groups * taps * in_lanes(group_in, 8) * in_lanes(group_out, 32)
     kernel = taps * call.out_channels * group_in * call.dtype.itemsize
     arithmetic = products / (_DENSE_TENSOR * _tensor_flops(call.dtype, gpu))
     traffic = _activation_bytes(call) / (_DENSE_BANDWIDTH * gpu.bandwidth)
@@ -192,12 +193,12 @@ def _triton_cost(call: Call, gpu: Gpu) -> _Cost:
     blocks = 1 if through_memory or in_registers else math.ceil(mixed / _TILE_CHANNELS)
     rings, passes = spec.geometry.num_rings, 2 if call.kind == "backward" else 1
 
-    elements = positions * spec.groups * _up_to(summed, 16) * blocks
+    elements = positions * spec.groups * in_lanes(summed, 16) * blocks
     per_tap = _PACKED_TAP if _packs(call, gpu) else _TAP
     instructions = elements * (_ADDRESS + per_tap * share * np.count_nonzero(spec.geometry.weights))
     instructions *= _GRAD_IN_REGISTERS if in_registers else 1.0
     issued = _ISSUE * gpu.processors * gpu.lanes * gpu.clock
-    products = passes * 2 * positions * spec.groups * rings * _up_to(summed, 16) * _up_to(mixed, 16)
+    products = passes * 2 * positions * spec.groups * rings * in_lanes(summed, 16) * in_lanes(mixed, 16)
     # A chip that is not full is slower by as much.
     programs = math.ceil(positions / _TILE_PIXELS) * blocks * spec.groups
     arithmetic = instructions / issued + products / (_TENSOR * _tensor_flops(dtype, gpu))
@@ -238,8 +239,3 @@ def _activation_bytes(call: Call) -> float:
 def _tensor_flops(dtype: torch.dtype, gpu: Gpu) -> float:
     """Peak of the matrix units. float32 is taken for TF32; without it both backends slow down, dense the more."""
     return gpu.processors * gpu.clock * gpu.tensor_flop * (1 if dtype.itemsize == 2 else 0.5)
-
-
-def _up_to(channels: int, multiple: int) -> int:
-    """Channels that are paid for."""
-    return -(-channels // multiple) * multiple
