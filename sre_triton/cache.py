@@ -1,4 +1,4 @@
-"""Where results that outlive a process are kept: tuned launch options, the compiled native kernel."""
+"""Where results that outlive a process are kept: measurements of GPUs, the compiled native kernel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["cache_directory", "gpu_file_name"]
+__all__ = ["cache_directory"]
 
 
 def cache_directory() -> Path:
@@ -17,8 +17,3 @@ def cache_directory() -> Path:
 @lru_cache(maxsize=16)
 def _directory(chosen: str | None, cache: str | None) -> Path:
     return Path(chosen) if chosen else Path(cache or Path.home() / ".cache") / "sre_triton"
-
-
-def gpu_file_name(gpu: str) -> str:
-    """Name of the file that holds what was measured on a GPU of this name."""
-    return f"gpu-{''.join(c if c.isalnum() else '-' for c in gpu)}.json"

@@ -5,7 +5,8 @@
     python -m bench.gpu --list                       what runs, in its order; needs no GPU
 
 Writes ``gpu-<name>.json`` after every result, and what it prints to ``gpu-<name>.log``; SIGTERM and Ctrl-C end it
-with everything saved. Put into ``sre_triton/planning/gpu_tables``, the JSON is what the planner goes by on this GPU.
+with everything saved. In ``~/.cache/sre_triton``, or to ship with the package in ``sre_triton/backends/measured``, the
+JSON is what the planner goes by on this GPU.
 """
 
 from __future__ import annotations

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sre_triton.cache import gpu_file_name
+from sre_triton.backends import measurements
 
 __all__ = ["SECTIONS", "Clock", "Record"]
 
@@ -41,7 +39,7 @@ class Record:
         self._out, self._prefix = out, "quick-" * is_quick
         self._lock = threading.RLock()
         self.result: dict[str, Any] = {
-            "gpu": "unknown", "dtype": "bfloat16", "quick": is_quick, "complete": False, "ended": "not yet",
+            "gpu": "unknown", "quick": is_quick, "complete": False, "ended": "not yet",
             "seconds": {}, **{name: {"checked": 0, "failures": []} for name in SECTIONS}, "sanitizer": "not reached",
             "ceilings": None, "rows": [], "rows_3d": [], "models": [],
         }  # fmt: skip
@@ -50,7 +48,8 @@ class Record:
 
     @property
     def path(self) -> Path:
-        return self._out / f"{self._prefix}{gpu_file_name(self.result['gpu'])}"
+        path = measurements.path_in(self._out, self.result["gpu"])
+        return path.with_name(self._prefix + path.name)
 
     @property
     def failures(self) -> list[str]:
@@ -98,9 +97,7 @@ class Record:
     def save(self) -> None:
         """At no moment is there half a file."""
         with self._lock:
-            scratch = self.path.with_suffix(f".{os.getpid()}.tmp")
-            scratch.write_text(json.dumps(self.result, indent=1) + "\n")
-            os.replace(scratch, self.path)
+            measurements.write(self.path, **self.result)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:

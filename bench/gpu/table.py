@@ -211,5 +211,6 @@ def heading(case: Case, which: str) -> dict[str, Any]:
         "channels": case.channels,
         "size": case.size,
         "batch": case.batch,
+        "dtype": str(case.layer.dtype).removeprefix("torch."),
         "pass": which,
     }

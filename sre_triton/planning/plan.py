@@ -127,9 +127,8 @@ def _automatic_on_gpu(call: Call, in_graph: bool) -> Plan:
     if refusal is not None:
         return Plan("dense", f"not with Triton: {refusal}")
     gpu = gpu_cost.describe(call.device)
-    table = gpu_tables.load(gpu.name)
-    measured = table and gpu_tables.lookup(call, table)
-    if measured:
+    measured = gpu_tables.lookup(call, gpu_tables.load(gpu.name))
+    if measured is not None:
         chosen = "triton" if measured.speedup >= _MEASURED_MARGIN else "dense"
         layer = f"k={measured.kernel_size}, {measured.channels} channels, size {measured.size}"
         return Plan(chosen, f"measured on this GPU: Triton at {measured.speedup:.2g} times the speed at {layer}")

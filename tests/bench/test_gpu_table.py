@@ -122,7 +122,8 @@ def test_a_network_that_computes_something_else_is_wrong(found: dict[str, float]
     assert networks.problem(found, right) is not None
 
 
-def test_the_planner_reads_what_it_writes(tmp_path: Path) -> None:
+def test_the_planner_reads_what_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SRE_TRITON_CACHE_DIR", str(tmp_path))
     record = Record(tmp_path, is_quick=False)
     record.name({"gpu": "A GPU"})
     for which in cases.PASSES:
@@ -131,9 +132,9 @@ def test_the_planner_reads_what_it_writes(tmp_path: Path) -> None:
         seconds = {name: factor * value for name, value in seconds.items()}
         row = table.row(CASE, which, table.Measured(seconds, []), H100, 91500)
         record.add("rows", row, "")
-    loaded = gpu_tables.load("A GPU", tmp_path)
-    assert loaded is not None
-    assert {row.pass_name: row.speedup for row in loaded.rows} == pytest.approx(
+    loaded = gpu_tables.load("A GPU")
+    assert {row.dtype for row in loaded} == {"bfloat16"}
+    assert {row.pass_name: row.speedup for row in loaded} == pytest.approx(
         dict.fromkeys(("forward", "grad_x", "grad_w", "backward"), 4.0)
     )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import types
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from sre_triton.backends import measurements
 from sre_triton.backends.base import Call
-from sre_triton.cache import gpu_file_name
 from sre_triton.geometry.conv import ConvArgs, conv_spec
 from sre_triton.geometry.rings import default_num_rings
 from sre_triton.planning import gpu_cost, gpu_tables, plan
@@ -164,7 +164,7 @@ def test_launches_are_counted_as_they_are() -> None:
 def test_the_plan_says_whether_the_host_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan.triton, "refusal", lambda call: None)
     monkeypatch.setattr(gpu_cost, "describe", lambda device: H100)
-    monkeypatch.setattr(gpu_tables, "load", lambda name: None)
+    monkeypatch.setattr(gpu_tables, "load", lambda name: [])
     assert plan_call(call(), "auto").reason.endswith(", time of the host included")
     assert plan_call(call(), "auto", in_graph=True).reason.endswith(", in a CUDA graph")
     captured = [False]
@@ -225,32 +225,32 @@ def test_of_unknown_architectures_nothing_is_predicted(monkeypatch: pytest.Monke
 def row(k: int = 9, channels: int = 64, size: int = 56, pass_name: str = "forward", **fields: Any) -> dict[str, Any]:
     ms, dense_ms = fields.get("ms", 1.0), fields.get("dense_ms", 4.0)
     return {
-        "kernel_size": k, "channels": channels, "size": size, "batch": 64, "pass": pass_name, "ms": ms,
-        "dense_ms": dense_ms, "speedup_vs_dense": dense_ms / ms, "fraction_of_floor": 0.5,
+        "kernel_size": k, "channels": channels, "size": size, "batch": 64, "dtype": "bfloat16", "pass": pass_name,
+        "ms": ms, "dense_ms": dense_ms, "speedup_vs_dense": dense_ms / ms, "fraction_of_floor": 0.5,
     } | fields  # fmt: skip
 
 
 @pytest.fixture
-def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """A function that writes a table for the H100; the planner sees that GPU and that folder alone."""
+def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """A function that writes what was measured on an H100, the one GPU that the planner sees."""
 
-    def ship(*rows: dict[str, Any], **fields: Any) -> None:
-        (tmp_path / gpu_file_name(H100.name)).write_text(json.dumps({"rows": rows} | fields))
-        gpu_tables.load.cache_clear()
+    def keep(*rows: dict[str, Any]) -> None:
+        measurements.write(measurements.path_in(tmp_path, H100.name), rows=rows)
+        forget()
+
+    def forget() -> None:
+        gpu_tables._load.cache_clear()
         plan._planned.cache_clear()
 
-    load = gpu_tables.load
+    monkeypatch.setenv("SRE_TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(gpu_cost, "describe", lambda device: H100)
-    monkeypatch.setattr(gpu_tables, "load", lambda name: load(name, tmp_path))
     monkeypatch.setattr(plan.triton, "refusal", lambda call: None)
-    monkeypatch.setattr(gpu_tables.load, "cache_clear", load.cache_clear, raising=False)
-    plan._planned.cache_clear()
-    yield ship
-    plan._planned.cache_clear()
-    load.cache_clear()
+    forget()
+    yield keep
+    forget()
 
 
-def test_without_a_table_the_model_decides(shipped: Any) -> None:
+def test_without_a_table_the_model_decides(measure: Callable[..., None]) -> None:
     chosen = plan_call(call(), "auto")
     assert chosen.backend == "triton"
     assert chosen.reason.startswith("predicted")
@@ -259,8 +259,8 @@ def test_without_a_table_the_model_decides(shipped: Any) -> None:
     assert plan_call(call(groups=64), "auto") == plan.Plan("dense", "no prediction of Triton's speed")
 
 
-def test_a_table_replaces_the_model(shipped: Any) -> None:
-    shipped(row(9, dense_ms=0.8), row(3, dense_ms=1.5))
+def test_a_table_replaces_the_model(measure: Callable[..., None]) -> None:
+    measure(row(9, dense_ms=0.8), row(3, dense_ms=1.5))
     assert plan_call(call(9), "auto").backend == "dense"
     chosen = plan_call(call(3), "auto")
     assert chosen.backend == "triton"
@@ -268,14 +268,14 @@ def test_a_table_replaces_the_model(shipped: Any) -> None:
     assert plan_call(call(5), "auto").reason.startswith("predicted"), "no row is like it"
 
 
-def test_what_was_measured_hardly_faster_is_left_to_the_dense_path(shipped: Any) -> None:
-    shipped(row(9, dense_ms=1.09), row(3, dense_ms=1.11))
+def test_what_was_measured_hardly_faster_is_left_to_the_dense_path(measure: Callable[..., None]) -> None:
+    measure(row(9, dense_ms=1.09), row(3, dense_ms=1.11))
     assert plan_call(call(9), "auto").backend == "dense"
     assert plan_call(call(3), "auto").backend == "triton"
 
 
-def test_the_nearest_row_counts(shipped: Any) -> None:
-    shipped(row(channels=64), row(channels=128, dense_ms=0.5), row(channels=64, size=14, batch=1024, dense_ms=0.5))
+def test_the_nearest_row_counts(measure: Callable[..., None]) -> None:
+    measure(row(channels=64), row(channels=128, dense_ms=0.5), row(channels=64, size=14, batch=1024, dense_ms=0.5))
     assert plan_call(call(9, 64), "auto").backend == "triton"
     assert plan_call(call(9, 96, 128), "auto").backend == "dense"
     assert plan_call(call(9, 64, size=16, batch=2048), "auto").backend == "dense"
@@ -289,34 +289,33 @@ def test_the_nearest_row_counts(shipped: Any) -> None:
     ],
     ids=["channels", "size", "work", "stride", "groups", "antialias", "dtype", "pass"],
 )  # fmt: skip
-def test_rows_unlike_the_call_do_not_count(unlike: Call, shipped: Any) -> None:
-    shipped(row())
+def test_rows_unlike_the_call_do_not_count(unlike: Call, measure: Callable[..., None]) -> None:
+    measure(row())
     assert "measured" not in plan_call(unlike, "auto").reason
 
 
-def test_a_wrong_result_is_never_chosen(shipped: Any) -> None:
-    shipped(row(speedup_vs_dense=None))
+def test_a_wrong_result_is_never_chosen(measure: Callable[..., None]) -> None:
+    measure(row(speedup_vs_dense=None))
     assert plan_call(call(), "auto").backend == "dense"
 
 
-def test_the_backward_pass_is_the_step_less_the_forward(shipped: Any) -> None:
-    shipped(row(ms=1.0, dense_ms=4.0), row(pass_name="step", ms=3.0, dense_ms=5.0))
+def test_the_backward_pass_is_the_step_less_the_forward(measure: Callable[..., None]) -> None:
+    measure(row(ms=1.0, dense_ms=4.0), row(pass_name="step", ms=3.0, dense_ms=5.0))
     assert "0.5 times" in plan_call(call(kind="backward"), "auto").reason
     assert plan_call(call(kind="backward"), "auto").backend == "dense"
 
 
-def test_a_table_of_another_dtype(shipped: Any) -> None:
-    shipped(row(dense_ms=0.5), dtype="float16")
+def test_a_row_of_another_dtype(measure: Callable[..., None]) -> None:
+    measure(row(dense_ms=0.5, dtype="float16"))
     assert plan_call(call(), "auto").backend == "triton"
     assert plan_call(call(dtype=torch.float16), "auto").backend == "dense"
 
 
-@pytest.mark.parametrize("content", ["", "[1, 2]", '{"rows": [{}]}', '{"rows": 3}'])
-def test_a_broken_table_is_named_and_ignored(content: str, tmp_path: Path) -> None:
-    (tmp_path / gpu_file_name("X")).write_text(content)
-    gpu_tables.load.cache_clear()
-    with pytest.warns(RuntimeWarning, match=r"gpu-X\.json"):
-        assert gpu_tables.load("X", tmp_path) is None
+@pytest.mark.parametrize("content", ['{"rows": [{}]}', '{"rows": 3}'])
+def test_broken_rows_are_named_and_ignored(content: str, measure: Callable[..., None], tmp_path: Path) -> None:
+    measurements.path_in(tmp_path, H100.name).write_text('{"format": 1, ' + content[1:])
+    with pytest.warns(RuntimeWarning, match=r"gpu-.*H100.*\.json .* is ignored"):
+        assert plan_call(call(), "auto").reason.startswith("predicted")
 
 
 # Refusals -------------------------------------------------------------------------------------------

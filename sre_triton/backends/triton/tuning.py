@@ -5,9 +5,8 @@ tensors of the call. It happens inside :func:`searching` (which :func:`sre_trito
 without a result if the environment variable ``SRE_TRITON_AUTOTUNE`` is ``1``; never otherwise, so that no first
 call takes minutes.
 
-Results are one JSON file per GPU, in ``SRE_TRITON_CACHE_DIR`` or ``sre_triton`` in the user's cache folder. Such a
-file, put into the folder ``tuned`` of this package, ships with it. A result is found again for every problem of
-the same *bucket*, whatever the batch size, until the kernels or Triton change.
+Results are kept in the GPU's file of :mod:`sre_triton.backends.measurements`. A result is found again for every
+problem of the same *bucket*, whatever the batch size, until the kernels or Triton change.
 """
 
 from __future__ import annotations
@@ -15,9 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,9 +26,10 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+from sre_triton.backends import measurements
 from sre_triton.backends.triton import routes, tiles
 from sre_triton.backends.triton.tiles import Blocks, Problem, Tile
-from sre_triton.cache import cache_directory, gpu_file_name
+from sre_triton.cache import cache_directory
 
 __all__ = [
     "Search",
@@ -49,8 +47,6 @@ Options = Any  # Tile or Blocks, as the kind of kernel demands
 Run = Callable[[Any, bool], Any]  # launches with these options, or only compiles; returns what was compiled
 Timer = Callable[[Callable[[], object]], float]
 
-_FORMAT = 1
-_SHIPPED = Path(__file__).with_name("tuned")
 _SOURCES = ("fused.py", "grouped.py", "gradient.py", "sums.py", "taps.py")
 
 
@@ -140,7 +136,7 @@ def choose(kind: str, problem: Problem, run: Run) -> Options:
         search.found.append(result)
         table[key] = result.options
         _generation[0] += 1
-        _write(gpu, {key: result.options})
+        _keep(gpu, {key: result.options})
     return table.get(key) or _rule(kind, problem)
 
 
@@ -246,43 +242,23 @@ def _time_on_gpu(call: Callable[[], object]) -> float:
 
 
 @lru_cache(maxsize=16)
-def _table(name: str, directory: Path) -> dict[str, Options]:
-    """Measured options of a GPU by bucket: those that ship, then those of this machine."""
-    return _read(_SHIPPED / gpu_file_name(name)) | _read(directory / gpu_file_name(name))
+def _table(gpu: str, directory: Path) -> dict[str, Options]:
+    """Measured options of a GPU by bucket. ``directory`` is where those of this machine are."""
+    return measurements.load(gpu, _options)
 
 
-def _read(path: Path) -> dict[str, Options]:
-    """The entries of a file; none, with a warning, if it cannot be read."""
+def _options(content: dict[str, Any]) -> dict[str, Options]:
+    entries = content.get("launch_options", {}).items()
+    return {key: _SPACES[key.partition(" ")[0]].options(**options) for key, options in entries}
+
+
+def _keep(gpu: str, new: dict[str, Options]) -> None:
+    """Add to the file of this machine."""
+    path = measurements.path_in(cache_directory(), gpu)
     try:
-        content = json.loads(path.read_text())
-        if content["format"] != _FORMAT:
-            raise ValueError(f"format {content['format']}, not {_FORMAT}")
-        return {
-            key: _SPACES[key.partition(" ")[0]].options(**options) for key, options in content["entries"].items()
-        }  # fmt: skip
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        warnings.warn(f"{path} holds no tuned launch options and is ignored: {error!r}", RuntimeWarning, stacklevel=4)
-        return {}
-
-
-def _write(name: str, new: dict[str, Options]) -> None:
-    """Add to the file in one step: processes that tune at the same time never leave half of one."""
-    path = cache_directory() / gpu_file_name(name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        entries = _read(path) | new
-        content = {"format": _FORMAT, "gpu": name, "triton": triton.__version__}
-        content |= {"entries": {key: dataclasses.asdict(options) for key, options in sorted(entries.items())}}
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".draft")
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(json.dumps(content, indent=1) + "\n")
-            os.replace(draft, path)
-        except BaseException:
-            os.unlink(draft)
-            raise
+        entries = sorted((measurements.read(path, _options) | new).items())
+        options = {key: dataclasses.asdict(chosen) for key, chosen in entries}
+        measurements.write(path, gpu=gpu, launch_options=options)
     except OSError as error:
         warnings.warn(f"tuned launch options are not kept: {path}: {error}", RuntimeWarning, stacklevel=4)
 

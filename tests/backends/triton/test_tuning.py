@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 import sre_triton
-from sre_triton import cache as cache_module
 from sre_triton.backends.triton import launch, tiles, tuning
 from sre_triton.backends.triton.prepared import forward_problem
 from sre_triton.backends.triton.tiles import Tile
@@ -194,8 +193,8 @@ def test_a_search_reaches_the_threads_of_the_backward_pass(some_gpu: tiles.Probl
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '{"format": 0, "entries": {}}', '{"format": 1}', '{"format": 1, "entries": {"forward x": 3}}',
-     '{"format": 1, "entries": {"forward x": {"rows": 1}}}', '{"format": 1, "entries": {"x": {}}}'],
+    ["", "{", '{"format": 0, "launch_options": {}}', '{"format": 1, "launch_options": {"forward x": 3}}',
+     '{"format": 1, "launch_options": {"forward x": {"rows": 1}}}', '{"format": 1, "launch_options": {"x": {}}}'],
 )  # fmt: skip
 def test_a_corrupt_file_is_named_ignored_and_replaced(content: str, some_gpu: tiles.Problem, cache: Path) -> None:
     path = cache / "gpu-Some-GPU.json"
@@ -205,15 +204,15 @@ def test_a_corrupt_file_is_named_ignored_and_replaced(content: str, some_gpu: ti
         assert tuning.choose("forward", some_gpu, bench.run) == tiles.forward_tile(some_gpu)
     with pytest.warns(RuntimeWarning, match="is ignored"), tuning.searching(bench.timer):
         tuning.choose("forward", some_gpu, bench.run)
-    assert len(json.loads(path.read_text())["entries"]) == 1
+    assert len(json.loads(path.read_text())["launch_options"]) == 1
 
 
 def test_processes_add_to_one_file_and_leave_no_drafts(some_gpu: tiles.Problem, cache: Path) -> None:
     cases = [some_gpu, dataclasses.replace(some_gpu, c_in=64)]
     for case in cases:
-        tuning._write("Some GPU", {tuning.bucket("forward", case): tuning._candidates("forward", case)[1]})
+        tuning._keep("Some GPU", {tuning.bucket("forward", case): tuning._candidates("forward", case)[1]})
     (path,) = cache.iterdir()
-    assert len(json.loads(path.read_text())["entries"]) == 2
+    assert len(json.loads(path.read_text())["launch_options"]) == 2
     for case in cases:
         assert tuning.choose("forward", case, Bench().run) == tuning._candidates("forward", case)[1]
 
@@ -226,34 +225,6 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(
     bench = Bench(tuning._candidates("forward", some_gpu)[1])
     with pytest.warns(RuntimeWarning), tuning.searching(bench.timer):
         assert tuning.choose("forward", some_gpu, bench.run) == bench.favourite
-
-
-def test_a_failed_write_leaves_the_old_file(
-    some_gpu: tiles.Problem, monkeypatch: pytest.MonkeyPatch, cache: Path
-) -> None:
-    tuning._write("Some GPU", {"forward a": tiles.forward_tile(some_gpu)})
-    before = (cache / "gpu-Some-GPU.json").read_text()
-
-    def full(*_: Any) -> None:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(tuning.os, "replace", full)
-    with pytest.warns(RuntimeWarning, match="No space left"):
-        tuning._write("Some GPU", {"forward b": tiles.forward_tile(some_gpu)})
-    assert [path.name for path in cache.iterdir()] == ["gpu-Some-GPU.json"]
-    assert (cache / "gpu-Some-GPU.json").read_text() == before
-
-
-def test_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    monkeypatch.setenv("HOME", "/home/me")
-    assert tuning.cache_directory() != Path("/xdg/sre_triton")
-    monkeypatch.delenv("SRE_TRITON_CACHE_DIR")
-    assert tuning.cache_directory() == Path("/xdg/sre_triton")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    cache_module._directory.cache_clear()
-    assert tuning.cache_directory() == Path("/home/me/.cache/sre_triton")
-    cache_module._directory.cache_clear()
 
 
 # With the kernels -----------------------------------------------------------------------------------
