@@ -40,6 +40,9 @@ DEFAULT_SIDE = 224
 LAYOUTS = ("auto", "folder", "csv", "drive", "chase_db1", "stare", "hrf")
 """How the photographs and masks of ``segment --data`` can lie."""
 
+NORMALISATIONS = ("none", "image", "field")
+"""What the pictures of ``segment`` are normalised by: nothing, all of their pixels, or those that are not black."""
+
 
 @dataclass
 class TurningOptions:
@@ -104,10 +107,14 @@ class RunOptions(TurningOptions):
         False, "scale initial weights and steps of each ring by its taps; takes 5 to 10 times the --lr"
     )
     cos: bool = _optimiser(False, "cosine schedule from --lr to --min-lr")
+    one_cycle: bool = _optimiser(False, "one cycle: up to --lr over 0.3 of all steps, then down to a ten-thousandth")
     step: bool = _optimiser(False, "multiply the rate by --gamma every --step-size epochs")
     multi_step: bool = _optimiser(False, "divide the rate by 10 at epochs 50 and 75")
     gamma: float = _optimiser(0.7, "factor of --step")
     step_size: int = _optimiser(10, "epochs between two steps of --step", metavar="N")
+    ema: float = _optimiser(
+        0.0, "validate and keep a moving average of the weights, which decays by this factor each step", metavar="D"
+    )
     cur_ep: int = _optimiser(0, "epochs that the weights of --load-model have already had", metavar="N")
     load_model: Path | None = _optimiser(
         None, "begin from these weights: a run folder, its checkpoint, or one of the reference script", metavar="PATH"
@@ -120,6 +127,11 @@ class RunOptions(TurningOptions):
     )
     scale_ratio: float = _augment(0.1, "its largest change of scale", metavar="R")
     shear_ratio: float = _augment(0.1, "its largest shear", metavar="R")
+    train_flip_p: float = _augment(
+        0.0,
+        "probability of a flip along each axis in training (the reference declares 0.5 and never flips)",
+        metavar="P",
+    )
 
     seed: int = _machine(1, "seed of weights, order, augmentation and dropout", metavar="S", result=True)
     amp: bool = _machine(False, "mixed precision in float16 with a loss scaler (CUDA only)", result=True)
@@ -210,11 +222,6 @@ class TrainOptions(RunOptions):
     vflip: bool = _augment(False, "flip test images upside down")
     hflip: bool = _augment(False, "flip test images left to right")
     dflip: bool = _augment(False, "flip test volumes front to back")
-    train_flip_p: float = _augment(
-        0.0,
-        "probability of a flip along each axis in training (the reference declares 0.5 and never flips)",
-        metavar="P",
-    )
     pad_size_h: int | None = _augment(None, "pad images to this height", metavar="N")
     pad_size_w: int | None = _augment(None, "pad images to this width", metavar="N")
 
@@ -250,6 +257,11 @@ class SegmentOptions(RunOptions):
         metavar="N",
         result=False,
     )
+    normalise: str = _data(
+        "none",
+        "bring each picture to mean 0 and deviation 1, by all pixels or by those that are not black",
+        choices=NORMALISATIONS,
+    )
     overlap: float = _data(0.5, "share of its side by which a window overlaps the next", metavar="R", result=False)
 
     model_type: str = _model(
@@ -257,6 +269,11 @@ class SegmentOptions(RunOptions):
     )
     model_args: str = _model("", "further arguments of the network, as JSON", metavar="JSON")
     loss: str = _optimiser("ce", "cross-entropy, or the sum of Dice and cross-entropy", choices=("ce", "dice-ce"))
+
+    gain: float = _augment(0.0, "multiply each channel in training by up to this much more or less", metavar="R")
+    offset: float = _augment(
+        0.0, "add up to this to each channel in training, in units of what the network sees", metavar="R"
+    )
 
     batch_size: int = _optimiser(4, "crops per process and step", flags=("-b",), metavar="N")
     lr: float = _optimiser(5e-4, "learning rate")

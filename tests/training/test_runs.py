@@ -92,7 +92,15 @@ def test_workers_change_nothing(make_set: MakeSet, sre: Command, stop_at: Any, t
     assert_same_run(tmp_path / "logs" / "whole" / name, tmp_path / "logs" / "workers" / name)
 
 
-@pytest.mark.parametrize("extra", [[], ["--balance-rings", "--affine-prob", "0.5"]], ids=["plain", "balanced"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        [],
+        ["--balance-rings", "--affine-prob", "0.5"],
+        [*("--one-cycle", "--ema", "0.5"), *("--normalise", "field", "--gain", "0.3", "--offset", "0.5")],
+    ],
+    ids=["plain", "balanced", "averaged"],
+)
 def test_segmentation_resumes_to_the_same_bits(extra: list[str], stop_at: Any, sre: Command, tmp_path: Path) -> None:
     arguments = ["segment", *TINY_UNET, "--epochs", "2", *extra]
     assert sre(*arguments, "--exp", "whole") == 0

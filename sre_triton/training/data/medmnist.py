@@ -70,6 +70,9 @@ class ImageSet:
     class_names: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 
+    def __deepcopy__(self, memo: Any) -> ImageSet:
+        return self  # averaged weights begin with a copy of the task, which needs no pictures of its own
+
 
 def _known_sets() -> dict[str, KnownSet]:
     table = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))

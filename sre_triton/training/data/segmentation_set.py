@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from typing import Any
 
 from sre_triton.training.data.layouts import Traced, find_photographs
 from sre_triton.training.data.masks import MaskClasses, count_classes, read_field
@@ -36,6 +37,9 @@ class SegmentationSet:
     splits: dict[str, Sequence[Photograph]]
     has_fields: bool = False
     notes: list[str] = field(default_factory=list)
+
+    def __deepcopy__(self, memo: Any) -> SegmentationSet:
+        return self  # averaged weights begin with a copy of the task, which needs no pictures of its own
 
 
 def read_segmentation_set(options: SegmentOptions) -> SegmentationSet:

@@ -93,15 +93,17 @@ class Recorder(Callback):
         self.first_epoch = first_epoch
         self.rows: list[dict[str, Any]] = []
         self.tests: Callable[[int], dict[str, float]] = lambda epoch: {}
+        self._rate: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"rows": self.rows, "rate": self._rate}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
+        self._rate = state_dict.get("rate")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        row = {"epoch": self.first_epoch + trainer.current_epoch + 1, "lr": self._rate}
+        row: dict[str, Any] = {"epoch": self.first_epoch + trainer.current_epoch + 1, "lr": self._rate}
         row |= pl_module.training_row()  # type: ignore[operator]
         row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name != "loss"}
         if trainer.is_global_zero:
@@ -118,7 +120,8 @@ class Recorder(Callback):
         self._rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._rate = trainer.optimizers[0].param_groups[0]["lr"]  # a run resumed in mid-epoch misses the epoch's start
+        if self._rate is None:  # a run resumed in mid-epoch misses the epoch's start
+            self._rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def write(self, **tests: Any) -> None:
         """Writes ``metrics.csv`` and ``logs.json``, the latter with results of tests."""

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 
 from sre_triton.training.figures import draw_curves
 from sre_triton.training.options import RunOptions
@@ -74,6 +74,8 @@ def fit(task: Task, folder: RunFolder, *, bar: bool = True) -> Recorder:
     recorder.tests = partial(_periodic_tests, task)
     interruption = Interruption(folder)
     callbacks: list[Any] = [recorder, interruption, *_checkpoints(task, folder)]
+    if options.ema:
+        callbacks.insert(0, EMAWeightAveraging(decay=options.ema))
     if on_terminal:
         callbacks.append(RichProgressBar())
     trainer = Trainer(
@@ -132,6 +134,8 @@ def _check(options: RunOptions) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
     if not 0 <= options.cur_ep < options.epochs:
         raise ValueError(f"--cur-ep must be at least 0 and below --epochs {options.epochs}, got {options.cur_ep}")
+    if not 0 <= options.ema < 1:
+        raise ValueError(f"--ema must be at least 0 and below 1, got {options.ema}")
     if options.lr <= 0:
         raise ValueError(f"--lr must be positive, got {options.lr}")
     if options.amp and options.bf16:

@@ -17,9 +17,12 @@ _MILESTONES = (50, 75)
 
 
 def optimiser_and_schedule(
-    network: nn.Module, options: RunOptions
-) -> tuple[torch.optim.Optimizer, lr_scheduler.LRScheduler]:
-    """Builds the optimiser of a network and its schedule, which is to be stepped once per epoch.
+    network: nn.Module, options: RunOptions, steps: int
+) -> tuple[torch.optim.Optimizer, lr_scheduler.LRScheduler, int]:
+    """Builds the optimiser of a network, its schedule, and how many steps there are between two of the schedule's.
+
+    Args:
+        steps: of the optimiser in an epoch.
 
     Raises:
         ValueError: more than one optimiser or schedule is asked for, or balanced steps of one that has none.
@@ -42,12 +45,19 @@ def optimiser_and_schedule(
         group["initial_lr"] = options.lr
     if options.balance_rings:
         balance_steps(optimiser, network)
-    return optimiser, _schedule(optimiser, options)
+    schedule = _schedule(optimiser, options, steps)
+    return optimiser, schedule, 1 if options.one_cycle else steps
 
 
-def _schedule(optimiser: torch.optim.Optimizer, options: RunOptions) -> lr_scheduler.LRScheduler:
+def _schedule(optimiser: torch.optim.Optimizer, options: RunOptions, steps: int) -> lr_scheduler.LRScheduler:
     last = options.cur_ep - 1
-    name = _one(options, ("cos", "step", "multi_step"), "schedule")
+    name = _one(options, ("cos", "one_cycle", "step", "multi_step"), "schedule")
+    if name == "one_cycle":
+        if options.cur_ep:
+            raise ValueError(f"--one-cycle begins with the first epoch: --cur-ep {options.cur_ep} is in its midst")
+        return lr_scheduler.OneCycleLR(
+            optimiser, options.lr, epochs=options.epochs, steps_per_epoch=steps, cycle_momentum=False
+        )
     if name == "cos":
         return lr_scheduler.CosineAnnealingLR(optimiser, options.epochs, options.min_lr, last_epoch=last)
     if name == "step":

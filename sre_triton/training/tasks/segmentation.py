@@ -20,6 +20,7 @@ from sre_triton.training.data.loading import EvaluationBatches, TrainingBatches,
 from sre_triton.training.data.photographs import Photograph
 from sre_triton.training.data.segmentation_set import SegmentationSet, read_segmentation_set
 from sre_triton.training.data.splits import parts_of
+from sre_triton.training.data.standardise import mean_and_deviation, standardise
 from sre_triton.training.data.warp import PADDING_MODES, Symmetry, centred_square
 from sre_triton.training.figures import draw_images
 from sre_triton.training.options import SegmentOptions, TurningOptions
@@ -32,11 +33,22 @@ __all__ = ["CropSet", "SegmentationTask", "segmentation_scores", "slide"]
 class CropSet(Dataset[tuple[Tensor, Tensor]]):
     """Crops at random places of photographs, which ``--affine-prob`` scales and shears at random first.
 
+    A crop is standardised by the mean and deviation of its whole photograph, then flipped and given another contrast.
+
     A crop depends on the seed, the epoch and its own number alone.
     """
 
     def __init__(self, photographs: Sequence[Photograph], options: SegmentOptions) -> None:
-        from monai.transforms import Compose, EnsureTyped, RandAffined, RandSpatialCropd, SpatialPadd
+        from monai.transforms import (
+            Compose,
+            EnsureTyped,
+            RandAffined,
+            RandFlipd,
+            RandScaleIntensityd,
+            RandShiftIntensityd,
+            RandSpatialCropd,
+            SpatialPadd,
+        )
 
         self.photographs, self.options, self.epoch = photographs, options, 0
         size, keys = (options.crop_size,) * 2, ("image", "labels")
@@ -48,14 +60,23 @@ class CropSet(Dataset[tuple[Tensor, Tensor]]):
             mode=(options.interpolation, "nearest"),
             padding_mode=PADDING_MODES[options.padding],
         )
-        self.transform = Compose(
+        flips = [RandFlipd(keys, prob=options.train_flip_p, spatial_axis=axis) for axis in (0, 1)]
+        gain = RandScaleIntensityd(keys[:1], factors=options.gain, prob=1.0, channel_wise=True)
+        offset = RandShiftIntensityd(keys[:1], offsets=options.offset, prob=1.0, channel_wise=True)
+        plain = EnsureTyped(keys, track_meta=False)  # else MONAI's own kind of tensor goes through the network
+        self.geometry = Compose(
             [
                 SpatialPadd(keys, size),
                 *([affine] if options.affine_prob > 0 else []),
                 RandSpatialCropd(keys, size, random_size=False),
-                EnsureTyped(keys, track_meta=False),
+                *(flips if options.train_flip_p > 0 else []),
+                plain,
             ]
         )
+        self.contrast = Compose(
+            [*([gain] if options.gain > 0 else []), *([offset] if options.offset > 0 else []), plain]
+        )
+        self._scales: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.photographs) * self.options.crops_per_image
@@ -63,10 +84,16 @@ class CropSet(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         crops = []
         for index in indices:
-            photograph = self.photographs[index % len(self.photographs)]
+            number = index % len(self.photographs)
+            photograph = self.photographs[number]
+            if number not in self._scales:
+                self._scales[number] = mean_and_deviation(torch.from_numpy(photograph.image), self.options.normalise)
+            mean, deviation = self._scales[number]
             seed = derived_seed(self.options.seed, self.epoch, index) % 2**32
-            self.transform.set_random_state(seed)
-            crops.append(self.transform({"image": photograph.image, "labels": photograph.labels}))
+            self.geometry.set_random_state(seed)
+            self.contrast.set_random_state(seed)
+            crop = self.geometry({"image": photograph.image, "labels": photograph.labels})
+            crops.append(self.contrast(crop | {"image": (crop["image"] - mean) / deviation}))
         images, labels = (torch.stack([crop[key] for crop in crops]) for key in ("image", "labels"))
         return images, labels.long()
 
@@ -141,7 +168,7 @@ class SegmentationTask(Task):
         cls, options: SegmentOptions, about: Mapping[str, Any], pixels: Tensor, side: int = 0
     ) -> Tensor:
         side = min(side or options.test_crop or min(pixels.shape[2:]), 512)
-        return centred_square(pixels, side, about["channels"])
+        return standardise(centred_square(pixels, side, about["channels"]), options.normalise)
 
     @classmethod
     def picture_logits(
@@ -233,13 +260,21 @@ def _centre(x: Tensor, side: int) -> Tensor:
 
 
 def slide(network: nn.Module, images: Tensor, options: SegmentOptions) -> Tensor:
-    """Logits of whole images, (N, classes, H, W), window by window where they are larger than one."""
+    """Logits of whole images in 0 to 1, (N, classes, H, W), window by window where they are larger than one.
+
+    They are standardised here, as the training's were.
+    """
     from monai.inferers import sliding_window_inference
 
     side = options.window_size or options.crop_size
     window = [min(side, length) for length in images.shape[2:]]
     logits = sliding_window_inference(
-        images, window, options.test_batch_size, network, overlap=options.overlap, mode="gaussian"
+        standardise(images, options.normalise),
+        window,
+        options.test_batch_size,
+        network,
+        overlap=options.overlap,
+        mode="gaussian",
     )
     assert isinstance(logits, Tensor)
     return logits

@@ -115,12 +115,12 @@ class Task(LightningModule):
         return derived_seed(self.options.seed, 1 + self.current_epoch, batch_idx)
 
     def configure_optimizers(self) -> Any:
-        optimiser, schedule = optimiser_and_schedule(self.network, self.options)
-        # An interval in steps, as Lightning then advances the schedule before it writes the epoch's checkpoint.
         steps = len(self.training_batches())
+        optimiser, schedule, frequency = optimiser_and_schedule(self.network, self.options, steps)
+        # An interval in steps, as Lightning then advances the schedule before it writes the epoch's checkpoint.
         return {
             "optimizer": optimiser,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step", "frequency": steps},
+            "lr_scheduler": {"scheduler": schedule, "interval": "step", "frequency": frequency},
         }
 
     def training_batches(self) -> TrainingBatches:
