@@ -58,3 +58,10 @@ def test_a_module_that_no_contract_places_is_noticed(copy: Path) -> None:
 
 def test_few_files_stand_in_the_package_itself() -> None:
     assert len(list((ROOT / "sre_triton").glob("*.py"))) <= 14
+
+
+def test_no_file_is_longer_than_450_lines() -> None:
+    files = [file for folder in ("sre_triton", "tests", "bench") for file in (ROOT / folder).rglob("*.py")]
+    lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in files}
+    assert len(lengths) > 250
+    assert {name: length for name, length in lengths.items() if length > 450} == {}
