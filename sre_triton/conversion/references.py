@@ -323,7 +323,8 @@ def _changeable(obj: Any) -> Iterator[object]:
         return
     elif issubclass(kind, np.ndarray):
         yield from obj.flat
-    yield from (_attributes(obj) or {}).values()
+    if not issubclass(kind, types.FunctionType):  # the attributes of which are held by their dictionary alone
+        yield from (_attributes(obj) or {}).values()
     yield from (slot.__get__(obj) for slot in _slots(obj))
 
 

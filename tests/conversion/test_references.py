@@ -115,6 +115,16 @@ def _keyword_default(layer: nn.Module) -> Any:
     return lambda x, *, f=layer: f(x)
 
 
+def _closure_and_attribute(layer: nn.Module) -> Any:
+    call = layer.forward
+
+    @functools.wraps(call)
+    def wrapped(x: Tensor) -> Tensor:
+        return call(x)
+
+    return wrapped
+
+
 def _nested_closure(layer: nn.Module) -> Any:
     holder = {"f": layer}
     return functools.partial(lambda x: holder["f"](x))
@@ -133,6 +143,7 @@ class _KeepsItself:
 # Nothing else can be put into these.
 FIXED: dict[str, Callable[[nn.Module], Any]] = {
     "closure": _closure,
+    "closure and attribute": _closure_and_attribute,
     "default": _default,
     "keyword default": _keyword_default,
     "method of a tuple": lambda m: (m,).__getitem__,
