@@ -41,6 +41,13 @@ from sre_triton.functional import (
 )
 from sre_triton.geometry.rings import RingGeometry, ring_geometry
 from sre_triton.gmr import GMRConv1d, GMRConv2d, GMRConv3d
+from sre_triton.invariants.functional import add_invariants, differential_invariants, gradient_products
+from sre_triton.invariants.layers import (
+    AddInvariants2d,
+    AddInvariants3d,
+    DifferentialInvariants2d,
+    DifferentialInvariants3d,
+)
 from sre_triton.layers import (
     SREConv1d,
     SREConv2d,
@@ -82,12 +89,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AddInvariants2d",
+    "AddInvariants3d",
     "CenteredAvgPool1d",
     "CenteredAvgPool2d",
     "CenteredAvgPool3d",
     "CenteredMaxPool1d",
     "CenteredMaxPool2d",
     "CenteredMaxPool3d",
+    "DifferentialInvariants2d",
+    "DifferentialInvariants3d",
     "GMRConv1d",
     "GMRConv2d",
     "GMRConv3d",
@@ -107,6 +118,7 @@ __all__ = [
     "SRE_Conv2d",
     "SRE_Conv3d",
     "SRE_ConvTranspose2d",
+    "add_invariants",
     "assert_equivariant",
     "backend",
     "balance_steps",
@@ -114,6 +126,7 @@ __all__ = [
     "centered_avg_pool",
     "centered_max_pool",
     "convert",
+    "differential_invariants",
     "equivariance_error",
     "expand_kernel",
     "explain",
@@ -123,6 +136,7 @@ __all__ = [
     "gmr_resnet18",
     "gmr_resnet34",
     "gmr_resnet50",
+    "gradient_products",
     "load",
     "models",
     "project_kernel",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 from sre_triton import pooling
 from sre_triton.gmr import GMRConv2d, GMRConv3d
+from sre_triton.invariants.layers import AddInvariants2d, AddInvariants3d
 from sre_triton.layers import SREConv2d, SREConv3d
 
-__all__ = ["CONVOLUTIONS", "Parts", "checkpointed", "per_stage"]
+__all__ = ["CONVOLUTIONS", "Invariants", "InvariantsOption", "Parts", "checkpointed", "invariants_of", "per_stage"]
 
 # Kind of convolution and number of dimensions. "plain" makes the ordinary twin of a ring network.
 CONVOLUTIONS: dict[str, dict[int, Callable[..., nn.Module]]] = {
@@ -26,9 +27,49 @@ CONVOLUTIONS: dict[str, dict[int, Callable[..., nn.Module]]] = {
 _NORMS: dict[int, Callable[..., nn.Module]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _AVG_POOLS: dict[int, Callable[..., nn.Module]] = {2: pooling.CenteredAvgPool2d, 3: pooling.CenteredAvgPool3d}
 _MAX_POOLS: dict[int, Callable[..., nn.Module]] = {2: pooling.CenteredMaxPool2d, 3: pooling.CenteredMaxPool3d}
+_INVARIANTS: dict[int, Callable[..., nn.Module]] = {2: AddInvariants2d, 3: AddInvariants3d}
 _POOLINGS = ("centered", "reference")
 
 T = TypeVar("T")
+
+
+class Invariants(NamedTuple):
+    """Where a network adds differential invariants, and which.
+
+    Args:
+        levels: at how many resolutions (of a ResNet: stages), counted from the finest.
+        convolutions: after how many of the convolutions that stand together there, counted from the first.
+        kinds, dilations, features: of the layers, see :class:`sre_triton.AddInvariants2d`.
+    """
+
+    levels: int = 2
+    convolutions: int = 1
+    kinds: Sequence[str] = ("gradient", "anisotropy")
+    dilations: Sequence[int] = (1,)
+    features: int | None = None
+
+
+InvariantsOption = bool | Mapping[str, Any]
+
+
+def invariants_of(option: InvariantsOption) -> Invariants | None:
+    """What a network's option ``invariants`` means: True for the defaults of :class:`Invariants`, or a mapping of those
+    that differ.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(option, bool):
+        return Invariants() if option else None
+    known = Invariants._fields
+    if not isinstance(option, Mapping) or any(key not in known for key in option):
+        raise ValueError(f"invariants must be a bool or a mapping with keys of {', '.join(known)}, got {option!r}")
+    found = Invariants(**option)
+    for name in ("levels", "convolutions"):
+        value = getattr(found, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} of invariants must be a positive int, got {value!r}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -41,6 +82,7 @@ class Parts:
         pooling: "centered", symmetric at every size, or "reference", that of the reference packages.
         antialias: of ring convolutions.
         norm_layer: makes a normalisation of so many channels; None for batch normalisation.
+        invariants: where and how invariants are added; None for nowhere.
         device, dtype: of all parameters.
 
     Raises:
@@ -52,6 +94,7 @@ class Parts:
     pooling: str = "centered"
     antialias: bool = False
     norm_layer: Callable[[int], nn.Module] | None = None
+    invariants: Invariants | None = None
     device: torch.device | str | None = None
     dtype: torch.dtype | None = None
 
@@ -62,6 +105,8 @@ class Parts:
             raise ValueError(f"a network has 2 or 3 spatial dimensions, got {self.ndim}")
         if self.pooling not in _POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(map(repr, _POOLINGS))}, got {self.pooling!r}")
+        if self.invariants is not None and self.conv == "plain":
+            raise ValueError("invariants are for ring networks; a plain convolution sees lines without them")
         if self.antialias and self.conv == "plain":
             raise ValueError("antialias=True is for ring convolutions; a plain convolution has no rings")
 
@@ -96,6 +141,16 @@ class Parts:
         if self.norm_layer is None:
             return _NORMS[self.ndim](channels, device=self.device, dtype=self.dtype)
         return self.norm_layer(channels).to(device=self.device, dtype=self.dtype)
+
+    def add_invariants(self, channels: int, level: int, convolution: int = 0) -> nn.Module | None:
+        """What adds invariants after a convolution, counted from 0 among those that stand together, at a resolution,
+        counted from 0, the finest; None where nothing does."""
+        options = self.invariants
+        if options is None or level >= options.levels or convolution >= options.convolutions:
+            return None
+        return _INVARIANTS[self.ndim](
+            channels, options.kinds, options.dilations, features=options.features, device=self.device, dtype=self.dtype
+        )
 
     def avg_pool(self, stride: int) -> nn.Module:
         """Averaging to ``1 / stride`` of the size; nothing at stride 1."""

@@ -21,6 +21,12 @@ class Block(nn.Module):
     relu: nn.Module
     downsample: nn.Sequential | None
 
+    def _add_invariants(self, parts: Parts, channels: int, stage: int, *numbers: int) -> None:
+        """After the ring convolutions, whose numbers these are, as many as is wanted at this stage."""
+        for i, number in enumerate(numbers):
+            if (layer := parts.add_invariants(channels, stage, i)) is not None:
+                self.add_module(f"invariants{number}", layer)
+
     def _shortcut(self, parts: Parts, in_channels: int, out_channels: int, stride: int) -> None:
         """Made last: the state of an optimizer knows parameters by their order."""
         self.relu = nn.ReLU(inplace=True)
@@ -39,7 +45,10 @@ class Block(nn.Module):
         """(N, C, *space) to (N, out, *ceil(space / stride))."""
         shortcut = x if self.downsample is None else self.downsample(x)
         for i in range(1, self.convolutions + 1):
-            x = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x))
+            x = getattr(self, f"conv{i}")(x)
+            if (invariants := getattr(self, f"invariants{i}", None)) is not None:
+                x = invariants(x)
+            x = getattr(self, f"bn{i}")(x)
             if i < self.convolutions:
                 x = self.relu(x)
         return self.relu(x + shortcut)
@@ -61,6 +70,7 @@ class BasicBlock(Block):
         in_channels: int,
         channels: int,
         stride: int,
+        stage: int,
         size: int,
         num_rings: int | None,
         groups: int,
@@ -76,6 +86,7 @@ class BasicBlock(Block):
         self.bn1 = parts.norm(channels)
         self.conv2 = parts.convolution(channels, channels, size, num_rings=num_rings)
         self.bn2 = parts.norm(channels)
+        self._add_invariants(parts, channels, stage, 1, 2)
         self._shortcut(parts, in_channels, channels, stride)
 
 
@@ -91,6 +102,7 @@ class Bottleneck(Block):
         in_channels: int,
         channels: int,
         stride: int,
+        stage: int,
         size: int,
         num_rings: int | None,
         groups: int,
@@ -105,4 +117,5 @@ class Bottleneck(Block):
         self.bn2 = parts.norm(width)
         self.conv3 = parts.pointwise(width, channels * self.expansion)
         self.bn3 = parts.norm(channels * self.expansion)
+        self._add_invariants(parts, width, stage, 2)
         self._shortcut(parts, in_channels, channels * self.expansion, stride)

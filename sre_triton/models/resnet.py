@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sre_triton.conversion.fusion import fused
 from sre_triton.layers import RingConvNd
 from sre_triton.models.checkpoint import translate_reference_keys
-from sre_triton.models.parts import Parts, checkpointed, per_stage
+from sre_triton.models.parts import InvariantsOption, Parts, checkpointed, invariants_of, per_stage
 from sre_triton.models.registry import register_model
 from sre_triton.models.residual_blocks import BasicBlock, Block, Bottleneck, strided
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         global_pool: str
         dropout_p: float
         features_only: bool
+        invariants: InvariantsOption
         device: torch.device | str | None
         dtype: torch.dtype | None
 
@@ -100,6 +101,9 @@ class ResNet(nn.Module):
         global_pool: "avg" or "max" over the last map.
         dropout_p: probability of dropping a pooled feature before the classifier in training.
         features_only: return the list of the four stages' maps instead of logits.
+        invariants: True adds scalars of derivatives, which let rings see lines, after the stem and the first ring
+            convolution of each block of the first two stages; a mapping changes where and which, see
+            :class:`sre_triton.models.parts.Invariants`. For networks of ring convolutions.
         device, dtype: of all parameters.
 
     Attributes:
@@ -137,6 +141,7 @@ class ResNet(nn.Module):
         global_pool: str = "avg",
         dropout_p: float = 0.0,
         features_only: bool = False,
+        invariants: InvariantsOption = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -146,7 +151,8 @@ class ResNet(nn.Module):
         for name, value in {"in_channels": in_channels, "inplanes": inplanes, "stem_stride": stem_stride}.items():
             if value < 1:
                 raise ValueError(f"{name} must be positive, got {value}")
-        parts = Parts(conv, ndim, pooling, antialias, norm_layer, device, dtype)
+        added = invariants_of(invariants)
+        parts = Parts(conv, ndim, pooling, antialias, norm_layer, added, device, dtype)
         sizes = per_stage(sre_conv_size, 4, "sre_conv_size")
         rings = per_stage(num_rings, 4, "num_rings")
         self.ndim = ndim
@@ -154,6 +160,7 @@ class ResNet(nn.Module):
         self.grad_checkpointing = False
 
         self.conv1 = strided(parts, parts.convolution(in_channels, inplanes, stem_size), stem_stride)
+        self.invariants = parts.add_invariants(inplanes, 0)
         self.bn1 = parts.norm(inplanes)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool: nn.Module = nn.Identity()
@@ -168,7 +175,9 @@ class ResNet(nn.Module):
             blocks = []
             for j in range(depth):
                 blocks.append(
-                    block(parts, width, channels, stride if j == 0 else 1, sizes[i], rings[i], groups, width_per_group)
+                    block(
+                        parts, width, channels, stride if j == 0 else 1, i, sizes[i], rings[i], groups, width_per_group
+                    )
                 )
                 width = channels * blocks[-1].expansion
             name = f"layer{i + 1}"
@@ -225,7 +234,10 @@ class ResNet(nn.Module):
         self.grad_checkpointing = enable
 
     def _stages(self, x: Tensor) -> list[Tensor]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.conv1(x)
+        if self.invariants is not None:
+            x = self.invariants(x)
+        x = self.maxpool(self.relu(self.bn1(x)))
         maps = []
         for info in self.feature_info:
             for block in getattr(self, info["module"]):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sre_triton.conversion.fusion import fused
-from sre_triton.models.parts import Parts, checkpointed, per_stage
+from sre_triton.models.parts import InvariantsOption, Parts, checkpointed, invariants_of, per_stage
 from sre_triton.models.registry import register_model
 from sre_triton.pooling import upsample_to
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
         in_channels: int
         out_channels: int
-        features: Sequence[int]
+        features: Sequence[int] | None
         sre_conv_size: int | Sequence[int]
         num_rings: int | Sequence[int | None] | None
         pooling: str
@@ -39,11 +39,17 @@ if TYPE_CHECKING:
         norm_layer: Callable[[int], nn.Module] | None
         negative_slope: float
         dropout_p: float
+        invariants: InvariantsOption
         device: torch.device | str | None
         dtype: torch.dtype | None
 
 
 __all__ = ["GMRUNet", "SREUNet", "UNet", "gmr_unet", "gmr_unet_3d", "sre_unet", "sre_unet_3d"]
+
+
+_FEATURES = (32, 32, 64, 128)
+# No more parameters than without: what the invariants learn is saved where the map is coarsest.
+_FEATURES_WITH_INVARIANTS = (32, 32, 64, 120)
 
 
 class _NormDropAct(nn.Module):
@@ -61,19 +67,24 @@ class _NormDropAct(nn.Module):
 
 
 class _ConvUnit(nn.Module):
-    def __init__(self, conv: nn.Module, adn: _NormDropAct) -> None:
+    def __init__(self, conv: nn.Module, adn: _NormDropAct, invariants: nn.Module | None) -> None:
         super().__init__()
         self.conv = conv
         self.adn = adn
+        self.invariants = invariants
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.adn(self.conv(x))
+        x = self.conv(x)
+        if self.invariants is not None:
+            x = self.invariants(x)
+        y: Tensor = self.adn(x)
         return y
 
 
 class _Level(NamedTuple):
-    """Size and rings of the convolutions of one resolution."""
+    """A resolution, counted from the finest, and size and rings of its convolutions."""
 
+    number: int
     size: int
     num_rings: int | None
 
@@ -85,9 +96,9 @@ class _TwoConv(nn.Sequential):
         super().__init__()
         for i, channels in enumerate((in_channels, out_channels)):
             conv = parts.convolution(channels, out_channels, level.size, num_rings=level.num_rings, bias=True)
-            self.add_module(
-                f"conv_{i}", _ConvUnit(conv, _NormDropAct(parts.norm(out_channels), dropout_p, negative_slope))
-            )
+            invariants = parts.add_invariants(out_channels, level.number, i)
+            adn = _NormDropAct(parts.norm(out_channels), dropout_p, negative_slope)
+            self.add_module(f"conv_{i}", _ConvUnit(conv, adn, invariants))
 
 
 class _Down(nn.Sequential):
@@ -140,7 +151,7 @@ class UNet(nn.Module):
         spatial_dims: int = 2,
         in_channels: int = 3,
         out_channels: int = 2,
-        features: Sequence[int] = (32, 32, 64, 128),
+        features: Sequence[int] | None = None,
         *,
         sre_conv_size: int | Sequence[int] = 9,
         num_rings: int | Sequence[int | None] | None = None,
@@ -149,20 +160,24 @@ class UNet(nn.Module):
         norm_layer: Callable[[int], nn.Module] | None = None,
         negative_slope: float = 0.1,
         dropout_p: float = 0.0,
+        invariants: InvariantsOption = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if features is None:
+            features = _FEATURES_WITH_INVARIANTS if invariants else _FEATURES
         if len(features) < 2 or any(f < 1 for f in features):
             raise ValueError(f"features must be two positive ints or more, one per resolution, got {features}")
         for name, value in {"in_channels": in_channels, "out_channels": out_channels}.items():
             if value < 1:
                 raise ValueError(f"{name} must be positive, got {value}")
-        parts = Parts(self.conv, spatial_dims, pooling, antialias, norm_layer, device, dtype)
+        added = invariants_of(invariants)
+        parts = Parts(self.conv, spatial_dims, pooling, antialias, norm_layer, added, device, dtype)
         depth = len(features) - 1
         sizes = per_stage(sre_conv_size, depth + 1, "sre_conv_size")
         rings = per_stage(num_rings, depth + 1, "num_rings")
-        levels = [_Level(*level) for level in zip(sizes, rings, strict=True)]
+        levels = [_Level(*level) for level in zip(itertools.count(), sizes, rings)]
 
         def two_conv(i: int, o: int, level: _Level) -> _TwoConv:
             return _TwoConv(parts, i, o, level, dropout_p, negative_slope)
@@ -226,7 +241,8 @@ class SREUNet(UNet):
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         out_channels: classes.
-        features: channels per resolution, from fine to coarse; one less is the number of down-samplings.
+        features: channels per resolution, from fine to coarse; one less is the number of down-samplings. None for
+            (32, 32, 64, 128), with ``invariants`` (32, 32, 64, 120).
         sre_conv_size: size of the convolutions, one or one per resolution.
         num_rings: of these, None for the default of their size; one or one per resolution.
         pooling: "centered", symmetric at every size, or "reference": ordinary pooling and doubling, which
@@ -235,6 +251,9 @@ class SREUNet(UNet):
         norm_layer: makes a normalisation of so many channels, None for batch normalisation.
         negative_slope: of the LeakyReLU.
         dropout_p: probability of dropping an activation in training.
+        invariants: True adds scalars of derivatives, which let rings see lines, after the first convolution of each
+            pair at the two finest resolutions (262,574 parameters); a mapping changes
+            where and which, see :class:`sre_triton.models.parts.Invariants`.
         device, dtype: of all parameters.
 
     Raises:

@@ -49,6 +49,7 @@ def classifier(options: TrainOptions, classes: int, channels: int, ndim: int) ->
         "skip_first_maxpool": True,
     }
     if name in PLAIN_TWINS:
+        arguments["invariants"] = options.invariants
         arguments["sre_conv_size"] = options.sre_conv_size_list or options.sre_conv_size
         rings = options.sre_conv_k
         arguments["num_rings"] = rings[0] if rings is not None and len(rings) == 1 else rings
@@ -88,7 +89,8 @@ def segmenter(options: SegmentOptions, classes: int = 2) -> nn.Module:
         from sre_triton import models
 
         build = models.entry(name).build
-        arguments = {"in_channels": 3, "out_channels": classes, "norm_layer": _norm(options, 2)} | given
+        arguments = {"in_channels": 3, "out_channels": classes, "norm_layer": _norm(options, 2)}
+        arguments |= {"invariants": options.invariants} | given
     else:
         raise ValueError(f"--model-type must be sre_unet, gmr_unet, unet or monai:NAME, got {name!r}")
     try:
