@@ -14,7 +14,7 @@ from sre_triton.geometry.rings import default_num_rings
 from sre_triton.operators import operators as _ops
 from sre_triton.operators.arguments import Size, conv_args, size_tuple
 from sre_triton.operators.autograd import CollapseKernel, ExpandKernel, RingConv, RingConvTranspose, activate
-from sre_triton.operators.checks import check_function, check_function_transpose, check_residual
+from sre_triton.operators.checks import check_function, check_function_transpose, check_residual, check_strided
 from sre_triton.operators.flops import register_formulas
 from sre_triton.planning.request import current_backend
 from sre_triton.private_api import apply_function as apply
@@ -264,6 +264,7 @@ def expand_kernel(
     """
     if isinstance(kernel_size, int):
         raise TypeError(f"kernel_size must be a tuple with one entry per spatial dimension, got the int {kernel_size}")
+    check_strided("weight", weight)
     if weight.dim() != 3:
         raise ValueError(f"weight must be (out, in / groups, rings), got shape {tuple(weight.shape)}")
     if not weight.is_floating_point():
@@ -293,6 +294,7 @@ def project_kernel(
     Raises:
         TypeError, ValueError: no such geometry; see :func:`sre_triton.geometry.rings.ring_geometry`.
     """
+    check_strided("dense", dense)
     if not 3 <= dense.dim() <= 5:
         raise ValueError(
             f"dense must be (out, in / groups, *kernel_size) in 1 to 3 dimensions, got {tuple(dense.shape)}"

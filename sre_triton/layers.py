@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -191,6 +191,13 @@ class RingConvNd(nn.Module):
         """What ``nn.Module`` runs in place of ``forward`` under ``torch.jit.trace``."""
         with traced_by_jit():
             return super()._slow_forward(*args, **kwargs)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What ``torch.jit.script`` calls before it reads the source of a module."""
+        raise RuntimeError(
+            f"torch.jit.script cannot compile {type(self).__name__}({self.extra_repr()}): use torch.jit.trace or "
+            "torch.export.export, or script what sre_triton.fold makes of the network"
+        )
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, as ``nn.ConvNd`` prints them."""

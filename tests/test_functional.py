@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -356,6 +357,38 @@ def test_bad_ring_arguments_are_named(
     function = S.sre_conv2d if good is FORWARD else S.sre_conv_transpose2d
     with pytest.raises(error, match=message):
         function(**({"kernel_size": 3} | good | change))
+
+
+TO_LAYOUTS = {
+    "sparse_coo": Tensor.to_sparse,
+    "sparse_csr": Tensor.to_sparse_csr,
+    "_mkldnn": Tensor.to_mkldnn,
+}
+
+
+@pytest.mark.parametrize("good", [FORWARD, TRANSPOSED], ids=["conv2d", "conv_transpose2d"])
+@pytest.mark.parametrize(
+    ("name", "layout"), [pair for pair in itertools.product(FORWARD, TO_LAYOUTS) if pair != ("bias", "sparse_csr")]
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_sparse_and_opaque_tensors_are_named(name: str, layout: str, good: dict[str, Tensor]) -> None:
+    function = S.sre_conv2d if good is FORWARD else S.sre_conv_transpose2d
+    for wrong in ({**good, name: TO_LAYOUTS[layout](good[name])}, {name: TO_LAYOUTS[layout](torch.zeros(4, 4, 4))}):
+        with pytest.raises(RuntimeError, match=rf"^{name} must be strided, got a tensor of layout torch\.{layout}$"):
+            function(**{**good, **wrong}, kernel_size=3)
+
+
+def test_sparse_kernels_and_residuals_are_named() -> None:
+    weight, dense = torch.ones(2, 2, 2).to_sparse(), torch.ones(2, 2, 3, 3).to_sparse()
+    residual = torch.ones(2, 6, 5, 5).to_sparse()
+    calls: dict[str, Callable[[], Tensor]] = {
+        "weight": lambda: S.expand_kernel(weight, (3, 3)),
+        "dense": lambda: S.project_kernel(dense),
+        "residual": lambda: S.sre_conv_act(**FORWARD, kernel_size=3, residual=residual),
+    }
+    for name, call in calls.items():
+        with pytest.raises(RuntimeError, match=f"^{name} must be strided"):
+            call()
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)

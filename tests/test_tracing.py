@@ -217,6 +217,22 @@ def test_layers_are_as_they_were_after_a_trace() -> None:
         net(torch.randn(1, 2, 8, 8))
 
 
+# torch.jit.script -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", RINGS)
+def test_a_script_is_refused_and_what_to_use_works(path: str) -> None:
+    layer = Net().get_submodule(path)
+    for net in (layer, nn.Sequential(nn.ReLU(), nn.Sequential(layer))):
+        refusal = (
+            rf"cannot compile {type(layer).__name__}\(\d.*: use torch\.jit\.trace or torch\.export\.export, or .*fold"
+        )
+        with pytest.raises(RuntimeError, match=refusal):
+            torch.jit.script(net)
+        x = torch.randn(2, layer.in_channels, 9, 8)
+        torch.testing.assert_close(torch.jit.script(sre_triton.fold(net.eval()))(x), net(x))
+
+
 # Gradients per sample ---------------------------------------------------------------------------------
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "check_function",
     "check_function_transpose",
     "check_residual",
+    "check_strided",
     "check_weight_grad",
     "is_parameter",
     "remembered",
@@ -39,6 +40,8 @@ __all__ = [
 Signature = tuple[torch.Size, torch.dtype, torch.device]
 
 ACTIVATIONS = ("", "relu", "leaky_relu")
+
+_STRIDED = torch.strided
 
 
 def remembered(check: Callable[..., None]) -> Callable[..., None]:
@@ -56,10 +59,15 @@ def check_function(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArg
     """Raises what ``F.convNd`` raises if these tensors, batched or not, are not a convolution's."""
     if (
         not isinstance(x, Tensor)
+        or x.layout is not _STRIDED
         or (type(weight) is not Parameter and type(weight) is not Tensor and not is_parameter(weight))
-        or (bias is not None and type(bias) is not Parameter and not is_parameter(bias))
+        or weight.layout is not _STRIDED
+        or (
+            bias is not None
+            and ((type(bias) is not Parameter and not is_parameter(bias)) or bias.layout is not _STRIDED)
+        )
     ):
-        raise _not_tensors(x, weight, bias)
+        raise _unfit(x, weight, bias)
     check = _check_conv if torch.compiler.is_compiling() or dispatch_modes() else _known_conv
     check(
         (x.shape, x.dtype, x.device),
@@ -75,10 +83,15 @@ def check_function_transpose(
     """Raises what ``F.conv_transposeNd`` raises if these tensors, batched or not, do not fit it."""
     if (
         not isinstance(x, Tensor)
+        or x.layout is not _STRIDED
         or (type(weight) is not Parameter and type(weight) is not Tensor and not is_parameter(weight))
-        or (bias is not None and type(bias) is not Parameter and not is_parameter(bias))
+        or weight.layout is not _STRIDED
+        or (
+            bias is not None
+            and ((type(bias) is not Parameter and not is_parameter(bias)) or bias.layout is not _STRIDED)
+        )
     ):
-        raise _not_tensors(x, weight, bias)
+        raise _unfit(x, weight, bias)
     check = _check_conv_transpose if torch.compiler.is_compiling() or dispatch_modes() else _known_conv_transpose
     check(
         (x.shape, x.dtype, x.device),
@@ -91,6 +104,7 @@ def check_function_transpose(
 
 def check_residual(residual: Tensor, x: Tensor, weight: Tensor, args: ConvArgs) -> None:
     """Raises RuntimeError unless ``residual`` is like the output."""
+    check_strided("residual", residual)
     like, given, rings = ((t.shape, t.dtype, t.device) for t in (residual, x, weight))
     _check_residual(like, given, rings, args)
 
@@ -110,12 +124,28 @@ def is_parameter(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-def _not_tensors(x: Any, weight: Any, bias: Any) -> TypeError:
+def _unfit(x: Any, weight: Any, bias: Any) -> Exception:
+    """The error for the first of these that is no strided tensor."""
     if not isinstance(x, Tensor):
         return TypeError(f"input must be a Tensor, got {type(x).__name__}")
     if not isinstance(weight, Tensor):
         return TypeError(f"weight must be a Tensor, got {type(weight).__name__}")
-    return TypeError(f"bias must be a Tensor or None, got {type(bias).__name__}")
+    if bias is not None and not isinstance(bias, Tensor):
+        return TypeError(f"bias must be a Tensor or None, got {type(bias).__name__}")
+    name, tensor = next(
+        (n, t) for n, t in (("input", x), ("weight", weight), ("bias", bias)) if t.layout is not _STRIDED
+    )
+    return _not_strided(name, tensor)
+
+
+def check_strided(name: str, tensor: Tensor) -> None:
+    """Raises RuntimeError if a tensor is sparse or opaque."""
+    if tensor.layout is not _STRIDED:
+        raise _not_strided(name, tensor)
+
+
+def _not_strided(name: str, tensor: Tensor) -> RuntimeError:
+    return RuntimeError(f"{name} must be strided, got a tensor of layout {tensor.layout}")
 
 
 def check_conv(x: Signature, weight: Signature, bias: Signature | None, args: ConvArgs) -> None:

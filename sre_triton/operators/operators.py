@@ -131,8 +131,8 @@ class Operator:
             if tensor is None:
                 if is_required:  # the dispatcher hands on None as if it were an undefined tensor
                     raise TypeError(f"{name} must be a Tensor, got None")
-            elif tensor.layout is not torch.strided:
-                raise RuntimeError(f"{name} must be strided, got a tensor of layout {tensor.layout}")
+            else:
+                checks.check_strided(name, tensor)
         args = self._arguments(args)
         self._check(*args)
         return args

@@ -120,6 +120,29 @@ def test_transforms_of_an_operator_are_refused_and_those_of_functions_named() ->
         torch.func.jvp(lambda x: call(x, weight, bias), (x,), (x,))
 
 
+@pytest.mark.parametrize("grad_mode", [True, False])
+@pytest.mark.parametrize("kind", ["function", "layer", "operator"])
+def test_forward_mode_goes_around_convolutions_of_constants(kind: str, grad_mode: bool) -> None:
+    layer, constant, point = Case().layer(), Case().tensors()[0].float(), torch.randn(3)
+    weight, bias = layer.weight.detach(), layer.bias.detach()
+    call = {
+        "function": lambda: sre_triton.sre_conv2d(constant, weight, bias, kernel_size=3),
+        "layer": lambda: layer(constant),
+        "operator": lambda: torch.ops.sre_triton.ring_conv(
+            constant, weight, bias, [1, 1], [0, 0], [1, 1], 1, 3, True, False, "auto"
+        ),
+    }[kind]
+
+    def function(t: Tensor) -> Tensor:
+        return t.square().sum() + call().sum()
+
+    with torch.set_grad_enabled(grad_mode):
+        torch.testing.assert_close(torch.func.jacfwd(function)(point), 2 * point)
+        value, tangent = torch.func.jvp(function, (point,), (point,))
+        torch.testing.assert_close(value, point.square().sum() + call().sum())
+        torch.testing.assert_close(tangent, 2 * point.square().sum())
+
+
 # Batched gradients --------------------------------------------------------------------------------------
 
 
