@@ -132,10 +132,9 @@ def _unfit(x: Any, weight: Any, bias: Any) -> Exception:
         return TypeError(f"weight must be a Tensor, got {type(weight).__name__}")
     if bias is not None and not isinstance(bias, Tensor):
         return TypeError(f"bias must be a Tensor or None, got {type(bias).__name__}")
-    name, tensor = next(
-        (n, t) for n, t in (("input", x), ("weight", weight), ("bias", bias)) if t.layout is not _STRIDED
-    )
-    return _not_strided(name, tensor)
+    tensors: dict[str, Any] = {"input": x, "weight": weight, "bias": bias}
+    name = next(name for name, tensor in tensors.items() if tensor.layout is not _STRIDED)
+    return _not_strided(name, tensors[name])
 
 
 def check_strided(name: str, tensor: Tensor) -> None:
