@@ -113,6 +113,18 @@ class RunOptions(TurningOptions):
     multi_step: bool = _optimiser(False, "divide the rate by 10 at epochs 50 and 75")
     gamma: float = _optimiser(0.7, "factor of --step")
     step_size: int = _optimiser(10, "epochs between two steps of --step", metavar="N")
+    warm_up: int = _optimiser(0, "epochs over which the rate rises to the schedule's", metavar="N")
+    accumulate: int = _optimiser(1, "batches whose gradients make a step", metavar="N")
+    label_smoothing: float = _optimiser(0.0, "share of each label that is spread over all classes", metavar="R")
+    class_weights: list[str] | None = _optimiser(
+        None,
+        "weight of each class in the loss, or `balanced`: the inverse of its share of the training set",
+        metavar="W",
+        nargs="+",
+    )
+    early_stop: int = _optimiser(
+        0, "end after so many epochs that were no better on validation (0: never)", metavar="N"
+    )
     ema: float = _optimiser(
         0.0, "validate and keep a moving average of the weights, which decays by this factor each step", metavar="D"
     )
@@ -132,6 +144,20 @@ class RunOptions(TurningOptions):
         0.0,
         "probability of a flip along each axis in training (the reference declares 0.5 and never flips)",
         metavar="P",
+    )
+    train_rotate: bool = _augment(False, "turn training images by a random angle")
+    train_degree: float = _augment(30.0, "largest angle of --train-rotate", metavar="DEG")
+    gain: float = _augment(0.0, "multiply each channel in training by up to this much more or less", metavar="R")
+    offset: float = _augment(
+        0.0, "add up to this to each channel in training, in units of what the network sees", metavar="R"
+    )
+    gamma_ratio: float = _augment(
+        0.0,
+        "raise values in training, between the least and the largest, to a power of up to 1 + R or 1 / (1 + R)",
+        metavar="R",
+    )
+    blur: float = _augment(
+        0.0, "blur half of the training images by up to this standard deviation, in pixels", metavar="PX"
     )
 
     seed: int = _machine(1, "seed of weights, order, augmentation and dropout", metavar="S", result=True)
@@ -191,6 +217,7 @@ class TrainOptions(RunOptions):
         None, "side of the middle square that images of --data are resized to (default: 224)", metavar="N"
     )
     medmnist_size: int = _data(28, "side of the images; 28 is resized to 32", choices=(28, 64, 128, 224))
+    balanced_sampler: bool = _data(False, "draw training images with replacement, every class alike")
     multi_label: bool = _data(False, "insist on a multi-label set; without it the file decides")
     download: bool = _data(False, "fetch a missing MedMNIST file", result=False)
 
@@ -216,8 +243,6 @@ class TrainOptions(RunOptions):
     test_translate_ratio: float | None = _augment(None, "its reach (default: --translate-ratio)", metavar="R")
     rotate: bool = _augment(False, "turn test images by a random angle")
     degree: float = _augment(180.0, "largest angle of --rotate, or its angle with --fix-rotate", metavar="DEG")
-    train_rotate: bool = _augment(False, "turn training images by a random angle")
-    train_degree: float = _augment(30.0, "largest angle of --train-rotate", metavar="DEG")
     fix_rotate: bool = _augment(False, "turn by exactly --degree (and --train-degree)")
     aug_axis: str = _augment("x", "axis that 3-D volumes are turned about", choices=("x", "y", "z"))
     vflip: bool = _augment(False, "flip test images upside down")
@@ -269,12 +294,10 @@ class SegmentOptions(RunOptions):
         "sre_unet", "sre_unet, gmr_unet, unet (MONAI's BasicUNet), or monai:NAME (default: %(default)s)", metavar="NAME"
     )
     model_args: str = _model("", "further arguments of the network, as JSON", metavar="JSON")
-    loss: str = _optimiser("ce", "cross-entropy, or the sum of Dice and cross-entropy", choices=("ce", "dice-ce"))
-
-    gain: float = _augment(0.0, "multiply each channel in training by up to this much more or less", metavar="R")
-    offset: float = _augment(
-        0.0, "add up to this to each channel in training, in units of what the network sees", metavar="R"
+    tune_threshold: bool = _optimiser(
+        False, "of two classes, take the probability from which Dice on validation is best, and keep it"
     )
+    loss: str = _optimiser("ce", "cross-entropy, or the sum of Dice and cross-entropy", choices=("ce", "dice-ce"))
 
     batch_size: int = _optimiser(4, "crops per process and step", flags=("-b",), metavar="N")
     lr: float = _optimiser(5e-4, "learning rate")

@@ -23,7 +23,7 @@ from sre_triton.training.files import read_json, replacing, sweep, write_csv, wr
 from sre_triton.training.options import PredictOptions
 from sre_triton.training.runs.folder import checkpoint_in
 from sre_triton.training.runs.predictor import Predictor, load
-from sre_triton.training.tasks.segmentation import segmentation_scores
+from sre_triton.training.tasks.segmentation_scores import segmentation_scores
 
 __all__ = ["predict"]
 
@@ -73,7 +73,7 @@ def predict(
                 probabilities = predictor.probabilities(torch.from_numpy(image), tta=options.tta)
                 row = {"image": path.name, **_row(predictor, probabilities)}
                 if predictor.task == "segmentation":
-                    row |= _scores(path, probabilities, truths.get(path))
+                    row |= _scores(path, probabilities, truths.get(path), predictor.threshold)
                     _write_maps(options.output, path, predictor, probabilities, image)
                 rows[path.name] = row  # once its files are whole
                 if time.monotonic() - written > _SECONDS:
@@ -170,6 +170,7 @@ def _scores(
     path: Path,
     probabilities: npt.NDArray[np.float32],
     truth: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None] | None,
+    threshold: float | None,
 ) -> dict[str, float]:
     if truth is None:
         return {}
@@ -177,11 +178,12 @@ def _scores(
     if labels.shape != probabilities.shape[1:]:
         raise ValueError(f"{path} has {probabilities.shape[1:]} pixels, its mask {labels.shape}")
     answers, classes = torch.from_numpy(probabilities), torch.from_numpy(labels)
-    whole = segmentation_scores(answers.flatten(1), classes.flatten())
+    whole = segmentation_scores(answers.flatten(1), classes.flatten(), threshold)
     if field is None:
         return whole
     inside = torch.from_numpy(field).bool()
-    return segmentation_scores(answers[:, inside], classes[inside]) | {f"whole_{k}": v for k, v in whole.items()}
+    within = segmentation_scores(answers[:, inside], classes[inside], threshold)
+    return within | {f"whole_{k}": v for k, v in whole.items()}
 
 
 def _print_scores(rows: list[dict[str, Any]], console: Console) -> None:
@@ -211,7 +213,7 @@ def _write_maps(
     for number, value in enumerate(predictor.classes[1:], start=1):
         suffix = "" if len(predictor.classes) == 2 else f"_{value}"
         _write_map(output / f"{name}_probability{suffix}", path, probabilities[number])
-    _write_png(output / f"{name}_overlay.png", _overlay(image, probabilities))
+    _write_png(output / f"{name}_overlay.png", _overlay(image, predictor.found(probabilities)))
 
 
 def _write_map(stem: Path, source: Path, values: npt.NDArray[Any]) -> None:
@@ -241,12 +243,11 @@ def _write_png(path: Path, values: npt.NDArray[Any]) -> None:
         Image.fromarray(values).save(partial, format="PNG")
 
 
-def _overlay(image: npt.NDArray[np.float32], probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+def _overlay(image: npt.NDArray[np.float32], found: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
     """The picture with its classes but the ground in colours, half transparent, (H, W, 3)."""
     import matplotlib
 
-    colours = np.array([matplotlib.colormaps["tab10"](index % 10)[:3] for index in range(len(probabilities))])
-    found = probabilities.argmax(axis=0)
+    colours = np.array([matplotlib.colormaps["tab10"](index)[:3] for index in range(10)])
     picture = np.moveaxis(image, 0, -1)
-    blended = np.where((found > 0)[..., None], 0.5 * picture + 0.5 * colours[found - 1], picture)
+    blended = np.where((found > 0)[..., None], 0.5 * picture + 0.5 * colours[(found - 1) % 10], picture)
     return (255 * blended).round().astype(np.uint8)

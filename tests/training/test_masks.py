@@ -12,7 +12,7 @@ from PIL import Image
 
 from sre_triton.training.data.segmentation_set import read_segmentation_set
 from sre_triton.training.options import SegmentOptions
-from sre_triton.training.tasks.segmentation import segmentation_scores
+from sre_triton.training.tasks.segmentation_scores import segmentation_scores
 from tests.training.conftest import Command
 from tests.training.photographs import SIDE, TINY, read, write_image, write_mask, write_pairs
 

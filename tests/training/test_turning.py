@@ -15,7 +15,7 @@ from sre_triton.training.data.augment import Preparation, Share, derived_seed
 from sre_triton.training.data.warp import AXES, Symmetry, affine, rotation_matrix, turn
 from sre_triton.training.options import TrainOptions, TurningOptions
 from sre_triton.training.tasks.classification import classification_scores
-from sre_triton.training.tasks.segmentation import segmentation_scores
+from sre_triton.training.tasks.segmentation_scores import segmentation_scores
 from sre_triton.training.tasks.turning import symmetries
 from tests.training.conftest import TINY, TINY_UNET, Command, MakeSet
 

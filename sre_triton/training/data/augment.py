@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sre_triton.training.data import warp
+from sre_triton.training.data.contrast import Contrast
 from sre_triton.training.data.warp import Symmetry
 from sre_triton.training.options import DEFAULT_SIDE, TrainOptions, TurningOptions
 
@@ -102,6 +103,12 @@ class Preparation:
             if options.moco_aug and self.ndim == 3:
                 x = _blur(x, draw.uniform(0, 0.5))
             x = self._flip(x, draw)
+            contrast = Contrast(options)
+            if contrast.changes:
+                seeds = (
+                    derived_seed(seed, 2, number) for number in share.of(torch.arange(len(x) * share.world)).tolist()
+                )
+                x = torch.stack([contrast(image, one) for image, one in zip(x, seeds, strict=True)])
         else:
             x = normalise(x)
         return self.pad(x)

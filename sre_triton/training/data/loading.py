@@ -25,10 +25,11 @@ class TrainingBatches(Sampler[list[int]]):
         batch: items per process and batch.
         seed: of the order.
         share: this process among all.
+        weights: (count,); how often each item is drawn relative to others, with replacement. None: each once.
     """
 
-    def __init__(self, count: int, batch: int, seed: int, share: Share) -> None:
-        self.count, self.batch, self.seed, self.share = count, batch, seed, share
+    def __init__(self, count: int, batch: int, seed: int, share: Share, weights: torch.Tensor | None = None) -> None:
+        self.count, self.batch, self.seed, self.share, self.weights = count, batch, seed, share, weights
         self.epoch = 0
         self.skip = 0
         if count < share.world:
@@ -42,7 +43,10 @@ class TrainingBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
-        order = torch.randperm(self.count, generator=generator)
+        if self.weights is None:
+            order = torch.randperm(self.count, generator=generator)
+        else:
+            order = torch.multinomial(self.weights, self.count, replacement=True, generator=generator)
         joined = min(self.batch * self.share.world, self.count // self.share.world * self.share.world)
         first, self.skip = self.skip, 0
         for index in range(first, len(self)):

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 
 from sre_triton.training.files import replacing, write_csv, write_json
 from sre_triton.training.runs.folder import RunFolder
 from sre_triton.training.runs.interruption import Interrupted
 
-__all__ = ["AtomicCheckpoints", "Interruption", "Recorder"]
+__all__ = ["AtomicCheckpoints", "EarlyStop", "Interruption", "Recorder"]
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -56,8 +57,9 @@ class Interruption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # The last batch's checkpoint is the epoch's, after validation.
-        if self._any_asked(trainer) and not trainer.is_last_batch:
+        # The last batch's checkpoint is the epoch's, after validation. Gradients of half a step are not saved.
+        between = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if between and not trainer.is_last_batch and self._any_asked(trainer):
             trainer.save_checkpoint(self.folder.last)
             raise self._stopped(trainer)
 
@@ -78,6 +80,18 @@ class Interruption(Callback):
             return self.asked
         asked = torch.tensor(float(self.asked), device=trainer.strategy.root_device)
         return bool(trainer.strategy.reduce(asked, reduce_op="sum"))
+
+
+class EarlyStop(EarlyStopping):
+    """Ends a training that gets no better; one that it has ended is not gone on with when it is resumed."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if self.stopped_epoch and trainer.is_global_zero:
+            print(f"no better for {self.patience} epochs: stopped after epoch {trainer.current_epoch + 1}", flush=True)
 
 
 class Recorder(Callback):

@@ -17,8 +17,14 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, Ric
 
 from sre_triton.training.figures import draw_curves
 from sre_triton.training.options import RunOptions
-from sre_triton.training.runs.callbacks import AtomicCheckpoints, Interruption, Recorder
-from sre_triton.training.runs.folder import ForeignCheckpointError, RunFolder, checkpoint_in, read_checkpoint
+from sre_triton.training.runs.callbacks import AtomicCheckpoints, EarlyStop, Interruption, Recorder
+from sre_triton.training.runs.folder import (
+    ForeignCheckpointError,
+    RunFolder,
+    checkpoint_in,
+    network_state,
+    read_checkpoint,
+)
 from sre_triton.training.tasks.task import Task
 from sre_triton.training.tasks.turning import turning_tests
 
@@ -76,6 +82,8 @@ def fit(task: Task, folder: RunFolder, *, bar: bool = True) -> Recorder:
     callbacks: list[Any] = [recorder, interruption, *_checkpoints(task, folder)]
     if options.ema:
         callbacks.insert(0, EMAWeightAveraging(decay=options.ema))
+    if options.early_stop:
+        callbacks.append(EarlyStop(task.monitor, patience=options.early_stop, mode="max", check_finite=False))
     if on_terminal:
         callbacks.append(RichProgressBar())
     trainer = Trainer(
@@ -91,6 +99,7 @@ def fit(task: Task, folder: RunFolder, *, bar: bool = True) -> Recorder:
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         gradient_clip_val=None,
+        accumulate_grad_batches=options.accumulate,
         **_machine(options),
     )
     with interruption.watched():
@@ -112,7 +121,7 @@ def load_weights(task: Task, path: Path) -> None:
 
     path = checkpoint_in(path)
     try:
-        state = {name.removeprefix("network."): value for name, value in read_checkpoint(path)["state_dict"].items()}
+        state = network_state(read_checkpoint(path))
     except ForeignCheckpointError:
         state = load_reference_checkpoint(path)["state_dict"]
     try:
@@ -124,6 +133,9 @@ def load_weights(task: Task, path: Path) -> None:
 def _check(options: RunOptions) -> None:
     for name, least in {
         "batch_size": 1,
+        "accumulate": 1,
+        "early_stop": 0,
+        "warm_up": 0,
         "epochs": 1,
         "test_batch_size": 1,
         "world_size": 1,
@@ -134,8 +146,9 @@ def _check(options: RunOptions) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
     if not 0 <= options.cur_ep < options.epochs:
         raise ValueError(f"--cur-ep must be at least 0 and below --epochs {options.epochs}, got {options.cur_ep}")
-    if not 0 <= options.ema < 1:
-        raise ValueError(f"--ema must be at least 0 and below 1, got {options.ema}")
+    for name in ("ema", "label_smoothing"):
+        if not 0 <= getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 0 and below 1, got {getattr(options, name)}")
     if options.lr <= 0:
         raise ValueError(f"--lr must be positive, got {options.lr}")
     if options.amp and options.bf16:

@@ -23,7 +23,7 @@ from sre_triton.training.files import read_json, sweep, write_json
 from sre_triton.training.options import RunOptions
 from sre_triton.training.schema import from_dict, result_options, to_dict
 
-__all__ = ["ForeignCheckpointError", "RunFolder", "checkpoint_in", "read_checkpoint"]
+__all__ = ["ForeignCheckpointError", "RunFolder", "checkpoint_in", "network_state", "read_checkpoint"]
 
 _FOLDER_VARIABLE = "SRE_TRITON_RUN_FOLDER"  # tells the processes that Lightning starts which folder theirs is
 
@@ -160,3 +160,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "(sre_triton.models.load_reference_checkpoint reads files of the reference's script)"
         )
     return content
+
+
+def network_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The state dict of the network in what :func:`read_checkpoint` read."""
+    prefix = "network."
+    return {
+        name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)
+    }

@@ -52,15 +52,15 @@ class Predictor:
         classes: their names; of a segmentation the values that its masks stored, the ground first.
         task: "classification" or "segmentation".
         several: whether a picture can have several labels.
-        threshold: probability from which a label is given where there are several, else None: the most probable
-            class is the answer.
+        threshold: probability from which a label is given where there are several, or from which a pixel is of the
+            second of two classes where that was tuned; else None: the most probable class is the answer.
     """
 
     def __init__(self, network: nn.Module, about: dict[str, Any], options: RunOptions) -> None:
         self.network, self.about, self.options = network, about, options
         self.task = options.task
         self.several = bool(about.get("multi_label", False))
-        self.threshold = 0.5 if self.several else None
+        self.threshold: float | None = 0.5 if self.several else about.get("threshold")
         names = about.get("mask_values") or about.get("class_names") or list(range(about["classes"]))
         self.classes: tuple[int | str, ...] = tuple(names)
 
@@ -106,11 +106,17 @@ class Predictor:
         """The answer that probabilities give."""
         if self.several:
             return [name for name, p in zip(self.classes, probabilities, strict=True) if p >= self.threshold]
-        best = probabilities.argmax(axis=0)
+        found = self.found(probabilities)
         if self.task == "classification":
-            return self.classes[int(best)]
+            return self.classes[int(found)]
         values = np.array(self.classes)
-        return values[best].astype(np.uint8 if values.max() < 256 else np.int64)
+        return values[found].astype(np.uint8 if values.max() < 256 else np.int64)
+
+    def found(self, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+        """The number of the class that probabilities (classes, ...) give, (...,)."""
+        if self.threshold is None:
+            return probabilities.argmax(axis=0)
+        return (probabilities[1] >= self.threshold).astype(np.int64)
 
 
 def as_picture(image: Any) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sre_triton.training.options import RunOptions
-from sre_triton.training.runs.folder import checkpoint_in, read_checkpoint
+from sre_triton.training.runs.folder import checkpoint_in, network_state, read_checkpoint
 from sre_triton.training.schema import from_dict
 from sre_triton.training.tasks.registry import TASKS
 from sre_triton.training.tasks.task import Task
@@ -30,9 +30,8 @@ def load_network(path: Path) -> tuple[torch.nn.Module, dict[str, Any], RunOption
     task = TASKS[about["task"]]
     options = from_dict(task.options_type, about["options"])
     network = task.build_network(options, about)
-    state = {name.removeprefix("network."): value for name, value in content["state_dict"].items()}
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(network_state(content))
     except RuntimeError as error:
         raise ValueError(
             f"{path} does not fit the network that it names: {str(error).splitlines()[1].strip()}"
@@ -71,4 +70,5 @@ def load_task(path: Path, *, undivided: bool = False, **places: Path | None) -> 
                 f"{path} was trained on data with {name} {about.get(name)}; "
                 f"{task_now.description['data']} now has {name} {task_now.description.get(name)}"
             )
+    task_now.description["threshold"] = about.get("threshold")
     return task_now.eval()

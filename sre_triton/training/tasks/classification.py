@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +23,7 @@ from sre_triton.training.data.splits import check_own_data, parts_of
 from sre_triton.training.data.warp import Symmetry, centred_square
 from sre_triton.training.figures import draw_images
 from sre_triton.training.options import TrainOptions, TurningOptions
+from sre_triton.training.tasks.class_weights import balanced_weights, class_weights
 from sre_triton.training.tasks.networks import classifier
 from sre_triton.training.tasks.task import Task
 
@@ -53,6 +55,11 @@ class ClassificationTask(Task):
         self.preparation = Preparation(options, images.ndim)
         self.monitor = "val_auc" if images.multi_label else "val_accuracy"
         self._validated: list[tuple[Tensor, Tensor]] = []
+        if options.class_weights and images.multi_label:
+            raise ValueError(f"--class-weights: an image of {images.name} can have several labels")
+        self.class_weights = class_weights(
+            options, images.classes, lambda: np.bincount(images.splits["train"].labels, minlength=images.classes)
+        )
 
     @classmethod
     def read_data(cls, options: TrainOptions) -> ImageSet:
@@ -110,7 +117,13 @@ class ClassificationTask(Task):
         return self.resumable(loader(labelled, self.training_batches(), self.options.num_workers))
 
     def training_batches(self) -> TrainingBatches:
-        return TrainingBatches(len(self.images.splits["train"]), self.options.batch_size, self.options.seed, self.share)
+        split, weights = self.images.splits["train"], None
+        if self.options.balanced_sampler:
+            if self.images.multi_label:
+                raise ValueError(f"--balanced-sampler: an image of {self.images.name} can have several labels")
+            labels = torch.from_numpy(split.labels)
+            weights = balanced_weights(labels.bincount(minlength=self.images.classes))[labels]
+        return TrainingBatches(len(split), self.options.batch_size, self.options.seed, self.share, weights)
 
     def size(self, split: str) -> int:
         return sum(len(self.images.splits[part]) for part in parts_of(split))
@@ -144,9 +157,12 @@ class ClassificationTask(Task):
         return loss
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        smoothing = self.options.label_smoothing
         if self.images.multi_label:
-            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-        return F.cross_entropy(logits, labels)
+            targets = labels.to(logits.dtype) * (1 - smoothing) + smoothing / 2
+            return F.binary_cross_entropy_with_logits(logits, targets)
+        weight = self.class_weights.to(logits) if self.class_weights is not None else None
+        return F.cross_entropy(logits, labels, weight, label_smoothing=smoothing)
 
     def _accuracy(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.images.multi_label:

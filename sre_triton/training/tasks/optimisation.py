@@ -11,15 +11,15 @@ from torch.optim import lr_scheduler
 from sre_triton.balance import balance_steps
 from sre_triton.training.options import RunOptions
 
-__all__ = ["optimiser_and_schedule"]
+__all__ = ["optimiser_and_schedules"]
 
 _MILESTONES = (50, 75)
 
 
-def optimiser_and_schedule(
+def optimiser_and_schedules(
     network: nn.Module, options: RunOptions, steps: int
-) -> tuple[torch.optim.Optimizer, lr_scheduler.LRScheduler, int]:
-    """Builds the optimiser of a network, its schedule, and how many steps there are between two of the schedule's.
+) -> tuple[torch.optim.Optimizer, list[tuple[lr_scheduler.LRScheduler, int]]]:
+    """Builds the optimiser of a network and its schedules, each with the number of steps between two of its own.
 
     Args:
         steps: of the optimiser in an epoch.
@@ -45,8 +45,13 @@ def optimiser_and_schedule(
         group["initial_lr"] = options.lr
     if options.balance_rings:
         balance_steps(optimiser, network)
-    schedule = _schedule(optimiser, options, steps)
-    return optimiser, schedule, 1 if options.one_cycle else steps
+    schedules = [(_schedule(optimiser, options, steps), 1 if options.one_cycle else steps)]
+    if options.warm_up:
+        if options.one_cycle:
+            raise ValueError(f"--warm-up {options.warm_up} with --one-cycle: its rate rises by itself")
+        rise = options.warm_up * steps
+        schedules.append((lr_scheduler.LinearLR(optimiser, 1 / (rise + 1), total_iters=rise), 1))
+    return optimiser, schedules
 
 
 def _schedule(optimiser: torch.optim.Optimizer, options: RunOptions, steps: int) -> lr_scheduler.LRScheduler:
@@ -64,7 +69,7 @@ def _schedule(optimiser: torch.optim.Optimizer, options: RunOptions, steps: int)
         return lr_scheduler.StepLR(optimiser, options.step_size, options.gamma, last_epoch=last)
     if name == "multi_step":
         return lr_scheduler.MultiStepLR(optimiser, list(_MILESTONES), last_epoch=last)
-    return lr_scheduler.LambdaLR(optimiser, lambda epoch: 1.0, last_epoch=last)
+    return lr_scheduler.ConstantLR(optimiser, 1.0, last_epoch=last)
 
 
 def _one(options: RunOptions, names: tuple[str, ...], what: str) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchmetrics import functional as metrics
 
 from sre_triton.training.data.augment import Share, derived_seed
+from sre_triton.training.data.contrast import Contrast
 from sre_triton.training.data.loading import EvaluationBatches, TrainingBatches, loader
 from sre_triton.training.data.photographs import Photograph
 from sre_triton.training.data.segmentation_set import SegmentationSet, read_segmentation_set
@@ -24,58 +23,61 @@ from sre_triton.training.data.standardise import mean_and_deviation, standardise
 from sre_triton.training.data.warp import PADDING_MODES, Symmetry, centred_square
 from sre_triton.training.figures import draw_images
 from sre_triton.training.options import SegmentOptions, TurningOptions
+from sre_triton.training.tasks.class_weights import class_weights
 from sre_triton.training.tasks.networks import segmenter
+from sre_triton.training.tasks.segmentation_scores import SCORES, mean_of_known, scores_by_threshold
 from sre_triton.training.tasks.task import Task
 
-__all__ = ["CropSet", "SegmentationTask", "segmentation_scores", "slide"]
+__all__ = ["CropSet", "SegmentationTask", "slide"]
+
+_THRESHOLDS = tuple(number / 50 for number in range(1, 50))
 
 
 class CropSet(Dataset[tuple[Tensor, Tensor]]):
     """Crops at random places of photographs, which ``--affine-prob`` scales and shears at random first.
 
-    A crop is standardised by the mean and deviation of its whole photograph, then flipped and given another contrast.
-
-    A crop depends on the seed, the epoch and its own number alone.
+    A crop is turned and flipped, standardised by the mean and deviation of its whole photograph, then given another
+    contrast. It depends on the seed, the epoch and its own number alone.
     """
 
     def __init__(self, photographs: Sequence[Photograph], options: SegmentOptions) -> None:
         from monai.transforms import (
+            CenterSpatialCropd,
             Compose,
             EnsureTyped,
             RandAffined,
             RandFlipd,
-            RandScaleIntensityd,
-            RandShiftIntensityd,
+            RandRotated,
             RandSpatialCropd,
             SpatialPadd,
         )
 
         self.photographs, self.options, self.epoch = photographs, options, 0
-        size, keys = (options.crop_size,) * 2, ("image", "labels")
+        keys = ("image", "labels")
+        how = {"mode": (options.interpolation, "nearest"), "padding_mode": PADDING_MODES[options.padding]}
         affine = RandAffined(
             keys,
             prob=options.affine_prob,
             shear_range=(options.shear_ratio,) * 2,
             scale_range=(options.scale_ratio,) * 2,
-            mode=(options.interpolation, "nearest"),
-            padding_mode=PADDING_MODES[options.padding],
+            **how,
         )
+        # A crop that is turned is cut out larger, so that nothing comes in from outside but at the photograph's edge.
+        side = math.ceil(math.sqrt(2) * options.crop_size) if options.train_rotate else options.crop_size
+        turn = RandRotated(keys, range_x=math.radians(options.train_degree), prob=1.0, **how)
         flips = [RandFlipd(keys, prob=options.train_flip_p, spatial_axis=axis) for axis in (0, 1)]
-        gain = RandScaleIntensityd(keys[:1], factors=options.gain, prob=1.0, channel_wise=True)
-        offset = RandShiftIntensityd(keys[:1], offsets=options.offset, prob=1.0, channel_wise=True)
-        plain = EnsureTyped(keys, track_meta=False)  # else MONAI's own kind of tensor goes through the network
         self.geometry = Compose(
             [
-                SpatialPadd(keys, size),
+                SpatialPadd(keys, (side, side)),
                 *([affine] if options.affine_prob > 0 else []),
-                RandSpatialCropd(keys, size, random_size=False),
+                RandSpatialCropd(keys, (side, side), random_size=False),
+                *([turn] if options.train_rotate else []),
+                CenterSpatialCropd(keys, (options.crop_size,) * 2),
                 *(flips if options.train_flip_p > 0 else []),
-                plain,
+                EnsureTyped(keys, track_meta=False),
             ]
         )
-        self.contrast = Compose(
-            [*([gain] if options.gain > 0 else []), *([offset] if options.offset > 0 else []), plain]
-        )
+        self.contrast = Contrast(options)
         self._scales: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
@@ -91,9 +93,8 @@ class CropSet(Dataset[tuple[Tensor, Tensor]]):
             mean, deviation = self._scales[number]
             seed = derived_seed(self.options.seed, self.epoch, index) % 2**32
             self.geometry.set_random_state(seed)
-            self.contrast.set_random_state(seed)
             crop = self.geometry({"image": photograph.image, "labels": photograph.labels})
-            crops.append(self.contrast(crop | {"image": (crop["image"] - mean) / deviation}))
+            crops.append(crop | {"image": self.contrast((crop["image"] - mean) / deviation, seed)})
         images, labels = (torch.stack([crop[key] for crop in crops]) for key in ("image", "labels"))
         return images, labels.long()
 
@@ -138,8 +139,17 @@ class SegmentationTask(Task):
     def __init__(self, network: nn.Module, options: SegmentOptions, photographs: SegmentationSet) -> None:
         super().__init__(network, options, photographs)
         self.photographs = photographs
-        self.loss = _loss(options)
-        self._validated: list[dict[str, float]] = []
+        self.loss = _loss(options, class_weights(options, photographs.classes, self._count_classes))
+        self._validated: list[list[dict[str, float]]] = []
+        if options.tune_threshold and photographs.classes != 2:
+            raise ValueError(f"--tune-threshold is for two classes: {photographs.name} has {photographs.classes}")
+        self._thresholds: Sequence[float | None] = _THRESHOLDS if options.tune_threshold else (None,)
+
+    def _count_classes(self) -> Tensor:
+        counts = torch.zeros(self.photographs.classes)
+        for photograph in self.photographs.splits["train"]:
+            counts += torch.from_numpy(photograph.labels).flatten().long().bincount(minlength=len(counts))
+        return counts
 
     @classmethod
     def read_data(cls, options: SegmentOptions) -> SegmentationSet:
@@ -151,6 +161,7 @@ class SegmentationTask(Task):
             "data": photographs.name,
             "classes": photographs.classes,
             "mask_values": list(photographs.values),
+            "threshold": None,
             "channels": 3,
             "ndim": 2,
         }
@@ -199,18 +210,20 @@ class SegmentationTask(Task):
                 )
                 logits = slide(self.network, symmetry(image, turning), windows).float()
                 labels, field = (symmetry(part, on_mask)[0, 0] for part in (labels, field))
-                table.append(self._scores(logits, labels, field))
-        return {name: _mean([scores[name] for scores in table]) for name in table[0]}
+                table += self._scores(logits, labels, field, [self.description["threshold"]])
+        return {name: mean_of_known([scores[name] for scores in table]) for name in table[0]}
 
-    def _scores(self, logits: Tensor, labels: Tensor, field: Tensor) -> dict[str, float]:
-        """Scores of one image inside the field of view, and of all of it if the set has fields."""
+    def _scores(
+        self, logits: Tensor, labels: Tensor, field: Tensor, thresholds: Sequence[float | None]
+    ) -> list[dict[str, float]]:
+        """Scores of one image inside the field of view, and of all of it if the set has fields, by threshold."""
         probabilities = logits.softmax(dim=1)[0]
         inside = field.bool() if self.photographs.has_fields else torch.ones_like(field, dtype=torch.bool)
-        scores = segmentation_scores(probabilities[:, inside], labels[inside])
+        rows = scores_by_threshold(probabilities[:, inside], labels[inside], thresholds)
         if self.photographs.has_fields:
-            whole = segmentation_scores(probabilities.flatten(1), labels.flatten())
-            scores |= {f"whole_{name}": value for name, value in whole.items()}
-        return scores
+            whole = scores_by_threshold(probabilities.flatten(1), labels.flatten(), thresholds)
+            rows = [row | {f"whole_{k}": v for k, v in more.items()} for row, more in zip(rows, whole, strict=True)]
+        return rows
 
     def draw_batch(self, path: Path) -> None:
         crops = CropSet(self.photographs.splits["train"], self.options)
@@ -233,20 +246,25 @@ class SegmentationTask(Task):
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         image, labels, field = batch
         logits = slide(self.network, image, self.options).float()
-        scores = {"loss": float(self.loss(logits, labels.long()))}
-        self._validated.append(scores | self._scores(logits, labels[0, 0], field[0, 0]))
+        rows = self._scores(logits, labels[0, 0], field[0, 0], self._thresholds)
+        self._validated.append([{"loss": float(self.loss(logits, labels.long()))} | row for row in rows])
 
     def on_validation_epoch_end(self) -> None:
         kinds = ("", "whole_") if self.photographs.has_fields else ("",)
         names = ("loss", *(kind + name for kind in kinds for name in SCORES))
-        table = torch.tensor([[scores[name] for name in names] for scores in self._validated], device=self.device)
-        table = table.reshape(-1, len(names))
+        table = torch.tensor(
+            [[row[name] for row in rows for name in names] for rows in self._validated], device=self.device
+        )
+        table = table.reshape(-1, len(self._thresholds) * len(names))
         if self.trainer.world_size > 1:
             from sre_triton.training.tasks.classification import gathered
 
             table = gathered(table)
+        means = table.nanmean(dim=0).view(len(self._thresholds), len(names))
+        best = int(means[:, names.index("dice")].argmax())
+        self.description["threshold"] = self._thresholds[best]
         self.log_dict(
-            {f"val_{name}": float(value) for name, value in zip(names, table.nanmean(dim=0), strict=True)}, logger=False
+            {f"val_{name}": float(value) for name, value in zip(names, means[best], strict=True)}, logger=False
         )
 
 
@@ -280,62 +298,12 @@ def slide(network: nn.Module, images: Tensor, options: SegmentOptions) -> Tensor
     return logits
 
 
-SCORES = ("dice", "iou", "auc", "accuracy", "sensitivity", "specificity")
-
-
-def segmentation_scores(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
-    """Dice, IoU, AUC, accuracy, sensitivity and specificity of one image, between 0 and 1.
-
-    All but accuracy are means over the classes from 1 on, each against all others; AUC over those that occur, and NaN
-    if none does.
-
-    Args:
-        probabilities: (classes, pixels).
-        labels: (pixels,); classes.
-    """
-    labels = labels.long()
-    found = probabilities.argmax(dim=0)
-    table = [
-        _scores_of_class(probabilities[label], found == label, labels == label)
-        for label in range(1, len(probabilities))
-    ]
-    scores = {name: _mean([row[name] for row in table]) for name in table[0]}
-    scores["accuracy"] = float((found == labels).float().mean())
-    return {name: scores[name] for name in SCORES}
-
-
-def _scores_of_class(probability: Tensor, found: Tensor, truth: Tensor) -> dict[str, float]:
-    hit, miss = float((found & truth).sum()), float((~found & truth).sum())
-    alarm, clear = float((found & ~truth).sum()), float((~found & ~truth).sum())
-    auc = math.nan
-    if hit + miss > 0 and alarm + clear > 0:
-        auc = float(torch.as_tensor(metrics.auroc(probability, truth.long(), task="binary")))
-    return {
-        "dice": _ratio(2 * hit, 2 * hit + miss + alarm),
-        "iou": _ratio(hit, hit + miss + alarm),
-        "auc": auc,
-        "sensitivity": _ratio(hit, hit + miss),
-        "specificity": _ratio(clear, clear + alarm),
-    }
-
-
-def _ratio(part: float, whole: float) -> float:
-    """``part / whole``, and 1 where ``whole`` is 0: there was nothing to find, and nothing was missed."""
-    return part / whole if whole else 1.0
-
-
-def _mean(values: list[float]) -> float:
-    """The mean of those that are not NaN."""
-    known = [value for value in values if not math.isnan(value)]
-    return statistics.fmean(known) if known else math.nan
-
-
-def _loss(options: SegmentOptions) -> nn.Module:
+def _loss(options: SegmentOptions, weight: Tensor | None) -> nn.Module:
     if options.loss == "dice-ce":
         from monai.losses import DiceCELoss
 
-        return DiceCELoss(softmax=True, to_onehot_y=True)
-    return _CrossEntropy()
+        return DiceCELoss(softmax=True, to_onehot_y=True, weight=weight, label_smoothing=options.label_smoothing)
+    return _CrossEntropy(weight, label_smoothing=options.label_smoothing)
 
 
 class _CrossEntropy(nn.CrossEntropyLoss):

@@ -18,7 +18,7 @@ from sre_triton.training.data.loading import ResumableLoader, TrainingBatches
 from sre_triton.training.data.warp import Symmetry
 from sre_triton.training.options import RunOptions, TurningOptions
 from sre_triton.training.schema import to_dict
-from sre_triton.training.tasks.optimisation import optimiser_and_schedule
+from sre_triton.training.tasks.optimisation import optimiser_and_schedules
 
 __all__ = ["Task"]
 
@@ -115,13 +115,12 @@ class Task(LightningModule):
         return derived_seed(self.options.seed, 1 + self.current_epoch, batch_idx)
 
     def configure_optimizers(self) -> Any:
-        steps = len(self.training_batches())
-        optimiser, schedule, frequency = optimiser_and_schedule(self.network, self.options, steps)
-        # An interval in steps, as Lightning then advances the schedule before it writes the epoch's checkpoint.
-        return {
-            "optimizer": optimiser,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step", "frequency": frequency},
-        }
+        steps = math.ceil(len(self.training_batches()) / self.options.accumulate)
+        optimiser, schedules = optimiser_and_schedules(self.network, self.options, steps)
+        # An interval in steps, as Lightning then advances a schedule before it writes the epoch's checkpoint.
+        return [optimiser], [
+            {"scheduler": schedule, "interval": "step", "frequency": frequency} for schedule, frequency in schedules
+        ]
 
     def training_batches(self) -> TrainingBatches:
         """The batches of this process, as indices of training items."""

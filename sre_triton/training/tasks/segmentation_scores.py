@@ -1,0 +1,74 @@
+"""Scores of a segmented image."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import functional as metrics
+
+__all__ = ["SCORES", "mean_of_known", "scores_by_threshold", "segmentation_scores"]
+
+SCORES = ("dice", "iou", "auc", "accuracy", "sensitivity", "specificity")
+
+
+def segmentation_scores(probabilities: Tensor, labels: Tensor, threshold: float | None = None) -> dict[str, float]:
+    """Dice, IoU, AUC, accuracy, sensitivity and specificity of one image, between 0 and 1.
+
+    All but accuracy are means over the classes from 1 on, each against all others; AUC over those that occur, and NaN
+    if none does.
+
+    Args:
+        probabilities: (classes, pixels).
+        labels: (pixels,); classes.
+        threshold: of two classes, the probability from which a pixel is of class 1; None takes the most probable.
+    """
+    return scores_by_threshold(probabilities, labels, [threshold])[0]
+
+
+def scores_by_threshold(
+    probabilities: Tensor, labels: Tensor, thresholds: Sequence[float | None]
+) -> list[dict[str, float]]:
+    """:func:`segmentation_scores` at several thresholds."""
+    labels = labels.long()
+    classes = range(1, len(probabilities))
+    auc = mean_of_known([_auc(probabilities[label], labels == label) for label in classes])
+    rows = []
+    for threshold in thresholds:
+        found = probabilities.argmax(dim=0) if threshold is None else (probabilities[1] >= threshold).long()
+        table = [_scores_of_class(found == label, labels == label) for label in classes]
+        scores = {name: mean_of_known([row[name] for row in table]) for name in table[0]}
+        scores |= {"auc": auc, "accuracy": float((found == labels).float().mean())}
+        rows.append({name: scores[name] for name in SCORES})
+    return rows
+
+
+def _auc(probability: Tensor, truth: Tensor) -> float:
+    if not 0 < int(truth.sum()) < len(truth):
+        return math.nan
+    return float(torch.as_tensor(metrics.auroc(probability, truth.long(), task="binary")))
+
+
+def _scores_of_class(found: Tensor, truth: Tensor) -> dict[str, float]:
+    hit, miss = float((found & truth).sum()), float((~found & truth).sum())
+    alarm, clear = float((found & ~truth).sum()), float((~found & ~truth).sum())
+    return {
+        "dice": _ratio(2 * hit, 2 * hit + miss + alarm),
+        "iou": _ratio(hit, hit + miss + alarm),
+        "sensitivity": _ratio(hit, hit + miss),
+        "specificity": _ratio(clear, clear + alarm),
+    }
+
+
+def _ratio(part: float, whole: float) -> float:
+    """``part / whole``, and 1 where ``whole`` is 0: there was nothing to find, and nothing was missed."""
+    return part / whole if whole else 1.0
+
+
+def mean_of_known(values: Sequence[float]) -> float:
+    """The mean of those that are not NaN, NaN if there are none."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.fmean(known) if known else math.nan
