@@ -123,9 +123,11 @@ def ring_conv_bwd_kernel_w(
         acc = tl.dot(tl.trans(b_s), b_u, acc, input_precision=PRECISION)
     # [BS, BU]
     p_grad += i_split.to(tl.int64) * s_split + i_group * s_gg
-    p_tile = p_grad + (o_s % c_s * s_gs + o_s // c_s)[:, None] + (o_u * s_gu)[None, :]
-    m_earlier = o_s < tl.where(is_later != 0, NUM_WEIGHTS * c_s, 0)
-    acc += tl.load(p_tile, mask=m_earlier[:, None] & m_u[None, :], other=0.0)
+    # Addresses twice, from offsets of 32 bits: what is kept from the load to the store, or added in 64 bits, spills.
+    if is_later != 0:
+        p_tile = p_grad + ((o_s % c_s * s_gs + o_s // c_s)[:, None] + (o_u * s_gu)[None, :])
+        acc += tl.load(p_tile, mask=m_s[:, None] & m_u[None, :], other=0.0)
+    p_tile = p_grad + ((o_s % c_s * s_gs + o_s // c_s)[:, None] + (o_u * s_gu)[None, :])
     tl.store(p_tile, acc, mask=m_s[:, None] & m_u[None, :])
 
 
