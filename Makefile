@@ -41,10 +41,13 @@ NATIVE_TESTS := --capture=sys tests/backends/test_ringwise.py tests/test_functio
 SANITIZER = LD_PRELOAD="$(shell $(or $(CXX),c++) -print-file-name=libasan.so) $(shell $(or $(CXX),c++) -print-file-name=libstdc++.so)"
 
 test-native: export SRE_TRITON_CACHE_DIR ?= $(CURDIR)/build/cache
-test-native: $(READY) ## The native kernel with three threads: for AVX2, for SSE alone, and under AddressSanitizer
+test-native: $(READY) ## The native kernel with three threads: for AVX2, for SSE alone, by Clang, and under AddressSanitizer
 	for target in x86-64-v3 x86-64-v2; do \
 		export SRE_TRITON_NATIVE_OPTIONS=-march=$$target; \
 		$(BIN)/sre-triton build-native && $(BIN)/python -m pytest -q $(NATIVE_TESTS) || exit 1; done
+	if ! command -v clang++; then echo 'not tested with Clang: there is no clang++'; else \
+		export CXX=clang++ SRE_TRITON_CACHE_DIR=$(CURDIR)/build/cache/clang; \
+		$(BIN)/sre-triton build-native && $(BIN)/python -m pytest -q $(NATIVE_TESTS); fi
 	export $(SANITIZER) ASAN_OPTIONS=detect_leaks=0 SRE_TRITON_NATIVE_OPTIONS='-fsanitize=address -O1 -g1'; \
 		$(BIN)/sre-triton build-native && $(BIN)/python -m pytest -q $(NATIVE_TESTS)
 

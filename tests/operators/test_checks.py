@@ -184,3 +184,13 @@ def test_layers_take_integers_in_any_form(kind: type[Any]) -> None:
     layer.load_state_dict(plain.state_dict())
     x = torch.randn(1, 2, 7, 8)
     assert torch.equal(layer(x), plain(x))
+    # nn.ConvNd makes tuples of what it is constructed with. Attributes may be set to anything later.
+    layer.stride, layer.padding = torch.tensor([2, 1]), np.array([0, 1])
+    plain.stride, plain.padding = (2, 1), (0, 1)
+    assert torch.equal(layer(x), plain(x))
+    layer.stride.fill_(1)
+    plain.stride = (1, 1)
+    assert torch.equal(layer(x), plain(x))
+    layer.dilation = (1.0, 1.0)
+    with pytest.raises(TypeError, match="dilation must be"):
+        layer(x)

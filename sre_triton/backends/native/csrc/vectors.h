@@ -25,7 +25,10 @@ template <class T, bool = std::is_arithmetic_v<T>>
 struct VectorOf {};
 template <class T>
 struct VectorOf<T, true> {
-  typedef T type __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+  // In memory that is aligned for T alone. No type for variables: Clang would align them as little, and move them with
+  // instructions that want more.
+  typedef T stored __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
 };
 template <class T>
 using Vector = typename VectorOf<T>::type;
@@ -35,11 +38,11 @@ constexpr int kPanelVectors = 2;
 
 template <class T>
 inline Vector<T> load(const T* p) {
-  return *reinterpret_cast<const Vector<T>*>(p);
+  return *reinterpret_cast<const typename VectorOf<T>::stored*>(p);
 }
 template <class T>
 inline void store(T* p, Vector<T> v) {
-  *reinterpret_cast<Vector<T>*>(p) = v;
+  *reinterpret_cast<typename VectorOf<T>::stored*>(p) = v;
 }
 
 inline Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
