@@ -163,10 +163,12 @@ __all__ = [
 def load(run: str | Path, *, device: str | torch.device = "cpu") -> Predictor:
     """The network of a training by ``sre-triton train`` or ``segment``, with its preprocessing and its classes.
 
-    ``sre_triton.load("logs/task/RUN").predict(image)`` answers for an array, a PIL image or a tensor.
+    ``sre_triton.load("logs/task/RUN").predict(image)`` answers for an array, a PIL image or a tensor;
+    ``sre_triton.load("vessels")`` finds the vessels in fundus photographs without any training.
 
     Args:
-        run: a run folder, whose best checkpoint is taken, or a checkpoint.
+        run: a run folder, whose best checkpoint is taken, a checkpoint, or a pretrained network (`sre-triton models
+            --pretrained` lists them).
         device: where the network computes.
 
     Raises:

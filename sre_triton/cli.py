@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = commands.add_parser("models", help="every network with its parameters, arithmetic and time")
     models.add_argument("--filter", default="*", help="only names that match this pattern, as 'sre_*' (default: all)")
     models.add_argument("--no-time", action="store_true", help="do not run the networks, only count")
+    models.add_argument("--pretrained", action="store_true", help="the trained networks that the package brings along")
     models.add_argument("--json", action="store_true", help="print JSON instead of a table")
     models.set_defaults(run=_models)
 
@@ -80,6 +81,11 @@ def _selfcheck(arguments: argparse.Namespace) -> object:
 
 
 def _models(arguments: argparse.Namespace) -> None:
+    if arguments.pretrained:
+        from sre_triton.training.runs.pretrained import show_pretrained
+
+        show_pretrained(as_json=arguments.json)
+        return
     from sre_triton.models.profile import show_profiles
 
     show_profiles(arguments.filter, timed=not arguments.no_time, as_json=arguments.json)

@@ -52,7 +52,7 @@ def add_commands(commands: Any) -> None:
 
     text = "answers of a trained network on pictures: a table, and masks of a segmentation"
     parser = commands.add_parser("predict", help=text, description=text, allow_abbrev=False)
-    parser.add_argument("model", type=Path, metavar="MODEL", help="run folder or checkpoint")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="run folder, checkpoint or pretrained network")
     parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="picture files, or folders of them")
     add_arguments(parser, PredictOptions)
     parser.set_defaults(run=_predict)

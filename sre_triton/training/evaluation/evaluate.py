@@ -98,8 +98,7 @@ def evaluate(checkpoints: Sequence[Path], options: EvaluateOptions, console: Con
             )
             if results[name]["main_score"] != results[names[0]]["main_score"]:
                 raise ValueError(f"{names[0]} and {name} are of different tasks: evaluate them apart")
-    first = checkpoints[0] if checkpoints[0].is_dir() else checkpoints[0].parent
-    folder = options.output or first
+    folder = options.output or _folder_of(checkpoints[0])
     write_results(folder, results)
     for table in summary_tables(results):
         console.print(table)
@@ -157,5 +156,10 @@ def summary_tables(results: dict[str, dict[str, Any]]) -> list[Table]:
     return tables
 
 
+def _folder_of(path: Path) -> Path:
+    """The run folder; the present one for a pretrained network."""
+    return path if path.is_dir() else path.parent
+
+
 def _name(path: Path) -> str:
-    return path.name if path.is_dir() else f"{path.parent.name}/{path.stem}"
+    return path.name if path.is_dir() or path.parent == Path() else f"{path.parent.name}/{path.stem}"

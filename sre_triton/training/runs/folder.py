@@ -21,6 +21,7 @@ import torch
 
 from sre_triton.training.files import read_json, sweep, write_json
 from sre_triton.training.options import RunOptions
+from sre_triton.training.runs.pretrained import pretrained_path, read_pretrained
 from sre_triton.training.schema import from_dict, result_options, to_dict
 
 __all__ = ["ForeignCheckpointError", "RunFolder", "checkpoint_in", "network_state", "read_checkpoint"]
@@ -125,18 +126,22 @@ class ForeignCheckpointError(ValueError):
 
 
 def checkpoint_in(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or the best (else the last) of a run folder.
+    """The checkpoint that a path means: itself, the best (else the last) of a run folder, or a pretrained network's.
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: it names a pretrained network and a run folder.
     """
+    pretrained = pretrained_path(path)
+    if pretrained is not None:
+        return pretrained
     if path.is_dir():
         for name in ("best.ckpt", "last.ckpt"):
             if (path / name).is_file():
                 return path / name
         raise FileNotFoundError(f"{path} holds neither best.ckpt nor last.ckpt")
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: expected a checkpoint or a run folder")
+        raise FileNotFoundError(f"{path} is missing: expected a checkpoint, a run folder or a pretrained network")
     return path
 
 
@@ -149,6 +154,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     import pickle
 
+    if path.suffix == ".safetensors":
+        return read_pretrained(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError, ValueError, AttributeError) as error:

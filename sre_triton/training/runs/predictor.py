@@ -25,7 +25,8 @@ def load(run: str | Path, *, device: str | torch.device = "cpu") -> Predictor:
     """The network of a training, with its preprocessing and its classes.
 
     Args:
-        run: a run folder, whose best checkpoint is taken, or a checkpoint.
+        run: a run folder, whose best checkpoint is taken, a checkpoint, or a pretrained network (`sre-triton models
+            --pretrained` lists them).
         device: where the network computes.
 
     Raises:

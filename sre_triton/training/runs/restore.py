@@ -56,6 +56,8 @@ def load_task(path: Path, *, undivided: bool = False, **places: Path | None) -> 
     for name in given:
         if not hasattr(options, name):
             raise ValueError(f"--{name.replace('_', '-')} is no option of the {about['task']} in {path}")
+    if "pretrained" in about and "data" not in given:
+        raise ValueError(f"--data is needed: {path} comes without the images that it was trained on")
     if "data" in given and hasattr(options, "layout"):
         # Other data need not lie as those of the training.
         given = {"layout": "auto", "fov": None, **given}
