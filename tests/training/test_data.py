@@ -157,10 +157,11 @@ def test_vessels_are_seeded_and_their_masks_exact() -> None:
     assert one.image.min() >= 0
     assert one.image.max() <= 1
     assert set(np.unique(one.labels)) == {0, 1}
-    assert 0.05 < one.labels.mean() < 0.5
     inside = one.image.max(axis=0) > 0
+    drawn = [draw_vessels(128, 0, index).labels.mean() / inside.mean() for index in range(4)]
+    assert 0.09 < sum(drawn) / len(drawn) < 0.18  # about an eighth of the field, as in photographs
     green = one.image[1]
-    assert green[(one.labels[0] == 1) & inside].mean() < 0.9 * green[(one.labels[0] == 0) & inside].mean()
+    assert green[(one.labels[0] == 1) & inside].mean() < 0.92 * green[(one.labels[0] == 0) & inside].mean()
     with pytest.raises(ValueError, match="at least 64"):
         draw_vessels(32, 0, 0)
 
