@@ -2,7 +2,7 @@
 
 A ResNet-18 of rings [9, 9, 5, 5], run by this package and by the reference package, against an ordinary 3x3
 ResNet-18 with the same stem, strides and pooling. All networks are timed in turns and in one process, so that
-they meet the same moods of the machine.
+whatever else the machine does slows down all of them alike.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ def assert_equivariant(
 
 
 def _rank(error: float) -> float:
-    """A NaN is worse than every number."""
+    """Orders errors; a NaN counts as the largest."""
     return math.inf if math.isnan(error) else error
 
 

@@ -32,7 +32,7 @@ _kernels: ExpansionKernels | None = None
 
 
 def use_kernels(kernels: ExpansionKernels) -> None:
-    """Lets a backend's kernels expand; :mod:`sre_triton.backends.registry` says whose, as nothing here may import a
+    """Sets the kernels that expand. :mod:`sre_triton.backends.registry` calls it, as nothing here may import a
     backend."""
     global _kernels
     _kernels = kernels

@@ -14,8 +14,8 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
-    """channels_last if x is laid out so, else contiguous. Where a dimension of size 1 makes x both, its strides
-    decide."""
+    """channels_last if the strides of x are those of that layout, else contiguous. Dimensions of size 1 could belong to
+    either; their strides are compared, too."""
     channels_last = _CHANNELS_LAST.get(x.dim())
     if (
         channels_last is not None

@@ -1,7 +1,8 @@
 """What a layer carries or does beside what its class is known for: hooks, attributes, methods, parameters.
 
-One rule holds for :func:`sre_triton.convert` and :func:`sre_triton.fold`. What a successor can do goes with it: hooks
-on calls, and attributes. A subclass with methods of its own is another layer. Whatever else would be lost is refused.
+:func:`sre_triton.convert` and :func:`sre_triton.fold` follow one rule. Hooks on calls and attributes go over to the
+replacement of a layer. A subclass with methods of its own counts as another kind of layer. Whatever else the
+replacement could not carry is refused.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ _STATE_HOOKS = (
     "_load_state_dict_post_hooks",
 )
 _OF_PARAMETERS = {"weight", "parameters", "named_parameters", "state_dict", "_parameters"}
-# What a class may have of its own and be the same layer still.
+# What a subclass may define and still be the same kind of layer.
 _HARMLESS = {
     "__init__", "__module__", "__doc__", "__qualname__", "__annotations__", "__annotate__", "__annotate_func__",
     "__annotations_cache__", "__static_attributes__", "__firstlineno__", "__parameters__", "__type_params__",
@@ -66,8 +67,8 @@ def known_class(module: nn.Module, known: Container[type[nn.Module]]) -> type[nn
 
 
 def changes_of_class(module: nn.Module, known: type[nn.Module]) -> str | None:
-    """What the class of a module has that the ``known`` one it was derived from has not, in words; None if nothing
-    but a constructor or a printed form."""
+    """What a module's class adds to the ``known`` class that it derives from, in words; None if that is nothing, or
+    only a constructor or a printed form."""
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
         return None  # it becomes the known class
     for cls in nn.utils.parametrize.type_before_parametrizations(module).__mro__:
@@ -169,7 +170,7 @@ def drop_call_hooks(module: nn.Module) -> None:
 
 
 def _read_by_hooks(module: nn.Module) -> set[str]:
-    """Attributes that the hooks on a layer's calls speak of."""
+    """Attributes whose names stand in the code of the hooks on a layer's calls."""
     names: set[str] = set()
     for hooks in _CALL_HOOKS[:-1]:
         for hook in vars(module)[hooks].values():

@@ -79,7 +79,7 @@ def convert(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise ValueError("model is wrapped in DistributedDataParallel, which holds on to its parameters: convert first")
-    # What is refused is told of the network itself: its copy has lost some of it already.
+    # Reasons to refuse are looked for in the network itself: its copy has lost some of them already.
     names, chosen = all_names(model), []
     for name, module in _post_order(model):
         if not (is_convolution(module) or is_pooling(module)) or (filter_fn and not filter_fn(module, name)):

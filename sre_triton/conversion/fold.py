@@ -96,7 +96,8 @@ def _check_ring(ring: nn.Module, name: str, reader: str | None) -> None:
 
 
 def _check_methods(model: nn.Module) -> None:
-    """Raises ValueError if a method of a module of this package is called that its graph will not have."""
+    """Raises ValueError if the network calls a method of a module of this package other than its forward, which is all
+    that its graph will have."""
     spoken: dict[str, str] = {}
     for module in model.modules():
         for function in methods(module).values():
@@ -140,7 +141,7 @@ class _Inliner(fx.Tracer):
     """Follows the forward pass into modules of this package alone."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not _is_own(m) or has_hooks(m)  # which would run once, now
+        return not _is_own(m) or has_hooks(m)  # hooks would run now, and not with the graph
 
 
 def _is_own(module: nn.Module) -> bool:

@@ -93,8 +93,9 @@ def fuse_batch_norms(model: nn.Module) -> None:
 
 
 class _Pair(NamedTuple):
-    """Names of a convolution and of the normalisation that alone gets its output, and the code that was run when
-    that was seen, by the names of the modules it belongs to."""
+    """A convolution whose output goes into one normalisation alone.
+
+    Holds the names of both, and the code that ran while this was seen, by the names of the modules it belongs to."""
 
     conv: str
     norm: str
@@ -188,7 +189,7 @@ def _may_fuse(model: nn.Module, pair: _Pair) -> bool:
     for module in (conv, norm):
         if behaviour.has_hooks(module) or behaviour.what_would_be_lost(module, type(module)) is not None:
             return False
-    # Who holds the two may get at them by other ways than the one that was seen.
+    # Modules that hold the two may also reach them in ways that the trace did not take.
     for target in (pair.conv, pair.norm):
         names = target.split(".")
         for i in range(len(names)):

@@ -1,4 +1,4 @@
-"""What leads to what within a network, and putting modules in the places of others without leaving a way to those.
+"""Replaces modules of a network so that nothing within it still refers to the old ones.
 
 ``named_modules`` sees the modules that are registered. A network may also hold them in attributes, containers, bound
 methods, weak references or the closures of its hooks, and goes on using what it finds there. So everything that the
@@ -96,7 +96,7 @@ class _Search:
             self._forbid_tensors(r.old, r.new, r.name)
 
     def forbid_originals(self, copies: dict[nn.Module, nn.Module], model: nn.Module) -> None:
-        """Nothing that ``model``, a copy, leads to may be of what it was copied from."""
+        """Notes as forbidden what ``model``, a copy, must not lead to: the original and its parameters."""
         names = {id(module): name for name, module in model.named_modules()}
         for source, copy in copies.items():
             if source is not copy:
@@ -313,7 +313,7 @@ def _changeable(obj: Any) -> Iterator[object]:
         yield from (obj.func, obj.args)
     elif issubclass(kind, types.MethodType):
         name, owner = obj.__func__.__name__, obj.__self__
-        # What the successor makes of its own methods is another matter.
+        # Bound to a successor, other methods of the class might do something else.
         if (name == "forward" or name in vars(nn.Module)) and getattr(type(owner), name, None) is obj.__func__:
             yield owner
     elif kind is weakref.ref:

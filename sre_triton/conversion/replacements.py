@@ -190,7 +190,7 @@ class Swapper:
         notes = ["centred pooling in front of it"]
         if _single_tap(conv):
             return nn.Sequential(pool, _unstrided(conv)), notes
-        # With what the pooling leaves out of count, padding is that of "same".
+        # The pooling leaves `reach` pixels out of its sizes; with half of them at either end the sizes are kept.
         padding = tuple(p + r // 2 for p, r in zip(_pixels(conv), reach, strict=True))
         ring, more = self._ring_conv(conv, name, ones, padding)
         return nn.Sequential(pool, *(ring if isinstance(ring, nn.Sequential) else [ring])), notes + more

@@ -148,8 +148,8 @@ def transposed_size(conv: _Convolution, input_size: Sequence[int], output_paddin
 
 
 def output_padding(conv: _Convolution, input_size: Sequence[int], output_size: Sequence[int]) -> tuple[int, ...]:
-    """By how much an input of a convolution is larger than the smallest with an output of this size: what its
-    transposed convolution must be told to lead from ``output_size`` back to ``input_size``."""
+    """The output padding with which the transposed convolution leads from ``output_size`` back to ``input_size``: by
+    how much this input is larger than the smallest one with an output of this size."""
     return tuple(n - least for n, least in zip(input_size, _least_size(conv, output_size), strict=True))
 
 

@@ -1,6 +1,6 @@
-"""The forms that a caller's arguments may take, and their one form from there on.
+"""Turns a caller's arguments (integers, sequences, arrays, tensors) into tuples of ints, or refuses them by name.
 
-Looked up rather than worked out again when a call looks like an earlier one: a small layer costs less than this would.
+Results are cached, since to work them out at every call would cost more than a small layer does.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ __all__ = ["CollapseKernel", "ExpandKernel", "RingConv", "RingConvTranspose", "R
 
 
 def apply(function: type[_RingFunction], *args: Any) -> Any:
-    """``function.apply(*args)``; where gradients are batched, by the operator's own derivative, below the batch."""
+    """``function.apply(*args)``. Where gradients are batched it calls the operator, which has a batching rule, and
+    whose own derivative then runs on single ones."""
     if not torch.compiler.is_compiling() and batches_gradients():
         return function.operator.dispatch(*args)
     return apply_function(function, *args)

@@ -1,8 +1,8 @@
-"""Whether the tensors of a call fit together and its arguments: of the functions, of the operators and of their fakes.
+"""Checks that the tensors and arguments of a call fit together, for the functions, the operators and their fakes.
 
-A check sees a tensor's signature, never its data, and is looked up rather than made again when a call looks like an
-earlier one. Errors name the argument, as PyTorch's convolutions do; for anything that is no ring kernel they are those
-of :func:`sre_triton.geometry.rings.ring_geometry`.
+A check sees a tensor's signature, never its data, and is not made again for signatures that have passed it. Errors name
+the argument, as PyTorch's convolutions do; for anything that is no ring kernel they are those of
+:func:`sre_triton.geometry.rings.ring_geometry`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ _STRIDED = torch.strided
 
 
 def remembered(check: Callable[..., None]) -> Callable[..., None]:
-    """A check of tensors, from one of their signatures. A tracer, with its symbolic sizes, is never remembered."""
+    """A check of tensors, made of a check of their signatures. Signatures that pass are remembered, but for those of
+    tracers, whose sizes are symbols."""
     known = lru_cache(maxsize=4096)(check)
 
     def call(*args: Any) -> None:

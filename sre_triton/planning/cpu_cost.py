@@ -80,16 +80,16 @@ def estimate(call: Call, rates: Mapping[str, Work]) -> dict[str, float]:
     }
 
 
-# What predictions are off now and then: a tenth, or more where a few channels leave memory to decide, and some of
-# what it costs to start operations.
+# By how much predictions may be too low: by a tenth, by more where channels are so few that memory decides, and by some
+# of what it costs to start operations.
 _MARGIN, _NARROW_MARGIN = 1.1, 1.6
 _NARROW = 8
 _HEAD_START = {"ringwise": 4e-5, "native": 0.0}
 
 
 def choose(call: Call, seconds: Mapping[str, float]) -> str:
-    """The backend to take, of the dense one and one other. Where the two are close, it is the dense one, which has the
-    smaller surprises."""
+    """The backend to take, of the dense one and one other. Where the two are close it is the dense one, whose time is
+    predicted more safely."""
     (other,) = set(seconds) - {"dense"}
     narrow = call.kind == "forward" and min(call.in_channels, call.out_channels) // call.spec.groups < _NARROW
     expected = (_NARROW_MARGIN if narrow else _MARGIN) * seconds[other] + _HEAD_START[other]

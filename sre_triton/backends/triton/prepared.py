@@ -28,7 +28,7 @@ __all__ = ["Kept", "Launch", "as_started", "forward_problem", "kernel_problem", 
 _DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 DTYPES = tuple(_DTYPES)
 
-_ALIGNMENT = 16  # bytes: what Triton compiles aligned and other addresses apart for
+_ALIGNMENT = 16  # bytes; Triton compiles one kernel for addresses that are multiples of it, and one for others
 
 
 class Launch:
@@ -86,7 +86,7 @@ class Launch:
 
 
 def are_aligned(addresses: Sequence[int | None]) -> bool:
-    """Whether Triton takes every one of these tensors for aligned. What it compiles for others is not kept here."""
+    """Whether all tensors are aligned, as the kernels that are kept here need it. Triton has others for the rest."""
     for address in addresses:  # noqa: SIM110 - a generator takes twice as long
         if address is not None and address % _ALIGNMENT:
             return False

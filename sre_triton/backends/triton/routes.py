@@ -81,9 +81,9 @@ def fused_grad_candidates(problem: Problem) -> list[Tile]:
 
 
 def fused_grad_registers(problem: Problem, tile: Tile) -> int:
-    """Estimated registers of a thread while ring sums form: they, one row's column shifts, all accumulators, and
-    some 40 for addresses; where a product reads its operands from registers, those too (static, gfx942: 125 are none
-    spilled, 134 are 256 bytes)."""
+    """Estimated registers of a thread while ring sums form: for the sums, one row's column shifts, all accumulators,
+    some 40 addresses, and operands where a product reads them from registers (static, gfx942: at 125 nothing spills, at
+    134 it is 256 bytes)."""
     threads = tile.warps * problem.device.warp_size
     elements = tile.columns * tile.c_in / threads
     row = problem.taps.num_columns * elements * (4 if tile.sums == "float32" else problem.itemsize) / 4

@@ -82,8 +82,8 @@ void pair_rows(T* to, const T* from, Index pairs, Index width) {
     }
 }
 
-// All rows (rings, inputs) of the first columns of each group, then those of the next. What lies in the columns that
-// fill the last vector does not matter: it only meets itself.
+// All rows (rings, inputs) of the first columns of each group, then those of the next. The columns that fill up
+// the last vector may hold anything: they are multiplied into outputs that nobody reads.
 template <class T, class F, class S>
 T* pack(const RingWeight<S>& weight, Groups groups, Panels<T> panels) {
   constexpr bool kPairs = std::is_same_v<F, BFloat16Pair>;
