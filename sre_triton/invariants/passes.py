@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from sre_triton.backends.memory_format import layout_of, new_activation
+from sre_triton.backends.native.library import missing
 from sre_triton.invariants.formulas import (
+    KINDS,
     Spec,
     accumulate,
     adjoint,
@@ -126,6 +128,9 @@ def add_forward(z: Tensor, project: Tensor, weight: Tensor, spec: Spec) -> Tenso
     """What :func:`sre_triton.invariants.formulas.add` computes."""
     y = new_activation(z, z.shape[1], tuple(z.shape[2:]))
     project, weight = project.flatten(1), weight.flatten(1)
+    if _is_native(z, project):
+        torch.ops.sre_triton_native.add_invariants(z, project.contiguous(), weight.contiguous(), *_numbers(spec), y)
+        return y
     for images in _images(z):
         found = maps_forward(_mixed(z[images], project), spec)
         _add_mixed(y[images], z[images], found, weight)
@@ -138,6 +143,11 @@ def add_backward(
     """Gradients of :func:`add_forward` for the map and for both matrices."""
     grad_z = new_activation(z, z.shape[1], tuple(z.shape[2:]))
     features_of, channels_of = project.flatten(1), weight.flatten(1)
+    if _is_native(z, project):
+        matrices = features_of.contiguous(), channels_of.contiguous()
+        grads = torch.empty_like(matrices[0]), torch.empty_like(matrices[1])
+        torch.ops.sre_triton_native.add_invariants_backward(grad_y, z, *matrices, *_numbers(spec), grad_z, *grads)
+        return grad_z, grads[0].view_as(project), grads[1].view_as(weight)
     dtype = compute_dtype(z.dtype)
     grad_project, grad_weight = torch.zeros_like(features_of, dtype=dtype), torch.zeros_like(channels_of, dtype=dtype)
     for images in _images(z):
@@ -152,6 +162,16 @@ def add_backward(
         grad_project.to(project.dtype).view_as(project),
         grad_weight.to(weight.dtype).view_as(weight),
     )
+
+
+def _is_native(z: Tensor, project: Tensor) -> bool:
+    """Whether the native kernel is there and takes these tensors."""
+    return z.device.type == "cpu" and z.numel() > 0 and project.shape[0] > 0 and missing() is None
+
+
+def _numbers(spec: Spec) -> tuple[list[int], list[int], float]:
+    """What the kernel reads of it."""
+    return [KINDS.index(kind) for kind in spec.kinds], list(spec.dilations), spec.eps
 
 
 def _images(z: Tensor) -> Iterator[slice]:

@@ -29,7 +29,8 @@ __all__ = ["build", "missing"]
 _SOURCES = Path(__file__).with_name("csrc")
 # The first release of GCC that has __builtin_shufflevector, which Clang always had.
 _LEAST_GCC = 12
-_OPTIONS = ("-O3", "-march=native", "-fopenmp", "-std=c++20")
+# Without errno the compiler makes vector loops of square roots.
+_OPTIONS = ("-O3", "-march=native", "-fopenmp", "-std=c++20", "-fno-math-errno")
 _SWITCHED_OFF = "the variable SRE_TRITON_NATIVE is 0"
 
 
