@@ -1,4 +1,4 @@
-"""Tells which backend each ring convolution of a module takes, and why."""
+"""Tells which backend each ring convolution of a module takes, and why, and who adds invariants."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from sre_triton.backends.base import Call, Kind
+from sre_triton.invariants.layers import AddInvariantsNd
+from sre_triton.invariants.passes import way_to_add
 from sre_triton.layers import RingConvNd
 from sre_triton.observing import unchanged
 from sre_triton.planning.plan import Plan, plan_call, recording
@@ -28,7 +30,8 @@ def explain(module: nn.Module, *inputs: Any) -> str:
 
     Returns:
         One paragraph per ring convolution that ran, in order: the layer, its input, and the backend of
-        the forward and the backward pass with the reason for each.
+        the forward and the backward pass with the reason for each. One per layer that adds invariants, too: its input,
+        and what computes it.
 
     Raises:
         RuntimeError: a requested backend cannot run one of the calls.
@@ -38,9 +41,22 @@ def explain(module: nn.Module, *inputs: Any) -> str:
     def enter(label: str, layer: nn.Module, args: Any) -> None:
         names.append(f"{label}: {layer}" if label else str(layer))
 
-    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, RingConvNd)}
-    hooks = [layer.register_forward_pre_hook(partial(enter, name)) for name, layer in layers.items()]
-    paragraphs = []
+    added: list[tuple[int, str]] = []  # before which ring convolution, and its paragraph
+
+    def add(label: str, layer: nn.Module, args: Any) -> None:
+        position = sum(call.kind in ("forward", "transpose") for call, _ in records)
+        title = f"{label}: {layer}" if label else str(layer)
+        z = args[0]
+        place = f"  input {tuple(z.shape)}, {z.dtype}, {z.device.type}"
+        added.append((position, f"{title}\n{place}\n  forward and backward: {way_to_add(z)}"))
+
+    enterings = {RingConvNd: enter, AddInvariantsNd: add}
+    hooks = [
+        layer.register_forward_pre_hook(partial(entering, name))
+        for name, layer in module.named_modules()
+        for kind, entering in enterings.items()
+        if isinstance(layer, kind)
+    ]
     try:
         with unchanged(module, *inputs), recording() as records, torch.no_grad():
             module(*inputs)
@@ -48,12 +64,13 @@ def explain(module: nn.Module, *inputs: Any) -> str:
         for hook in hooks:
             hook.remove()
     calls = [(call, plan) for call, plan in records if call.kind in ("forward", "transpose")]
-    if not calls:
+    if not calls and not added:
         return "no ring convolution ran"
     # Ring functions called outside a layer have no name of their own.
     titles = names if len(names) == len(calls) else [f"ring convolution {i}" for i in range(len(calls))]
-    for title, (call, plan) in zip(titles, calls, strict=True):
-        paragraphs.append(_paragraph(title, call, plan))
+    paragraphs = [_paragraph(title, call, plan) for title, (call, plan) in zip(titles, calls, strict=True)]
+    for position, paragraph in reversed(added):
+        paragraphs.insert(position, paragraph)
     return "\n".join(paragraphs)
 
 

@@ -20,6 +20,7 @@ from sre_triton.conversion.replacements import (
     why_left,
 )
 from sre_triton.equivariance import equivariance_error
+from sre_triton.invariants.layers import InvariantsNd
 from sre_triton.layers import RingConvNd
 from sre_triton.observing import unchanged
 
@@ -32,7 +33,7 @@ class LayerReport:
 
     Attributes:
         name: fully qualified.
-        action: "swapped", "left", or "ring" for a ring layer that was one before.
+        action: "swapped", "left", "ring" for a ring layer that was one before, or "invariants" for a layer of these.
         before: the layer as it was.
         after: the layer as it is, the same if it was left.
         note: what was changed, or why it was left.
@@ -177,6 +178,8 @@ def _layers(model: nn.Module) -> tuple[list[LayerReport], int]:
             layers.append(LayerReport(name, "swapped", origin.layer, after, origin.note))
         elif isinstance(module, RingConvNd):
             layers.append(LayerReport(name, "ring", str(module), str(module), ""))
+        elif isinstance(module, InvariantsNd):
+            layers.append(LayerReport(name, "invariants", str(module), str(module), ""))
         elif is_convolution(module) or is_pooling(module):
             refused = what_would_be_lost(module)
             reason = why_left(module) or (

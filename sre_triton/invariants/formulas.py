@@ -69,6 +69,14 @@ class Spec(NamedTuple):
         """Whether second derivatives are needed one by one, and not only their differences."""
         return any(kind in ("isophote", "flow") for kind in self.kinds)
 
+    @property
+    def additions(self) -> int:
+        """Of the differences, per position and feature, for all scales."""
+        axes, corners = self.ndim, len(pairs(self.ndim))
+        first = (axes + 6 * corners) * self.needs_first
+        second = (axes * (2 if self.needs_center else 1) + 3 * corners) * self.needs_second
+        return len(self.dilations) * (first + second)
+
 
 class Derivatives(NamedTuple):
     """First derivatives by axis, second ones by axis, mixed ones by pair of axes; or what is added up for each.

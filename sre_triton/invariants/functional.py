@@ -130,7 +130,7 @@ def invariant_spec(ndim: int, kinds: Sequence[str] | str, dilations: Sequence[in
     if not names or len(set(names)) != len(names) or any(name not in KINDS for name in names):
         known = ", ".join(map(repr, KINDS))
         raise ValueError(f"kinds must be some of {known}, each once, got {kinds!r}")
-    scales = (dilations,) if isinstance(dilations, int) else tuple(dilations)
+    scales = tuple(dilations) if isinstance(dilations, Sequence) else (dilations,)
     if not scales or any(isinstance(d, bool) or not isinstance(d, int) or d < 1 for d in scales):
         raise ValueError(f"dilations must be a positive int or several, got {dilations!r}")
     if ndim not in (2, 3):

@@ -24,10 +24,11 @@ __all__ = [
     "AddInvariantsNd",
     "DifferentialInvariants2d",
     "DifferentialInvariants3d",
+    "InvariantsNd",
 ]
 
 
-class _InvariantsNd(nn.Module):
+class InvariantsNd(nn.Module):
     """What the layers share: which invariants, at which scales."""
 
     __constants__ = ["dilations", "eps", "kinds"]
@@ -47,7 +48,7 @@ class _InvariantsNd(nn.Module):
         return f"kinds={self.kinds}, dilations={self.dilations}"
 
 
-class _DifferentialInvariantsNd(_InvariantsNd):
+class _DifferentialInvariantsNd(InvariantsNd):
     """:func:`sre_triton.differential_invariants` as a layer, (N, C, *space) to (N, out_channels, *space).
 
     Args:
@@ -143,7 +144,7 @@ class DifferentialInvariants3d(_DifferentialInvariantsNd):
     ndim = 3
 
 
-class AddInvariantsNd(_InvariantsNd):
+class AddInvariantsNd(InvariantsNd):
     """Its input plus differential invariants of it: ``z + weight . invariants(project . z)``.
 
     It stands between a ring convolution and its normalisation, where it lets a network see lines and edges, which

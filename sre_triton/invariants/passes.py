@@ -25,7 +25,7 @@ from sre_triton.invariants.formulas import (
     pad,
 )
 
-__all__ = ["add_backward", "add_forward", "maps_backward", "maps_forward"]
+__all__ = ["add_backward", "add_forward", "maps_backward", "maps_forward", "way_to_add"]
 
 # Elements of a piece. About twenty tensors of this size are alive at once.
 _PIECE = 1 << 16
@@ -162,6 +162,14 @@ def add_backward(
         grad_project.to(project.dtype).view_as(project),
         grad_weight.to(weight.dtype).view_as(weight),
     )
+
+
+def way_to_add(z: Tensor) -> str:
+    """What computes :func:`add_forward` and :func:`add_backward` of such a map, in words."""
+    if z.device.type != "cpu":
+        return f"PyTorch operations, piece by piece (the kernel runs on CPUs, the map is on {z.device.type!r})"
+    reason = missing()
+    return "native (one pass over the map)" if reason is None else f"PyTorch operations, piece by piece ({reason})"
 
 
 def _is_native(z: Tensor, project: Tensor) -> bool:

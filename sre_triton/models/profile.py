@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sre_triton.invariants.layers import AddInvariantsNd
 from sre_triton.layers import RingConvNd
 from sre_triton.models.registry import Entry, entry, list_models
 from sre_triton.observing import unchanged
@@ -30,7 +31,7 @@ class Arithmetic(NamedTuple):
 
     dense: int  # multiply-accumulates with ring kernels expanded
     ringwise: int  # multiply-accumulates with ring sums
-    additions: int  # of these ring sums, before any that rings can share
+    additions: int  # of these ring sums, before any that rings can share, and of differences
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def count_work(network: nn.Module, x: Tensor) -> Arithmetic:
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         counts.append(_layer_work(layer, inputs[0], output))
 
-    kinds = (RingConvNd, nn.modules.conv._ConvNd, nn.Linear)
+    kinds = (RingConvNd, nn.modules.conv._ConvNd, nn.Linear, AddInvariantsNd)
     hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, kinds)]
     try:
         with unchanged(network, x), torch.no_grad():
@@ -86,6 +87,10 @@ def _layer_work(layer: nn.Module, x: Tensor, y: Tensor) -> Arithmetic:
     if isinstance(layer, nn.Linear):
         products = y.numel() * layer.in_features
         return Arithmetic(products, products, 0)
+    if isinstance(layer, AddInvariantsNd):
+        positions = y.numel() // layer.channels
+        products = positions * (layer.project.numel() + layer.weight.numel())
+        return Arithmetic(products, products, positions * layer.features * layer.spec.additions)
     assert isinstance(layer, (RingConvNd, nn.modules.conv._ConvNd))
     ndim = len(layer.kernel_size)
     # A convolution multiplies once per tap for each output pixel, a transposed one for each input pixel.

@@ -91,7 +91,7 @@ class RunOptions(TurningOptions):
 
     model_type: str = _model("", "network; `sre-triton models` lists them", metavar="NAME")
     norm_layer: str = _model("batch", "normalisation", choices=("batch", "group", "instance"))
-    invariants: bool = _model(False, "let a ring network see lines: add scalars of derivatives at its finest maps")
+    invariants: bool = _model(False, "let ring networks see lines: add scalars of derivatives at their finest maps")
 
     batch_size: int = _optimiser(64, "images per process and step", flags=("-b",), metavar="N")
     epochs: int = _optimiser(100, "passes over the training set", metavar="N")
