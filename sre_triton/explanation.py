@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -50,7 +51,7 @@ def explain(module: nn.Module, *inputs: Any) -> str:
         place = f"  input {tuple(z.shape)}, {z.dtype}, {z.device.type}"
         added.append((position, f"{title}\n{place}\n  forward and backward: {way_to_add(z)}"))
 
-    enterings = {RingConvNd: enter, AddInvariantsNd: add}
+    enterings: dict[type[nn.Module], Callable[..., None]] = {RingConvNd: enter, AddInvariantsNd: add}
     hooks = [
         layer.register_forward_pre_hook(partial(entering, name))
         for name, layer in module.named_modules()
