@@ -130,6 +130,7 @@ __all__ = [
     "equivariance_error",
     "expand_kernel",
     "explain",
+    "export",
     "fold",
     "functional",
     "gmr_r3d_18",
@@ -179,3 +180,32 @@ def load(run: str | Path, *, device: str | torch.device = "cpu") -> Predictor:
     from sre_triton.training.runs.predictor import load
 
     return load(run, device=device)
+
+
+def export(run: str | Path, path: str | Path | None = None, *, format: str = "onnx", device: str = "cpu") -> Path:
+    """Writes the network of a training as a file that runs without this package; ``sre-triton export`` does the same.
+
+    The network is folded and recorded with its preprocessing for every batch and image size; the file is checked in
+    the format's own runtime at two sizes. It takes float32 images (N, C, *space) in 0 to 1 and gives probabilities.
+    Classes, threshold and all that one must know stand as JSON in its metadata, under the name ``sre_triton``.
+
+    Args:
+        run: a run folder, whose best checkpoint is taken, or a checkpoint.
+        path: of the file; None for ``network`` with the format's ending in the run folder.
+        format: "onnx" (``.onnx``), "torchscript" (``.pt``), "pt2" (``.pt2``) or "aoti" (``.aoti.pt2``).
+        device: "cpu" or "cuda", where the file will run; ONNX runs anywhere.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, or no folder to write to.
+        ValueError: an argument is none of these; the network cannot be exported, or the file's answers differ from
+            the network's: then nothing is left of it.
+        ImportError: the extra ``sre-triton[train]``, or for ONNX ``sre-triton[onnx]``, is not installed.
+    """
+    from sre_triton.training.options import ExportOptions
+    from sre_triton.training.runs.deployment.export import export
+
+    options = ExportOptions(format=format, output=None if path is None else Path(path), device=device)
+    return export(Path(run), options).path

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = arguments.run(arguments)
     except ImportError as error:
-        extra = "models" if arguments.command == "models" else "train"
+        extra = {"models": "models", "export": "train,onnx"}.get(arguments.command, "train")
         print(f"sre-triton {arguments.command}: {error}; pip install 'sre-triton[{extra}]'", file=sys.stderr)
         return 2
     except Interrupted as stop:

@@ -14,7 +14,13 @@ from sre_triton.geometry.rings import default_num_rings
 from sre_triton.operators import operators as _ops
 from sre_triton.operators.arguments import Size, conv_args, size_tuple
 from sre_triton.operators.autograd import CollapseKernel, ExpandKernel, RingConv, RingConvTranspose, activate
-from sre_triton.operators.checks import check_function, check_function_transpose, check_residual, check_strided
+from sre_triton.operators.checks import (
+    check_function,
+    check_function_transpose,
+    check_residual,
+    check_strided,
+    refuse_onnx,
+)
 from sre_triton.operators.flops import register_formulas
 from sre_triton.planning.request import current_backend
 from sre_triton.private_api import apply_function as apply
@@ -366,6 +372,7 @@ def traced_by_jit() -> Iterator[None]:
     """A context for layers under ``torch.jit.trace``, to which sizes are tensors: calls go to the operators, which
     check and plan where the recorded script runs them."""
     global _layers_traced_by_jit
+    refuse_onnx()
     _layers_traced_by_jit += 1
     try:
         yield

@@ -100,11 +100,11 @@ def _windows(
         raise ValueError(f"x must be (N, C, *space) in 1 to 3 dimensions, got {ndim} spatial dimensions")
     strides, reaches = _entries("stride", stride, ndim, 1), _entries("reach", reach, ndim, 0)
     # Sizes one by one: a traced shape can be indexed but not unpacked.
-    axes = [_window(x.shape[axis - ndim], s, r) for axis, (s, r) in enumerate(zip(strides, reaches, strict=True))]
+    axes = [window(x.shape[axis - ndim], s, r) for axis, (s, r) in enumerate(zip(strides, reaches, strict=True))]
     return pools[ndim], strides, tuple(window for window, _ in axes), tuple(padding for _, padding in axes)
 
 
-def _window(n: int, stride: int, reach: int) -> tuple[int, int]:
+def window(n: int, stride: int, reach: int) -> tuple[int, int]:
     """Size and padding of the windows on an axis of ``n`` pixels, as the top of this module derives them.
 
     Nothing is done to ``n`` but arithmetic, since tracers differ in what else they follow.
@@ -137,7 +137,7 @@ def _entries(name: str, value: Size, ndim: int, least: int) -> tuple[int, ...]:
     return entries
 
 
-class _CenteredPoolNd(nn.Module):
+class CenteredPoolNd(nn.Module):
     """A pooling layer without parameters; its arguments are the stride and, seldom, the reach."""
 
     __constants__ = ["reach", "stride"]
@@ -155,44 +155,49 @@ class _CenteredPoolNd(nn.Module):
         """Pools (N, C, *space) or (C, *space) to ``ceil((space - reach) / stride)``."""
         return type(self)._pool(input, self.stride, self.ndim, reach=self.reach)
 
+    def axes(self) -> list[tuple[int, int]]:
+        """Stride and reach of each dimension."""
+        strides, reaches = _entries("stride", self.stride, self.ndim, 1), _entries("reach", self.reach, self.ndim, 0)
+        return list(zip(strides, reaches, strict=True))
+
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults; the stride always, as ``nn.AvgPoolNd`` prints it."""
         return f"stride={self.stride}" + (f", reach={self.reach}" if self.reach != 0 else "")
 
 
-class CenteredAvgPool1d(_CenteredPoolNd):
+class CenteredAvgPool1d(CenteredPoolNd):
     """:func:`centered_avg_pool` of (N, C, L) or (C, L) as a module."""
 
     ndim, _pool = 1, centered_avg_pool
 
 
-class CenteredAvgPool2d(_CenteredPoolNd):
+class CenteredAvgPool2d(CenteredPoolNd):
     """:func:`centered_avg_pool` of (N, C, H, W) or (C, H, W) as a module: ``nn.AvgPool2d(stride)``, but
     symmetric at every size."""
 
     ndim, _pool = 2, centered_avg_pool
 
 
-class CenteredAvgPool3d(_CenteredPoolNd):
+class CenteredAvgPool3d(CenteredPoolNd):
     """:func:`centered_avg_pool` of (N, C, D, H, W) or (C, D, H, W) as a module."""
 
     ndim, _pool = 3, centered_avg_pool
 
 
-class CenteredMaxPool1d(_CenteredPoolNd):
+class CenteredMaxPool1d(CenteredPoolNd):
     """:func:`centered_max_pool` of (N, C, L) or (C, L) as a module."""
 
     ndim, _pool = 1, centered_max_pool
 
 
-class CenteredMaxPool2d(_CenteredPoolNd):
+class CenteredMaxPool2d(CenteredPoolNd):
     """:func:`centered_max_pool` of (N, C, H, W) or (C, H, W) as a module: ``nn.MaxPool2d(stride)``, but
     symmetric at every size."""
 
     ndim, _pool = 2, centered_max_pool
 
 
-class CenteredMaxPool3d(_CenteredPoolNd):
+class CenteredMaxPool3d(CenteredPoolNd):
     """:func:`centered_max_pool` of (N, C, D, H, W) or (C, D, H, W) as a module."""
 
     ndim, _pool = 3, centered_max_pool

@@ -39,7 +39,7 @@ def fold(model: nn.Module, *, fuse_batchnorm: bool = False) -> nn.Module:
 
     ``torch.compile`` takes the result with dynamic shapes. ``torch.export`` with a dynamic size specialises on
     the parity of what a centred pooling sees, so export one program for the sizes that are used, or
-    pad to a multiple of the strides.
+    pad to a multiple of the strides; ``sre-triton export`` writes one program for all sizes.
 
     Args:
         model: a ring layer, a converted network, one of this package's own, or anything that holds such.

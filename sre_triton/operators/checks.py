@@ -352,6 +352,15 @@ def _check_bias(bias: Signature | None, channels: int) -> None:
         )
 
 
+def refuse_onnx() -> None:
+    """ONNX has no ring convolution; to be called where an exporter may be at work."""
+    if torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            "ONNX has no ring convolution: export what sre_triton.fold(network.eval(), fuse_batchnorm=True) makes of "
+            "the network, or a trained run by `sre-triton export RUN --format onnx`"
+        )
+
+
 # Checked forms of call are remembered. A tracer goes to the checks themselves, with its symbolic sizes.
 
 

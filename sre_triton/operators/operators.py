@@ -153,6 +153,7 @@ class Operator:
             return self._real(*args)
 
     def _from_tracer(self, *args: Any) -> Any:
+        checks.refuse_onnx()
         return self._fake(*self._checked(args))
 
     def _below_autocast(self, device_type: str) -> Callable[..., Any]:

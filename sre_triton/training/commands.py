@@ -12,6 +12,7 @@ from typing import Any
 from sre_triton.training.options import (
     CompareOptions,
     EvaluateOptions,
+    ExportOptions,
     PredictOptions,
     RunOptions,
     SegmentOptions,
@@ -57,6 +58,12 @@ def add_commands(commands: Any) -> None:
     add_arguments(parser, PredictOptions)
     parser.set_defaults(run=_predict)
 
+    text = "a trained network as a file that runs without this package, checked in the format's own runtime"
+    parser = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
+    parser.add_argument("model", type=Path, metavar="RUN", help="run folder or checkpoint")
+    add_arguments(parser, ExportOptions)
+    parser.set_defaults(run=_export)
+
     text = "Grad-CAM and feature maps of a network over a turning image, and its kernels"
     parser = commands.add_parser("visualize", help=text, description=text, allow_abbrev=False)
     parser.add_argument("image", type=Path, metavar="IMAGE", help="picture to turn")
@@ -99,6 +106,12 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     prepare_machine(threads=arguments.threads)
     predict(arguments.model, arguments.inputs, from_namespace(PredictOptions, arguments))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from sre_triton.training.runs.deployment.export import export
+
+    print(export(arguments.model, from_namespace(ExportOptions, arguments)))
 
 
 def _visualize(arguments: argparse.Namespace) -> None:

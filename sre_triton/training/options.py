@@ -17,6 +17,7 @@ from sre_triton.training.schema import option
 __all__ = [
     "CompareOptions",
     "EvaluateOptions",
+    "ExportOptions",
     "PredictOptions",
     "RunOptions",
     "SegmentOptions",
@@ -376,6 +377,25 @@ class PredictOptions:
     )
     no_cuda: bool = option(False, "stay on the CPU", group="prediction")
     threads: int = option(0, "threads of PyTorch (0: its own choice)", group="prediction", metavar="N")
+
+
+EXPORT_FORMATS = ("onnx", "torchscript", "pt2", "aoti")
+
+
+@dataclass
+class ExportOptions:
+    """Options of ``sre-triton export``."""
+
+    format: str = option(
+        "onnx",
+        "ONNX, TorchScript, a program of torch.export, or a library compiled by AOTInductor (needs a C++ compiler)",
+        group="export",
+        choices=EXPORT_FORMATS,
+    )
+    output: Path | None = option(
+        None, "file to write (default: network.FORMAT's ending in the run folder)", group="export", metavar="FILE"
+    )
+    device: str = option("cpu", "where it will run; ONNX runs anywhere", group="export", choices=("cpu", "cuda"))
 
 
 @dataclass

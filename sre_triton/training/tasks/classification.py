@@ -107,6 +107,10 @@ class ClassificationTask(Task):
         return Preparation(options, 2).pad(normalise(centred_square(pixels, side, about["channels"])))
 
     @classmethod
+    def preprocess(cls, options: TrainOptions, images: Tensor) -> Tensor:
+        return normalise(images)
+
+    @classmethod
     def picture_logits(
         cls, network: nn.Module, options: TrainOptions, about: Mapping[str, Any], pixels: Tensor
     ) -> Tensor:

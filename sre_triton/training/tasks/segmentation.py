@@ -182,6 +182,10 @@ class SegmentationTask(Task):
         return standardise(centred_square(pixels, side, about["channels"]), options.normalise)
 
     @classmethod
+    def preprocess(cls, options: SegmentOptions, images: Tensor) -> Tensor:
+        return standardise(images, options.normalise)
+
+    @classmethod
     def picture_logits(
         cls, network: nn.Module, options: SegmentOptions, about: Mapping[str, Any], pixels: Tensor
     ) -> Tensor:

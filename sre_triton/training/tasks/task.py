@@ -94,6 +94,11 @@ class Task(LightningModule):
         raise NotImplementedError
 
     @classmethod
+    def preprocess(cls, options: Any, images: Tensor) -> Tensor:
+        """What the network sees of images (N, C, *space) in 0 to 1; arithmetic on tensors alone, to be exported."""
+        raise NotImplementedError
+
+    @classmethod
     def picture_logits(cls, network: nn.Module, options: Any, about: Mapping[str, Any], pixels: Tensor) -> Tensor:
         """Logits of a picture (1, 3, H, W) in 0 to 1: (1, classes), or (1, classes, H, W) of a segmentation."""
         raise NotImplementedError
