@@ -190,8 +190,9 @@ def export(run: str | Path, path: str | Path | None = None, *, format: str = "on
     Classes, threshold and all that one must know stand as JSON in its metadata, under the name ``sre_triton``.
 
     Args:
-        run: a run folder, whose best checkpoint is taken, or a checkpoint.
-        path: of the file; None for ``network`` with the format's ending in the run folder.
+        run: a run folder, whose best checkpoint is taken, a checkpoint, or a pretrained network.
+        path: of the file; None for ``network`` with the format's ending in the run folder, or for the name of a
+            pretrained network in the present one.
         format: "onnx" (``.onnx``), "torchscript" (``.pt``), "pt2" (``.pt2``) or "aoti" (``.aoti.pt2``).
         device: "cpu" or "cuda", where the file will run; ONNX runs anywhere.
 

@@ -60,7 +60,7 @@ def add_commands(commands: Any) -> None:
 
     text = "a trained network as a file that runs without this package, checked in the format's own runtime"
     parser = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
-    parser.add_argument("model", type=Path, metavar="RUN", help="run folder or checkpoint")
+    parser.add_argument("model", type=Path, metavar="RUN", help="run folder, checkpoint or pretrained network")
     add_arguments(parser, ExportOptions)
     parser.set_defaults(run=_export)
 

@@ -393,7 +393,10 @@ class ExportOptions:
         choices=EXPORT_FORMATS,
     )
     output: Path | None = option(
-        None, "file to write (default: network.FORMAT's ending in the run folder)", group="export", metavar="FILE"
+        None,
+        "file to write (default: network.onnx or .pt, .pt2, .aoti.pt2 in the run folder)",
+        group="export",
+        metavar="FILE",
     )
     device: str = option("cpu", "where it will run; ONNX runs anywhere", group="export", choices=("cpu", "cuda"))
 

@@ -61,7 +61,8 @@ def export(run: Path, options: ExportOptions) -> Exported:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this machine has no CUDA device")
     form = FORMATS[options.format]
-    output = options.output or (run if run.is_dir() else run.parent) / f"network{form.suffix}"
+    beside = (run if run.is_dir() else run.parent) / "network" if run.exists() else Path(run.name)  # a pretrained one
+    output = options.output or beside.with_name(beside.name + form.suffix)
     if not output.name.endswith(form.suffix):
         raise ValueError(f"--output {output} must end in {form.suffix} for --format {options.format}")
     if not output.parent.is_dir():
