@@ -57,6 +57,7 @@ _CONV_ARGS = (
     "int kernel_size, bool circular, bool antialias, str backend"
 )
 _library = torch.library.Library("sre_triton", "DEF")
+_STRIDED = torch.strided
 
 
 class Operator:
@@ -117,7 +118,8 @@ class Operator:
                 )
             if needed:
                 return function(*self._checked(args))
-            if _is_plain(args):  # no tensor requires grad, so the implementation may write in place as it is
+            if _is_plain([args[i] for i, _, _ in self._tensors]):
+                # No tensor requires grad, so the implementation may write in place as it is.
                 return self._real(*self._checked(args))
             with below_autograd():
                 return self.overload(*args)
@@ -131,8 +133,8 @@ class Operator:
             if tensor is None:
                 if is_required:  # the dispatcher hands on None as if it were an undefined tensor
                     raise TypeError(f"{name} must be a Tensor, got None")
-            else:
-                checks.check_strided(name, tensor)
+            elif tensor.layout is not _STRIDED:
+                checks.check_strided(name, tensor)  # raises
         args = self._arguments(args)
         self._check(*args)
         return args
@@ -172,7 +174,7 @@ def _without_lists(args: Sequence[Any]) -> tuple[Any, ...]:
     return tuple([tuple(arg) if isinstance(arg, (list, torch.Size)) else arg for arg in args])
 
 
-def _is_plain(args: tuple[Any, ...]) -> bool:
+def _is_plain(args: Sequence[Any]) -> bool:
     """Whether the dispatcher would do nothing but call the implementation."""
     if (
         torch.compiler.is_compiling()
