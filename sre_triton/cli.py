@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"sre-triton {arguments.command}: interrupted", file=sys.stderr)
         return 130
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, FloatingPointError) as error:
         print(f"sre-triton {arguments.command}: {error}", file=sys.stderr)
         return 2
     return 1 if status is _FAULT else 0

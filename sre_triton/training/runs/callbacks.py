@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,10 @@ class Interruption(Callback):
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Watches for the signals."""
+        """Watches for the signals, which only the main thread of a process can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
 
         def ask(number: int, frame: Any) -> None:
             if self.asked and number == signal.SIGINT:

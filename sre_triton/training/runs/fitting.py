@@ -196,15 +196,35 @@ def _checkpoints(task: Task, folder: RunFolder) -> list[ModelCheckpoint]:
         "save_on_train_epoch_end": True,
         "enable_version_counter": False,
     }
-    kept = [ModelCheckpoint(filename="best", monitor=task.monitor, mode="max", **every_epoch)]
+    kept = [_Checkpoints(filename="best", monitor=task.monitor, mode="max", **every_epoch)]
     if task.options.save_rec:
         interval = task.options.save_interval
-        kept.append(ModelCheckpoint(filename="{epoch:04d}", save_top_k=-1, every_n_epochs=interval, **every_epoch))
+        kept.append(_Numbered(filename="{epoch:04d}", save_top_k=-1, every_n_epochs=interval, **every_epoch))
     return [*kept, _LastCheckpoint(filename="last", **every_epoch)]
 
 
-class _LastCheckpoint(ModelCheckpoint):
-    """A class of its own: Lightning stores the state of each keeper under the name of its class."""
+class _Checkpoints(ModelCheckpoint):
+    """Knows its files again where the folder was moved to; Lightning then forgets the best score."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+        paths = {name: here(state_dict[name]) for name in _PATHS}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})
+
+
+_PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
+
+
+# Lightning stores the state of each keeper under the name of its class.
+class _Numbered(_Checkpoints):
+    pass
+
+
+class _LastCheckpoint(_Checkpoints):
+    pass
 
 
 def _loggers(options: RunOptions, folder: RunFolder) -> list[Any]:

@@ -79,21 +79,22 @@ class RunFolder:
         os.environ[_FOLDER_VARIABLE] = str(self.path)
 
     def begin(self, options: RunOptions, description: dict[str, Any]) -> None:
-        """Writes the configuration. A resumed run must have the same values of all options that change its result.
+        """Writes the configuration. A resumed run must have the same values of all options that change its result, but
+        it may have more epochs where the schedule does not depend on their number.
 
         Raises:
-            ValueError: an option differs; names it and both values.
+            ValueError: options differ; names each and both values.
         """
         config = self.path / "config.json"
         if config.is_file():
             then = result_options(from_dict(type(options), read_json(config)["options"]))
             now = result_options(options)
-            for name, value in now.items():
-                if then[name] != value:
-                    flag = "--" + name.replace("_", "-")
-                    raise ValueError(
-                        f"{self.path} was begun with {flag} {then[name]}, not {value}: resume with the same"
-                    )
+            differ = [name for name, value in now.items() if then[name] != value]
+            if now["epochs"] > then["epochs"] and not (options.cos or options.one_cycle):
+                differ.remove("epochs")
+            if differ:
+                told = " and ".join(f"--{name.replace('_', '-')} {then[name]}, not {now[name]}" for name in differ)
+                raise ValueError(f"{self.path} was begun with {told}: resume with the same")
         self.path.mkdir(parents=True, exist_ok=True)
         sweep(self.path)
         write_json(config, {**description, "options": to_dict(options)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -13,13 +14,12 @@ from sre_triton.training.options import RunOptions
 
 __all__ = ["optimiser_and_schedules"]
 
-_MILESTONES = (50, 75)
-
 
 def optimiser_and_schedules(
     network: nn.Module, options: RunOptions, steps: int
 ) -> tuple[torch.optim.Optimizer, list[tuple[lr_scheduler.LRScheduler, int]]]:
-    """Builds the optimiser of a network and its schedules, each with the number of steps between two of its own.
+    """Builds the optimiser of a network and its schedules, each with the number of steps between two of its own. The
+    rate is that of epoch ``cur_ep``.
 
     Args:
         steps: of the optimiser in an epoch.
@@ -41,8 +41,6 @@ def optimiser_and_schedules(
         optimiser = torch.optim.AdamW(parameters, **settings)
     else:
         optimiser = torch.optim.Adadelta(parameters, lr=options.lr)
-    for group in optimiser.param_groups:
-        group["initial_lr"] = options.lr
     if options.balance_rings:
         balance_steps(optimiser, network)
     schedules = [(_schedule(optimiser, options, steps), 1 if options.one_cycle else steps)]
@@ -55,8 +53,8 @@ def optimiser_and_schedules(
 
 
 def _schedule(optimiser: torch.optim.Optimizer, options: RunOptions, steps: int) -> lr_scheduler.LRScheduler:
-    last = options.cur_ep - 1
     name = _one(options, ("cos", "one_cycle", "step", "multi_step"), "schedule")
+    schedule: lr_scheduler.LRScheduler
     if name == "one_cycle":
         if options.cur_ep:
             raise ValueError(f"--one-cycle begins with the first epoch: --cur-ep {options.cur_ep} is in its midst")
@@ -64,12 +62,20 @@ def _schedule(optimiser: torch.optim.Optimizer, options: RunOptions, steps: int)
             optimiser, options.lr, epochs=options.epochs, steps_per_epoch=steps, cycle_momentum=False
         )
     if name == "cos":
-        return lr_scheduler.CosineAnnealingLR(optimiser, options.epochs, options.min_lr, last_epoch=last)
-    if name == "step":
-        return lr_scheduler.StepLR(optimiser, options.step_size, options.gamma, last_epoch=last)
-    if name == "multi_step":
-        return lr_scheduler.MultiStepLR(optimiser, list(_MILESTONES), last_epoch=last)
-    return lr_scheduler.ConstantLR(optimiser, 1.0, last_epoch=last)
+        schedule = lr_scheduler.CosineAnnealingLR(optimiser, options.epochs, options.min_lr)
+    elif name == "step":
+        schedule = lr_scheduler.StepLR(optimiser, options.step_size, options.gamma)
+    elif name == "multi_step":
+        schedule = lr_scheduler.MultiStepLR(optimiser, options.milestones)
+    else:
+        schedule = lr_scheduler.ConstantLR(optimiser, 1.0)
+    with warnings.catch_warnings():
+        # These steps of the optimiser were those of an earlier run. A schedule that is told its last epoch instead goes
+        # on from the rate of the first one.
+        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step")
+        for _ in range(options.cur_ep):
+            schedule.step()
+    return schedule
 
 
 def _one(options: RunOptions, names: tuple[str, ...], what: str) -> str | None:

@@ -46,7 +46,8 @@ class Task(LightningModule):
         self.options = options
         self.notes: list[str] = list(getattr(data, "notes", []))  # what the user should know of the data
         self.description = {"task": options.task, "options": to_dict(options), **self.describe(options, data)}
-        self.epoch_means = nn.ModuleDict({name: MeanMetric() for name in ("loss", "accuracy", "grad_norm")})
+        self._was_finite = True
+        self.epoch_means = nn.ModuleDict({name: MeanMetric("disable") for name in ("loss", "accuracy", "grad_norm")})
 
     @classmethod
     def from_options(cls, options: RunOptions) -> Task:
@@ -170,7 +171,19 @@ class Task(LightningModule):
         torch.manual_seed(derived_seed(self.step_seed(batch_idx), self.global_rank))
 
     def account(self, loss: Tensor, accuracy: Tensor, count: int) -> None:
-        """Adds a training step to the epoch's means."""
+        """Adds a training step to the epoch's means.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        is_finite = bool(torch.isfinite(loss.detach()))
+        # With several processes all meet it one step later; who stopped alone would leave the others waiting.
+        if not is_finite and (self.trainer.world_size == 1 or not self._was_finite):
+            raise FloatingPointError(
+                f"the loss is {float(loss.detach())} in step {self.trainer.fit_loop.batch_idx + 1} of epoch "
+                f"{self.current_epoch + 1}: lower --lr; last.ckpt, if there is one, holds what was before"
+            )
+        self._was_finite = is_finite
         self._mean("loss").update(loss.detach(), count)
         self._mean("accuracy").update(accuracy.detach(), count)
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
@@ -187,11 +200,11 @@ class Task(LightningModule):
         """The epoch's means over all processes.
 
         Raises:
-            ValueError: the loss is not finite.
+            FloatingPointError: the loss is not finite.
         """
         row = {f"train_{name}": float(self._mean(name).compute()) for name in ("loss", "accuracy")}
         if not math.isfinite(row["train_loss"]):
-            raise ValueError(f"the loss is {row['train_loss']} in epoch {self.current_epoch + 1}: lower --lr")
+            raise FloatingPointError(f"the loss is {row['train_loss']} in epoch {self.current_epoch + 1}: lower --lr")
         if self.options.log_grad_norm:
             row["grad_norm"] = float(self._mean("grad_norm").compute())
         return row
