@@ -70,7 +70,7 @@ def add_commands(commands: Any) -> None:
     add_arguments(parser, VisualizeOptions)
     parser.set_defaults(run=_visualize)
 
-    text = "a ring U-Net and an ordinary one learn vessels for two minutes, and are shown them turned"
+    text = "a pretrained network and two that learn drawn vessels are shown a photograph turned (two minutes)"
     parser = commands.add_parser("demo", help=text, description=text, allow_abbrev=False)
     parser.add_argument("--output", type=Path, default=Path("logs/demo"), help="folder (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the training (default: %(default)s)")

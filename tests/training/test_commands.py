@@ -170,3 +170,4 @@ def test_demo(tmp_path: Path) -> None:
     assert networks["sre_unet"]["dice_std"] < networks["unet"]["dice_std"] / 3
     assert networks["sre_unet"]["parameters"] * 7 < networks["unet"]["parameters"]
     assert (tmp_path / "fundus.png").stat().st_size > 0
+    assert (tmp_path / "drawn.png").stat().st_size > 0

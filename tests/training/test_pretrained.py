@@ -117,8 +117,8 @@ def test_a_shipped_network_is_small_described_and_symmetric(name: str) -> None:
     card = files[2].read_text(encoding="utf-8")
     content = json.loads(files[1].read_text(encoding="utf-8"))
     assert content["card"]["licence"] in card
-    assert all(f"{value:.3f}".lstrip("0") in card for value in content["card"]["scores"].values())
-    assert "/work" not in files[1].read_text(encoding="utf-8")
+    assert all(f"{value:g}".lstrip("0") in card for value in content["card"]["scores"].values())
+    assert '": "/' not in files[1].read_text(encoding="utf-8")  # no place on the machine that trained it
     model = sre_triton.load(name)
     assert sum(p.numel() for p in model.network.parameters()) == content["card"]["parameters"] <= 275_000
     x = torch.rand(1, 3, 33, 48, generator=torch.Generator().manual_seed(0))
@@ -135,7 +135,7 @@ def test_vessels_finds_the_vessels_of_a_photograph() -> None:
     from skimage.filters import sato
     from skimage.transform import resize
 
-    photograph = resize(retina(), (600, 600), anti_aliasing=True).astype(np.float32)[150:450, 100:400]
+    photograph = resize(retina(), (600, 600), anti_aliasing=True).astype(np.float32)[200:400, 150:350]
     model = sre_triton.load("vessels")
     found = model.predict(photograph) > 0
     ridges = sato(photograph[..., 1], sigmas=[1.5, 2.5], black_ridges=True)

@@ -231,7 +231,8 @@ class SegmentationTask(Task):
 
     def draw_batch(self, path: Path) -> None:
         crops = CropSet(self.photographs.splits["train"], self.options)
-        draw_images(path, crops[list(range(min(32, len(crops))))][0])
+        images = crops[list(range(min(32, len(crops))))][0]
+        draw_images(path, images if self.options.normalise == "none" else images / 4 + 0.5)
 
     def val_dataloader(self) -> DataLoader[Any]:
         photographs = self.photographs.splits["val"]
