@@ -87,7 +87,7 @@ class RunOptions(TurningOptions):
         None, "stored value of white (default: 255 or 65535 by type, 1 for floats)", metavar="V"
     )
     cache: int = _data(
-        1024, "MB of read images of --data to keep in memory, per split and process", metavar="MB", result=False
+        1024, "MB of read images of --data to keep in memory, by all processes together", metavar="MB", result=False
     )
 
     model_type: str = _model("", "network; `sre-triton models` lists them", metavar="NAME")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sre_triton.training.data.medmnist import KNOWN_SETS, read_image_set
 from sre_triton.training.data.patches import PHOTOGRAPHS, cut_patches, ensure_patches
-from sre_triton.training.data.photographs import LazyList, Photograph
+from sre_triton.training.data.photographs import Kept, LazyList, Photograph
 from sre_triton.training.data.segmentation_set import read_segmentation_set
 from sre_triton.training.data.vessels import draw_vessels
 from sre_triton.training.options import SegmentOptions
@@ -220,7 +220,7 @@ def test_lists_read_what_is_asked_for_and_keep_no_more_than_their_limit() -> Non
         read.append(entry)
         return 2 * entry
 
-    found = LazyList([1, 2, 3, 4], double, lambda _: 10, 25)
+    found = LazyList([1, 2, 3, 4], double, lambda _: 10, Kept(25))
     assert (len(found), found[0], found[-1], found[1:3]) == (4, 2, 8, [4, 6])
     assert read == [1, 4, 2, 3]
     assert list(found) == [2, 4, 6, 8]
@@ -229,6 +229,14 @@ def test_lists_read_what_is_asked_for_and_keep_no_more_than_their_limit() -> Non
     assert len(read) == 8
     with pytest.raises(IndexError):
         found[4]
+    kept, read[:] = Kept(20), []
+    first, second = (LazyList([n], double, lambda _: 10, kept) for n in (1, 2))
+    assert [first[0], second[0], first[0], second[0]] == [2, 4, 2, 4]
+    assert read == [1, 2]  # the lists share what may be kept, and do not take each other's
+    assert LazyList([3], double, lambda _: 10, kept)[0] == 6
+    assert (first[0], read) == (2, [1, 2, 3, 1])
+    too_large = LazyList([4], double, lambda _: 21, kept)
+    assert (too_large[0], too_large[0], second[0], read[4:]) == (8, 8, 4, [4, 4, 2])
 
 
 @pytest.mark.parametrize(

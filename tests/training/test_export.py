@@ -192,7 +192,7 @@ def test_the_python_entry_names_what_it_cannot_take(run: Path, tmp_path: Path) -
         sre_triton.export(run, format="tflite")
     with pytest.raises(ValueError, match="--device must be cpu or cuda, got 'tpu'"):
         sre_triton.export(run, device="tpu")
-    with pytest.raises(FileNotFoundError, match="is missing: expected a checkpoint or a run folder"):
+    with pytest.raises(FileNotFoundError, match="none is missing: expected a checkpoint, a run folder"):
         sre_triton.export(tmp_path / "none")
 
 

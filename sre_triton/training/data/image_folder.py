@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from sre_triton.training.data.medmnist import ImageSet, Split
-from sre_triton.training.data.photographs import LazyList
+from sre_triton.training.data.photographs import Kept, LazyList, kept_by
 from sre_triton.training.data.pictures import picture_files, read_header, read_picture
 from sre_triton.training.data.splits import SPLITS, Splittable, assign_splits, read_table
 from sre_triton.training.data.warp import centred_square
@@ -38,14 +38,14 @@ class PictureStack:
         channels: 1 for grey, 3 for RGB.
         deep: keep more than 8 bits: float32 in 0 to 1 instead of uint8.
         max_value: the stored value of white, as for :func:`.pictures.read_picture`.
-        limit: bytes of read pictures to keep.
+        kept: keeps pictures that were read.
     """
 
     def __init__(
-        self, paths: Sequence[Path], side: int, channels: int, *, deep: bool, max_value: float | None, limit: int
+        self, paths: Sequence[Path], side: int, channels: int, *, deep: bool, max_value: float | None, kept: Kept
     ) -> None:
         read = partial(_read, side=side, channels=channels, deep=deep, max_value=max_value)
-        self._pictures = LazyList(paths, read, lambda pixels: pixels.nbytes, limit)
+        self._pictures = LazyList(paths, read, lambda pixels: pixels.nbytes, kept)
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -88,7 +88,7 @@ def read_image_folder(options: TrainOptions) -> ImageSet:
     channels = 1 if all(header.grey for header in headers) else 3
     deep = any(header.deep for header in headers)
     number = {name: index for index, name in enumerate(names)}
-    splits = {}
+    splits, kept = {}, kept_by(options)
     for split, members in indices.items():
         chosen = [entries[index] for index in members]
         if several:
@@ -103,7 +103,7 @@ def read_image_folder(options: TrainOptions) -> ImageSet:
             channels,
             deep=deep,
             max_value=options.max_value,
-            limit=options.cache * 2**20,
+            kept=kept,
         )
         splits[split] = Split(stack, labels)
     name = root.stem if root.is_file() else root.resolve().name

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sre_triton.training.data.archive import Archive
 from sre_triton.training.data.splits import SPLITS
 from sre_triton.training.files import replacing
 
@@ -46,7 +47,7 @@ class Split:
     """Images and labels of one split.
 
     Attributes:
-        images: (N, C, *space), uint8 or float32 in 0 to 1; taken by lists of indices.
+        images: (N, C, *space), uint8 or float32 in 0 to 1, in any order of memory; taken by lists of indices.
         labels: int64, (N,) classes, or (N, labels) of zeros and ones.
     """
 
@@ -103,7 +104,7 @@ def read_image_set(root: Path, name: str, size: int = 28, *, download: bool = Fa
     Raises:
         FileNotFoundError: the file is missing; says where it was expected and how to get it.
         ValueError: the set is unknown, or the file is damaged, or disagrees with the release or with itself.
-        OSError: the download failed.
+        OSError: the download failed, or there is no space to unpack a large file in.
     """
     root = root.expanduser()
     known = KNOWN_SETS.get(name)
@@ -140,12 +141,12 @@ def write_image_set(path: Path, splits: dict[str, Split], **extra: npt.NDArray[n
 def _read_arrays(path: Path) -> dict[str, npt.NDArray[np.generic]]:
     wanted = [f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels")]
     try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in wanted if name not in file.files]
+        with Archive(path) as archive:
+            missing = [name for name in wanted if name not in archive.names]
             if missing:
                 raise ValueError(f"it has no array {missing[0]!r}")
-            return {name: file[name] for name in wanted}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, AttributeError, KeyError) as error:
+            return {name: archive.read(name) for name in wanted}
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, NotImplementedError) as error:
         raise ValueError(
             f"{path} is not a whole file of MedMNIST's format: {error}; remove it and fetch it again"
         ) from error
@@ -208,9 +209,9 @@ def _channels_first(path: Path, split: str, images: npt.NDArray[np.uint8], volum
     if images.ndim == 3 and not volumes:
         return images[:, None]
     if images.ndim == 4:
-        return images[:, None] if volumes or images.shape[-1] != 3 else np.ascontiguousarray(np.moveaxis(images, -1, 1))
+        return images[:, None] if volumes or images.shape[-1] != 3 else np.moveaxis(images, -1, 1)
     if images.ndim == 5 and images.shape[-1] == 3:
-        return np.ascontiguousarray(np.moveaxis(images, -1, 1))
+        return np.moveaxis(images, -1, 1)
     raise ValueError(
         f"{path}: {split}_images must be (N, H, W), (N, H, W, 3), (N, D, H, W) or (N, D, H, W, 3), got {images.shape}"
     )

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LazyList", "Photograph"]
+from sre_triton.training.options import RunOptions
+
+__all__ = ["Kept", "LazyList", "Photograph", "kept_by"]
 
 Entry = TypeVar("Entry")
 Read = TypeVar("Read")
@@ -37,6 +39,37 @@ class Photograph:
         return self.image.nbytes + self.labels.nbytes + (self.field.nbytes if self.field is not None else 0)
 
 
+class Kept:
+    """What was read last, up to a number of bytes; one for all lists of a set.
+
+    Args:
+        limit: bytes to keep at most.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._bytes = limit, 0
+        self._items: OrderedDict[tuple[object, int], tuple[Any, int]] = OrderedDict()
+
+    def get(self, key: tuple[object, int], read: Callable[[], Any], size: Callable[[Any], int]) -> Any:
+        """What is kept under a key, or else what ``read`` returns."""
+        if key in self._items:
+            self._items.move_to_end(key)
+            return self._items[key][0]
+        item = read()
+        taken = size(item)
+        if taken <= self._limit:
+            while self._bytes + taken > self._limit:
+                self._bytes -= self._items.popitem(last=False)[1][1]
+            self._items[key] = item, taken
+            self._bytes += taken
+        return item
+
+
+def kept_by(options: RunOptions) -> Kept:
+    """``--cache`` MB, of which each process that trains, and each that loads for one, has its share."""
+    return Kept(options.cache * 2**20 // (max(1, options.world_size) * max(1, options.num_workers)))
+
+
 class LazyList(Sequence[Read], Generic[Entry, Read]):
     """Entries that are read when they are asked for; those read last are kept.
 
@@ -44,15 +77,13 @@ class LazyList(Sequence[Read], Generic[Entry, Read]):
         entries: what ``read`` is called with.
         read: reads an entry.
         size: bytes that a read entry takes.
-        limit: bytes to keep at most.
+        kept: keeps them, and those of other lists.
     """
 
     def __init__(
-        self, entries: Sequence[Entry], read: Callable[[Entry], Read], size: Callable[[Read], int], limit: int
+        self, entries: Sequence[Entry], read: Callable[[Entry], Read], size: Callable[[Read], int], kept: Kept
     ) -> None:
-        self.entries, self._read, self._size, self._limit = entries, read, size, limit
-        self._kept: OrderedDict[int, Read] = OrderedDict()
-        self._bytes = 0
+        self.entries, self._read, self._size, self._kept = entries, read, size, kept
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -65,16 +96,9 @@ class LazyList(Sequence[Read], Generic[Entry, Read]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
-        if index in self._kept:
-            self._kept.move_to_end(index)
-            return self._kept[index]
-        read = self._read(self.entries[index])
-        if self._size(read) <= self._limit:
-            self._kept[index] = read
-            self._bytes += self._size(read)
-            while self._bytes > self._limit:
-                self._bytes -= self._size(self._kept.popitem(last=False)[1])
-        return read
+        entry = self.entries[index]
+        found: Read = self._kept.get((self, index), lambda: self._read(entry), self._size)
+        return found
 
     def __iter__(self) -> Iterator[Read]:
         return (self[index] for index in range(len(self)))

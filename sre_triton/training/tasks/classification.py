@@ -40,7 +40,8 @@ class Labelled(Dataset[tuple[Tensor, Tensor]]):
         return len(self.split)
 
     def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return torch.from_numpy(self.split.images[indices]), torch.from_numpy(self.split.labels[indices])
+        images = np.ascontiguousarray(self.split.images[indices])  # a set may store its channels last
+        return torch.from_numpy(images), torch.from_numpy(self.split.labels[indices])
 
 
 class ClassificationTask(Task):
