@@ -5,14 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import sys
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 
 from bench import layers
 from bench.cases import Case
 
-__all__ = ["peak_bytes"]
+__all__ = ["apart", "peak", "peak_bytes"]
 
 
 def peak_bytes(name: str, case: Case, k: int, *, train: bool, device: str, threads: int) -> int:
@@ -20,8 +22,13 @@ def peak_bytes(name: str, case: Case, k: int, *, train: bool, device: str, threa
 
     ``name`` is one of ``layers.OURS`` and ``layers.DENSE``. What the libraries occupy is not counted.
     """
+    return apart(_measure, name, case, k, train, device, threads)
+
+
+def apart(measure: Callable[..., int], *arguments: Any) -> int:
+    """``measure(*arguments)`` in a process that has used no memory yet. Both must pickle."""
     with _server().Pool(1) as pool:
-        return pool.apply(_measure, (name, case, k, train, device, threads))
+        return pool.apply(measure, arguments)
 
 
 @lru_cache
@@ -40,14 +47,15 @@ def _measure(name: str, case: Case, k: int, train: bool, device: str, threads: i
     small = Case("warm", case.ndim, 1, 16, 16, 16)
     for warm in (True, False):  # the first call loads code, which stays
         shape = small.input_shape if warm else case.input_shape
-        baseline = _peak(device)
+        baseline = peak(device)
         layer = build(small if warm else case, k).to(device)
         x = torch.ones(shape, device=device).contiguous(memory_format=memory_format)
         layers.task(layer, x, train=train)()
-    return _peak(device) - baseline
+    return peak(device) - baseline
 
 
-def _peak(device: str) -> int:
+def peak(device: str) -> int:
+    """The most bytes that this process has held at once."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

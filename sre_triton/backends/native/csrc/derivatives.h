@@ -39,19 +39,17 @@ constexpr T kBound = std::is_same_v<T, double> ? T(0x1p300) : T(0x1p40);
 using Pair = std::array<Index, 2>;
 constexpr Pair kPairs[] = {{0, 1}, {0, 2}, {1, 2}};
 
-// Rows (width, features) of some planes, each with `margin` positions more at both ends.
+// Rows (width, features) of the last `depth` planes, each with `margin` positions more at both ends.
 template <class T>
 struct FeatureRows {
   T* memory;
-  Index first, planes, lines, width, features, margin;  // `planes` of the whole map, of which `first` comes first here
+  Index depth, planes, lines, width, features, margin;  // `planes` of the whole map
   bool tame = true;                                     // nothing is so large that a derivative has to be cut off
 
-  static Index size(Index planes, Index lines, Index width, Index features, Index margin) {
-    return planes * lines * (width + 2 * margin) * features;
-  }
+  Index size() const { return depth * lines * pitch(); }
   Index pitch() const { return (width + 2 * margin) * features; }
   T* row(Index plane, Index line) const {
-    return memory + ((plane - first) * lines + line) * pitch() + margin * features;
+    return memory + (plane % depth * lines + line) * pitch() + margin * features;
   }
   // The nearest row that there is.
   T* nearest(Index plane, Index line) const {
@@ -79,14 +77,15 @@ struct FeatureRows {
   }
 };
 
-// The derivatives at one row, or gradients of them: by axis, by axis, and by pair of axes.
+// The derivatives at some positions of a row, or gradients of them: by axis, by axis, and by pair of axes.
 template <class T>
 class Derivatives {
  public:
   static Index size(const Form& form, Index run) { return (2 * form.ndim + form.pairs() + 2) * run; }
 
-  Derivatives(const Form& form, Index scale, T* memory, Index run)
-      : form_(form), dilation_(form.dilation[scale]), run_(run) {
+  // `run` elements of a row from element `start` on.
+  Derivatives(const Form& form, Index scale, T* memory, Index start, Index run)
+      : form_(form), dilation_(form.dilation[scale]), start_(start), run_(run) {
     for (Index a = 0; a < form.ndim; ++a, memory += 2 * run) first_[a] = memory, second_[a] = memory + run;
     for (Index p = 0; p < form.pairs(); ++p, memory += run) mixed_[p] = memory;
     share_ = memory;
@@ -95,7 +94,7 @@ class Derivatives {
 
   // Sets them to those of a row.
   void take(const FeatureRows<T>& rows, Index plane, Index line) {
-    const T *center = rows.row(plane, line), length = lengthwise(), smooth = kSmoothing / 2;
+    const T *center = rows.row(plane, line) + start_, length = lengthwise(), smooth = kSmoothing / 2;
     const bool one_by_one = form_.needs_center(), has_first = form_.needs_first(), has_second = form_.needs_second();
     for (Index a = 0; a < form_.ndim; ++a) {
       const T *ahead = tap(rows, plane, line, a, 1), *behind = tap(rows, plane, line, a, -1);
@@ -132,7 +131,7 @@ class Derivatives {
 
   // Adds gradients of them to those of the rows: the adjoint of `take`.
   void give(const FeatureRows<T>& rows, Index plane, Index line) const {
-    T* center = rows.row(plane, line);
+    T* center = rows.row(plane, line) + start_;
     const T length = lengthwise(), smooth = kSmoothing / 2;
     const bool one_by_one = form_.needs_center(), has_first = form_.needs_first(), has_second = form_.needs_second();
     for (Index a = 0; a < form_.ndim; ++a) {
@@ -230,7 +229,7 @@ class Derivatives {
     std::array<Index, 3> move{};
     for (const auto& [axis, by] : {std::array<Index, 2>{a, step}, std::array<Index, 2>{b, other}})
       if (axis >= 0) move[axis == 0 ? 0 : axis + 3 - form_.ndim] = by * dilation_;
-    return rows.nearest(plane + move[0], line + move[1]) + move[2] * rows.features;
+    return rows.nearest(plane + move[0], line + move[1]) + move[2] * rows.features + start_;
   }
   std::array<T*, 4> corners(const FeatureRows<T>& rows, Index plane, Index line, Index a, Index b) const {
     auto at = [&](Index i, Index j) { return tap(rows, plane, line, a, i, b, j); };
@@ -328,7 +327,7 @@ class Derivatives {
   }
 
   const Form& form_;
-  Index dilation_, run_;
+  Index dilation_, start_, run_;
   std::array<T*, 3> first_{}, second_{}, mixed_{};
   bool tame_ = true;
   T *share_, *trace_;  // room for what is needed in between

@@ -112,8 +112,9 @@ struct Lines {
   explicit Lines(const Tensor& t) : map(t), planes(t.size(2)), lines(t.dim() == 5 ? t.size(3) : 1), width(t.size(-1)) {
     if (t.dim() == 4) map.stride = {map.stride[1], 0, map.stride[2]};
   }
-  S* at(Index image, Index plane, Index line) const {
-    return map.data + image * map.image_stride + plane * map.stride[0] + line * map.stride[1];
+  S* at(Index image, Index plane, Index line, Index position = 0) const {
+    return map.data + image * map.image_stride + plane * map.stride[0] + line * map.stride[1] +
+           position * map.stride[2];
   }
   // Whether rows lie in memory as products read and write them.
   template <class T>
@@ -122,44 +123,62 @@ struct Lines {
   }
   // A row where it lies, or brought to `to`.
   template <class T>
-  const T* row(T* to, Index pitch, Index image, Index plane, Index line) const {
+  const T* bring(T* to, Index pitch, Index image, Index plane, Index line) const {
     if (as_is<T>(pitch)) return reinterpret_cast<const T*>(at(image, plane, line));
-    read(to, pitch, image, plane, line);
-    return to;
-  }
-  // The same of a row that was brought to memory which begins with plane `first`.
-  template <class T>
-  const T* at_hand(const T* memory, Index pitch, Index image, Index plane, Index line, Index first) const {
-    if (as_is<T>(pitch)) return reinterpret_cast<const T*>(at(image, plane, line));
-    return memory + ((plane - first) * lines + line) * width * pitch;
-  }
-  template <class T>
-  void read(T* to, Index pitch, Index image, Index plane, Index line) const {
     copy_positions(to, pitch, const_cast<const S*>(at(image, plane, line)), map.stride[2], width, map.channels,
                    map.channel_stride);
+    return to;
   }
-  // A row becomes the sum of two, of which the first may change.
+  // `count` positions become the sum of two, of which the first may change.
   template <class T>
-  void write_sum(T* one, const T* other, Index pitch, Index image, Index plane, Index line) const {
-    T* to = as_is<T>(pitch) ? reinterpret_cast<T*>(at(image, plane, line)) : one;
-    for (Index e = 0; e < width * pitch; ++e) to[e] = one[e] + other[e];
-    if (to == one) write(one, pitch, image, plane, line);
+  void write_sum(T* one, const T* other, Index pitch, Index image, Index plane, Index line, Index position,
+                 Index count) const {
+    T* to = as_is<T>(pitch) ? reinterpret_cast<T*>(at(image, plane, line, position)) : one;
+    for (Index e = 0; e < count * pitch; ++e) to[e] = one[e] + other[e];
+    if (to == one) write(one, pitch, at(image, plane, line, position), count);
   }
 
  private:
   template <class T>
-  void write(const T* from, Index pitch, Index image, Index plane, Index line) const {
-    S* to = at(image, plane, line);
+  void write(const T* from, Index pitch, S* to, Index count) const {
     if (map.channel_stride == 1) {
-      for (Index p = 0; p < width; ++p) copy_run(to + p * map.stride[2], from + p * pitch, map.channels);
+      for (Index p = 0; p < count; ++p) copy_run(to + p * map.stride[2], from + p * pitch, map.channels);
     } else if (map.stride[2] == 1) {
-      transpose<T>([&](Index c) { return to + c * map.channel_stride; }, from, pitch, width, map.channels);
+      transpose<T>([&](Index c) { return to + c * map.channel_stride; }, from, pitch, count, map.channels);
     } else {
-      for (Index p = 0; p < width; ++p)
+      for (Index p = 0; p < count; ++p)
         for (Index c = 0; c < map.channels; ++c)
           to[p * map.stride[2] + c * map.channel_stride] = cast_to<S>(from[p * pitch + c]);
     }
   }
+};
+
+// Rows of the last planes of a map as products read them: where they lie, or brought to memory of their own.
+template <class S, class T>
+class RecentRows {
+ public:
+  RecentRows(const Lines<S>& lines, Index pitch, Index depth)
+      : lines_(lines), pitch_(pitch), depth_(lines.template as_is<T>(pitch) ? 0 : depth) {}
+
+  Index size() const { return depth_ * lines_.lines * lines_.width * pitch_; }
+  void use(T* memory) {
+    memory_ = memory;
+    std::fill_n(memory, size(), T(0));  // what fills up the last vector of a position stays so
+  }
+  const T* load(Index image, Index plane, Index line) const {
+    return lines_.bring(place(plane, line), pitch_, image, plane, line);
+  }
+  const T* at_hand(Index image, Index plane, Index line) const {
+    return depth_ ? place(plane, line) : reinterpret_cast<const T*>(lines_.at(image, plane, line));
+  }
+
+ private:
+  T* place(Index plane, Index line) const {
+    return depth_ ? memory_ + (plane % depth_ * lines_.lines + line) * lines_.width * pitch_ : nullptr;
+  }
+  const Lines<S>& lines_;
+  Index pitch_, depth_;
+  T* memory_ = nullptr;
 };
 
 // What is added, and how.
@@ -186,15 +205,20 @@ struct Addition {
   }
 };
 
-// A band of planes of one image, and the planes around it that it depends on.
+// A band of planes of one image.
 struct Band {
   Index image, begin, end;
-  Index from(Index halo) const { return std::max<Index>(0, begin - halo); }
-  Index to(Index halo, Index planes) const { return std::min(planes, end + halo); }
 };
 
+// How images are cut into bands: no more than there is work for, since what lies around a band is computed twice.
 struct Bands {
   Index images, planes, height;
+
+  Bands(Index images, Index planes, Index halo) : images(images), planes(planes) {
+    const Index tasks = at::get_num_threads() > 1 ? 4 * at::get_num_threads() : 1;
+    const Index parts = std::clamp<Index>(divide_up(tasks, images), 1, std::max<Index>(1, planes / (8 * halo)));
+    height = divide_up(planes, parts);
+  }
   Index per_image() const { return divide_up(planes, height); }
   Index count() const { return images * per_image(); }
   Band band(Index i) const {
@@ -203,27 +227,34 @@ struct Bands {
   }
 };
 
-constexpr Index kBandElements = 192 << 10;
+// Elements of what is computed of features at a time. Twenty times as many fit the first-level cache.
+constexpr Index kChunk = 640;
 
-inline Bands cut_bands(Index images, Index planes, Index plane_elements, Index halo) {
-  const Index most = std::max(std::max<Index>(4 * halo, 1), kBandElements / std::max<Index>(1, plane_elements));
-  const Index parts = divide_up(planes, std::min(most, planes));
-  return {images, planes, divide_up(planes, parts)};
+// Calls `function` with the first position and the number of positions of each chunk of a row.
+template <class Function>
+void in_chunks(Index width, Index features, Function function) {
+  const Index most = std::max<Index>(kRows, kChunk / features), parts = divide_up(width, most);
+  const Index height = divide_up(width, parts);
+  for (Index p = 0; p < width; p += height) function(p, std::min(height, width - p));
+}
+inline Index chunk_positions(Index width, Index features) {
+  return std::min(width, std::max<Index>(kRows, kChunk / features));
 }
 
-// Features of the planes of a band, each row between repeats of its ends.
-template <class T, class S>
-void load_features(const Addition<T>& addition, const Lines<S>& z, const Band& band, Index halo, T* channels,
-                   Index pitch, T* mixed, FeatureRows<T>& rows) {
-  const Index line = z.width * pitch;
-  for (Index i = band.from(halo); i < band.to(halo, z.planes); ++i)
-    for (Index j = 0; j < z.lines; ++j, channels += line) {
-      addition.project(z.row(channels, pitch, band.image, i, j), pitch, 0, z.width, mixed);
-      T* row = rows.row(i, j);
-      copy_runs(row, addition.features, mixed, addition.project.pitch(), z.width, addition.features);
-      rows.repeat_ends(row);
-      rows.look_at(row);
-    }
+// The features of a plane, each row between repeats of its ends.
+template <class S, class T>
+void load_features(const Addition<T>& addition, const RecentRows<S, T>& z, Index image, Index plane, Index pitch,
+                   T* mixed, FeatureRows<T>& rows) {
+  for (Index line = 0; line < rows.lines; ++line) {
+    const T* channels = z.load(image, plane, line);
+    T* row = rows.row(plane, line);
+    in_chunks(rows.width, rows.features, [&](Index p, Index count) {
+      addition.project(channels + p * pitch, pitch, 0, count, mixed);
+      copy_runs(row + p * rows.features, rows.features, mixed, addition.project.pitch(), count, rows.features);
+    });
+    rows.repeat_ends(row);
+    rows.look_at(row);
+  }
 }
 
 // y = z + weight . invariants(project . z)
@@ -231,37 +262,43 @@ template <class S, class T>
 void add_invariants_of(const Tensor& z_map, const Addition<T>& addition, const Tensor& y_map) {
   const Lines<S> z(z_map), y(y_map);
   const Form& form = addition.form;
-  const Index halo = form.reach(), features = addition.features, width = z.width;
-  const Index pitch = round_up(addition.channels, kLanes<T>);
-  const Bands bands = cut_bands(z.map.images, z.planes, z.lines * width * pitch, halo);
-  const Index planes = bands.height + 2 * halo, run = width * features;
+  const Index halo = form.reach(), features = addition.features, pitch = round_up(addition.channels, kLanes<T>);
+  const Index depth = std::min(2 * halo + 1, z.planes), positions = chunk_positions(z.width, features);
+  const Index run = positions * features;
+  const Bands bands(z.map.images, z.planes, halo);
 
   at::parallel_for(0, bands.count(), 1, [&](Index begin, Index end) {
-    const Index channels_size = planes * z.lines * width * pitch,
-                mixed_size = width * std::max(pitch, addition.project.pitch());
-    const Index rows_size = FeatureRows<T>::size(planes, z.lines, width, features, halo);
+    RecentRows<S, T> recent(z, pitch, depth);
+    FeatureRows<T> rows{nullptr, depth, z.planes, z.lines, z.width, features, halo};
+    const Index mixed_size = positions * std::max(pitch, addition.project.pitch());
     const Index values_size = form.count() * run, parts_size = Derivatives<T>::size(form, run);
-    scratch.reset(Scratch::size<T>(channels_size) + Scratch::size<T>(mixed_size) + Scratch::size<T>(rows_size) +
+    scratch.reset(Scratch::size<T>(recent.size()) + Scratch::size<T>(rows.size()) + Scratch::size<T>(mixed_size) +
                   Scratch::size<T>(values_size) + Scratch::size<T>(parts_size));
-    T *channels = scratch.take<T>(channels_size), *mixed = scratch.take<T>(mixed_size);
-    T *memory = scratch.take<T>(rows_size), *values = scratch.take<T>(values_size),
-      *parts = scratch.take<T>(parts_size);
+    recent.use(scratch.take<T>(recent.size()));
+    rows.memory = scratch.take<T>(rows.size());
+    T *mixed = scratch.take<T>(mixed_size), *values = scratch.take<T>(values_size);
+    T* parts = scratch.take<T>(parts_size);
     for (Index i = begin; i < end; ++i) {
       const Band band = bands.band(i);
-      const Index from = band.from(halo);
-      FeatureRows<T> rows{memory, from, z.planes, z.lines, width, features, halo};
-      load_features(addition, z, band, halo, channels, pitch, mixed, rows);
-      for (Index a = band.begin; a < band.end; ++a)
+      rows.tame = true;
+      Index loaded = std::max<Index>(0, band.begin - halo);
+      for (Index a = band.begin; a < band.end; ++a) {
+        for (; loaded <= std::min(a + halo, z.planes - 1); ++loaded)
+          load_features(addition, recent, band.image, loaded, pitch, mixed, rows);
         for (Index b = 0; b < z.lines; ++b) {
-          for (Index scale = 0; scale < form.scales(); ++scale) {
-            Derivatives<T> d(form, scale, parts, run);
-            d.take(rows, a, b);
-            d.values(values + scale * form.kinds() * run);
-          }
-          addition.weight(values, features, run, width, mixed);
-          const T* row = z.at_hand(channels, pitch, band.image, a, b, from);
-          y.write_sum(mixed, row, pitch, band.image, a, b);
+          const T* row = recent.at_hand(band.image, a, b);
+          in_chunks(z.width, features, [&](Index p, Index count) {
+            const Index size = count * features;
+            for (Index scale = 0; scale < form.scales(); ++scale) {
+              Derivatives<T> d(form, scale, parts, p * features, size);
+              d.take(rows, a, b);
+              d.values(values + scale * form.kinds() * size);
+            }
+            addition.weight(values, features, size, count, mixed);
+            y.write_sum(mixed, row + p * pitch, pitch, band.image, a, b, p, count);
+          });
         }
+      }
     }
     scratch.shrink();
   });
@@ -273,67 +310,81 @@ void add_invariants_backward_of(const Tensor& grad_map, const Tensor& z_map, con
                                 const Tensor& grad_z_map, const Tensor& grad_project, const Tensor& grad_weight) {
   const Lines<S> grad(grad_map), z(z_map), grad_z(grad_z_map);
   const Form& form = addition.form;
-  const Index halo = form.reach(), features = addition.features, width = z.width, maps = form.count() * features;
+  const Index halo = form.reach(), features = addition.features, maps = form.count() * features;
   const Index pitch = round_up(addition.channels, kLanes<T>);
-  const Bands bands = cut_bands(z.map.images, z.planes, 2 * z.lines * width * pitch, halo);
-  const Index planes = bands.height + 4 * halo, run = width * features;
-  const Index total_size = (features + maps) * pitch;
+  const Index depth = std::min(2 * halo + 1, z.planes), positions = chunk_positions(z.width, features);
+  const Index run = positions * features;
+  const Bands bands(z.map.images, z.planes, halo);
   std::vector<std::vector<T>> totals(at::get_num_threads());
 
   at::parallel_for(0, bands.count(), 1, [&](Index begin, Index end) {
-    const Index channels_size = planes * z.lines * width * pitch;
-    const Index mixed_size = width * std::max({pitch, addition.project.pitch(), addition.weight_back.pitch()});
-    const Index rows_size = FeatureRows<T>::size(planes, z.lines, width, features, halo);
+    RecentRows<S, T> recent(z, pitch, depth), recent_grads(grad, pitch, depth);
+    FeatureRows<T> rows{nullptr, depth, z.planes, z.lines, z.width, features, halo}, grad_rows = rows;
+    const Index mixed_size = positions * std::max({pitch, addition.project.pitch(), addition.weight_back.pitch()});
     const Index values_size = form.count() * run, parts_size = Derivatives<T>::size(form, run);
-    scratch.reset(2 * Scratch::size<T>(channels_size) + Scratch::size<T>(mixed_size) + 2 * Scratch::size<T>(rows_size) +
-                  2 * Scratch::size<T>(values_size) + 2 * Scratch::size<T>(parts_size));
-    T *channels = scratch.take<T>(channels_size), *grads = scratch.take<T>(channels_size);
-    T *mixed = scratch.take<T>(mixed_size), *memory = scratch.take<T>(rows_size), *back = scratch.take<T>(rows_size);
-    T *values = scratch.take<T>(values_size), *shares = scratch.take<T>(values_size);
-    T *parts = scratch.take<T>(parts_size), *back_parts = scratch.take<T>(parts_size);
-    std::fill_n(channels, channels_size, T(0));  // what fills up the last vector of a position stays so
-    std::fill_n(grads, channels_size, T(0));
+    scratch.reset(Scratch::size<T>(recent.size()) + Scratch::size<T>(recent_grads.size()) +
+                  2 * Scratch::size<T>(rows.size()) + Scratch::size<T>(mixed_size) + 2 * Scratch::size<T>(values_size) +
+                  2 * Scratch::size<T>(parts_size));
+    recent.use(scratch.take<T>(recent.size()));
+    recent_grads.use(scratch.take<T>(recent_grads.size()));
+    rows.memory = scratch.take<T>(rows.size());
+    grad_rows.memory = scratch.take<T>(rows.size());
+    T *mixed = scratch.take<T>(mixed_size), *values = scratch.take<T>(values_size);
+    T *shares = scratch.take<T>(values_size), *parts = scratch.take<T>(parts_size);
+    T* back_parts = scratch.take<T>(parts_size);
     std::vector<T>& total = totals[at::get_thread_num()];
-    if (total.empty()) total.assign(total_size, T(0));
+    if (total.empty()) total.assign((features + maps) * pitch, T(0));
     T *of_project = total.data(), *of_weight = of_project + features * pitch;
+
+    // What the invariants of a row contribute to the gradients of the features around it and, inside of the band, to
+    // that of the weight.
+    auto pull_back = [&](Index image, Index a, Index b, bool inside) {
+      const T* grad_row = recent_grads.load(image, a, b);
+      in_chunks(z.width, features, [&](Index p, Index count) {
+        const Index size = count * features;
+        addition.weight_back(grad_row + p * pitch, pitch, 0, count, mixed);
+        for (Index k = 0; k < form.count(); ++k)
+          copy_runs(shares + k * size, features, mixed + k * features, addition.weight_back.pitch(), count, features);
+        for (Index scale = 0; scale < form.scales(); ++scale) {
+          const Index start = scale * form.kinds() * size;
+          Derivatives<T> d(form, scale, parts, p * features, size), c(form, scale, back_parts, p * features, size);
+          d.take(rows, a, b);
+          d.values(values + start);
+          d.pull_back(shares + start, values + start, c);
+          c.give(grad_rows, a, b);
+        }
+        for (Index k = 0; k < form.count() && inside; ++k)
+          add_outer(values + k * size, features, features, grad_row + p * pitch, pitch, addition.channels, count,
+                    of_weight + k * features * pitch);
+      });
+    };
+    // The gradient of a row of z, and what it contributes to that of the projection.
+    auto finish = [&](Index image, Index a, Index b) {
+      T* row = grad_rows.row(a, b);
+      grad_rows.fold_ends(row);
+      const T *z_row = recent.at_hand(image, a, b), *grad_row = recent_grads.at_hand(image, a, b);
+      in_chunks(z.width, features, [&](Index p, Index count) {
+        const T* of_features = row + p * features;
+        add_outer(of_features, features, features, z_row + p * pitch, pitch, addition.channels, count, of_project);
+        addition.project_back(of_features, features, 0, count, mixed);
+        grad_z.write_sum(mixed, grad_row + p * pitch, pitch, image, a, b, p, count);
+      });
+    };
 
     for (Index i = begin; i < end; ++i) {
       const Band band = bands.band(i);
-      const Index first = band.from(2 * halo), grad_first = band.from(halo);
-      FeatureRows<T> rows{memory, first, z.planes, z.lines, width, features, halo};
-      FeatureRows<T> grad_rows{back, first, z.planes, z.lines, width, features, halo};
-      load_features(addition, z, band, 2 * halo, channels, pitch, mixed, rows);
-      std::fill_n(back, rows_size, T(0));
-      for (Index a = grad_first; a < band.to(halo, z.planes); ++a)
-        for (Index b = 0; b < z.lines; ++b) {
-          const T* grad_row =
-              grad.row(grads + ((a - grad_first) * z.lines + b) * width * pitch, pitch, band.image, a, b);
-          addition.weight_back(grad_row, pitch, 0, width, mixed);
-          for (Index k = 0; k < form.count(); ++k)
-            copy_runs(shares + k * run, features, mixed + k * features, addition.weight_back.pitch(), width, features);
-          for (Index scale = 0; scale < form.scales(); ++scale) {
-            const Index start = scale * form.kinds() * run;
-            Derivatives<T> d(form, scale, parts, run), c(form, scale, back_parts, run);
-            d.take(rows, a, b);
-            d.values(values + start);
-            d.pull_back(shares + start, values + start, c);
-            c.give(grad_rows, a, b);
-          }
-          if (band.begin <= a && a < band.end)
-            for (Index k = 0; k < form.count(); ++k)
-              add_outer(values + k * run, features, features, grad_row, pitch, addition.channels, width,
-                        of_weight + k * features * pitch);
+      rows.tame = true;
+      Index loaded = std::max<Index>(0, band.begin - 2 * halo), finished = band.begin;
+      const Index last = std::min(band.end + halo, z.planes);
+      for (Index a = std::max<Index>(0, band.begin - halo); a < last; ++a) {
+        for (; loaded <= std::min(a + halo, z.planes - 1); ++loaded) {
+          load_features(addition, recent, band.image, loaded, pitch, mixed, rows);
+          std::fill_n(grad_rows.row(loaded, 0) - halo * features, z.lines * rows.pitch(), T(0));
         }
-      for (Index a = band.begin; a < band.end; ++a)
-        for (Index b = 0; b < z.lines; ++b) {
-          T* row = grad_rows.row(a, b);
-          grad_rows.fold_ends(row);
-          const T* z_row = z.at_hand(channels, pitch, band.image, a, b, first);
-          const T* grad_row = grad.at_hand(grads, pitch, band.image, a, b, grad_first);
-          add_outer(row, features, features, z_row, pitch, addition.channels, width, of_project);
-          addition.project_back(row, features, 0, width, mixed);
-          grad_z.write_sum(mixed, grad_row, pitch, band.image, a, b);
-        }
+        for (Index b = 0; b < z.lines; ++b) pull_back(band.image, a, b, band.begin <= a && a < band.end);
+        for (; finished < band.end && (finished + halo <= a || a + 1 == last); ++finished)
+          for (Index b = 0; b < z.lines; ++b) finish(band.image, finished, b);
+      }
     }
     scratch.shrink();
   });
