@@ -37,7 +37,7 @@ fuzz: $(READY) ## Random networks, calls and shapes by the thousand; SEED=N repe
 	PYTHONHASHSEED=0 $(BIN)/python -m pytest -n auto -m 'fuzz or hypothesis' --hypothesis-profile=fuzz --seed $(SEED)
 
 # -O1 keeps AddressSanitizer's reports readable. Leaks are those of the interpreter and PyTorch, which free nothing at exit.
-NATIVE_TESTS := --capture=sys tests/backends/test_ringwise.py tests/test_functional.py -k native --threads 3
+NATIVE_TESTS := --capture=sys tests/backends/test_ringwise.py tests/test_functional.py tests/invariants/test_functions.py -k native --threads 3
 SANITIZER = LD_PRELOAD="$(shell $(or $(CXX),c++) -print-file-name=libasan.so) $(shell $(or $(CXX),c++) -print-file-name=libstdc++.so)"
 
 test-native: export SRE_TRITON_CACHE_DIR ?= $(CURDIR)/build/cache
