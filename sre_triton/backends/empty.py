@@ -27,7 +27,7 @@ def transpose(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, ou
 
 
 def weight_grad(x: Tensor, grad_y: Tensor, spec: ConvSpec) -> Tensor:
-    return x.new_zeros(grad_y.shape[1], x.shape[1] // spec.groups, spec.geometry.num_rings)
+    return x.new_zeros((grad_y.shape[1], x.shape[1] // spec.groups, spec.geometry.num_rings))
 
 
 def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple[Tensor, Tensor]:

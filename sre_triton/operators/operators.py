@@ -282,7 +282,7 @@ def _fake_ring_conv_transpose(
 
 
 def _fake_ring_conv_weight_grad(x: Tensor, grad_y: Tensor, num_rings: int, args: ConvArgs) -> Tensor:
-    return x.new_empty(grad_y.shape[1], x.shape[1] // args.groups, num_rings)
+    return x.new_empty((grad_y.shape[1], x.shape[1] // args.groups, num_rings))
 
 
 def _fake_ring_conv_backward(x: Tensor, grad_y: Tensor, weight: Tensor, args: ConvArgs) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import sre_triton
+from sre_triton.backends import native
 from sre_triton.cli import main
 from tests.training.conftest import TINY, TINY_UNET, Command, MakeSet
 
@@ -161,6 +164,21 @@ def test_a_network_of_monai(sre: Command, tmp_path: Path) -> None:
     network = ["--model-type", "monai:UNet", "--model-args", '{"channels": [4, 8], "strides": [2]}']
     assert sre("segment", *TINY_UNET, *network, "--epochs", "1") == 0
     assert (tmp_path / "logs" / "task" / "vessels-monai-UNet-seed1" / "best.ckpt").is_file()
+
+
+@pytest.mark.parametrize("backend", ["native", "ringwise", "dense"])
+def test_tensors_of_monai_have_the_gradients_of_plain_ones(backend: str) -> None:
+    from monai.data import MetaTensor
+
+    if backend == "native" and native.missing() is not None:
+        pytest.skip(str(native.missing()))
+    layer, x = sre_triton.SREConv2d(4, 6, 5, padding=2), torch.randn(2, 4, 12, 12)
+    gradients = []
+    for images in (MetaTensor(x), x):
+        with sre_triton.backend(backend):
+            (gradient,) = torch.autograd.grad(layer(images).square().sum(), layer.weight)
+        gradients.append(torch.as_tensor(gradient))
+    assert torch.equal(gradients[0], gradients[1])
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def transpose(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, ou
 
 def weight_grad(x: Tensor, grad_y: Tensor, spec: ConvSpec) -> Tensor:
     window = forward_window(spec, tuple(x.shape[2:]))
-    grad = x.new_empty(grad_y.shape[1], x.shape[1] // spec.groups, spec.geometry.num_rings)
+    grad = x.new_empty((grad_y.shape[1], x.shape[1] // spec.groups, spec.geometry.num_rings))
     _run(x, window, spec, False, None, None, None, grad_y, grad)
     return grad
 

@@ -54,8 +54,8 @@ def ring_sums(
     per_position = source.shape[1] * (len(window.schedule.levels) + window.schedule.num_rings)
     shape = block_shape(grid, scratch_size // per_position)
     largest = _layout(window, shape, channels, channels_inside)
-    scratch = source.new_empty(largest.scratch_size, dtype=sum_dtype(source.dtype))
-    matrix = source.new_empty(largest.matrix_size, dtype=dtype)
+    scratch = source.new_empty((largest.scratch_size,), dtype=sum_dtype(source.dtype))
+    matrix = source.new_empty((largest.matrix_size,), dtype=dtype)
     workspaces: dict[tuple[int, ...], _Workspace] = {}
     previous = None
     for block in blocks(grid, shape):
