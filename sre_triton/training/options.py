@@ -366,6 +366,7 @@ class PredictOptions:
     tta: bool = option(
         False, "average over the 8 turns and flips, for networks that are not equivariant", group="prediction"
     )
+    batch: int = option(8, "pictures of one size to answer at a time", group="prediction", metavar="N")
     masks: Path | None = option(None, "folder of masks to score a segmentation by", group="prediction", metavar="DIR")
     fov: Path | None = option(
         None,

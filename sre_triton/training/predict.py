@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rich.progress import Progress
 
 from sre_triton.training.data.masks import MaskClasses, read_field
 from sre_triton.training.data.pairs import pair_by_name
-from sre_triton.training.data.pictures import is_nifti, is_tiff, picture_files, picture_name, read_picture
+from sre_triton.training.data.pictures import is_nifti, is_tiff, page_count, picture_files, picture_name, read_picture
 from sre_triton.training.files import read_json, replacing, sweep, write_csv, write_json
 from sre_triton.training.options import PredictOptions
 from sre_triton.training.runs.folder import checkpoint_in
@@ -26,6 +27,8 @@ from sre_triton.training.runs.predictor import Predictor, load
 from sre_triton.training.tasks.segmentation_scores import segmentation_scores
 
 __all__ = ["predict"]
+
+Picture = npt.NDArray[np.float32]
 
 _TABLE = "predictions.csv"
 _BEGUN = "predict.json"
@@ -39,8 +42,9 @@ def predict(
 
     Writes ``predictions.csv``: a row per picture with its class and the classes' probabilities, or of a segmentation
     the share of each class, and scores where ``--masks`` are given. A segmentation also writes, per picture,
-    ``NAME_mask``, ``NAME_probability`` (per class but the ground) and ``NAME_overlay.png``; mask and probability are
-    TIFF or NIfTI where the picture is, else PNG, probabilities there 0 to 65535.
+    ``NAME_mask``, ``NAME_probability`` (per class but the ground) and ``NAME_overlay``; TIFF or NIfTI where the
+    picture is, else PNG, probabilities there 0 to 65535. Of a stack (pages, frames, slices) the maps are stacks, too,
+    and the table has a row per picture, ``NAME[0]`` and so on.
 
     Args:
         model: run folder or checkpoint.
@@ -54,37 +58,83 @@ def predict(
         ValueError: a picture is damaged, two have one name, or the folder is of another prediction.
     """
     console = console or Console()
+    if options.batch < 1:
+        raise ValueError(f"--batch must be at least 1, got {options.batch}")
     device = "cuda" if torch.cuda.is_available() and not options.no_cuda else "cpu"
     predictor = load(model, device=device)
     pictures = _pictures(inputs, console)
     truths = _truths(predictor, pictures, options)
     _begin(model, options)
     table = options.output / _TABLE
-    rows = _rows_before(table, pictures)
-    if rows:
-        console.print(f"{len(rows)} of {len(pictures)} pictures were answered before")
+    answered = _rows_before(table, pictures)
+    left = [path for path in pictures if path.name not in answered and f"{path.name}[0]" not in answered]
+    if answered:
+        console.print(f"{len(pictures) - len(left)} of {len(pictures)} pictures were answered before")
+    rows: dict[str, dict[str, Any]] = {}
     written = time.monotonic()
     try:
         with Progress(console=console, transient=True) as progress:
-            for path in progress.track(pictures, description="predicting"):
-                if path.name in rows:
-                    continue
-                image = read_picture(path, options.max_value)
-                probabilities = predictor.probabilities(torch.from_numpy(image), tta=options.tta)
-                row = {"image": path.name, **_row(predictor, probabilities)}
+            bar = progress.add_task("predicting", total=len(pictures), completed=len(pictures) - len(left))
+            for path, images, answers in _answers(predictor, left, options):
+                stack = len(images) > 1
+                if stack and path in truths:
+                    raise ValueError(f"{path} is a stack of {len(images)}: --masks are for single pictures")
+                for page, probabilities in enumerate(answers):
+                    name = f"{path.name}[{page}]" if stack else path.name
+                    rows[name] = {"image": name, **_row(predictor, probabilities)}
+                    if predictor.task == "segmentation" and not stack:
+                        rows[name] |= _scores(path, probabilities, truths.get(path), predictor.threshold)
                 if predictor.task == "segmentation":
-                    row |= _scores(path, probabilities, truths.get(path), predictor.threshold)
-                    _write_maps(options.output, path, predictor, probabilities, image)
-                rows[path.name] = row  # once its files are whole
+                    _write_maps(options.output, path, predictor, answers, images)
+                answered |= rows  # once its files are whole
+                rows = {}
+                progress.advance(bar)
                 if time.monotonic() - written > _SECONDS:
-                    write_csv(table, list(rows.values()))
+                    write_csv(table, list(answered.values()))
                     written = time.monotonic()
     finally:
-        if rows:
-            write_csv(table, list(rows.values()))
-    _print_scores(list(rows.values()), console)
+        if answered:
+            write_csv(table, list(answered.values()))
+    _print_scores(list(answered.values()), console)
     console.print(f"{len(pictures)} pictures on {device}; {table}", soft_wrap=True)
-    return list(rows.values())
+    return list(answered.values())
+
+
+def _answers(
+    predictor: Predictor, paths: list[Path], options: PredictOptions
+) -> Iterator[tuple[Path, list[Picture], list[Picture]]]:
+    """For each file its pictures and their probabilities; files of one size that follow each other are answered
+    together, ``--batch`` at a time, and so are the pictures of a stack."""
+    waiting: list[tuple[Path, Picture]] = []
+
+    def answered() -> Iterator[tuple[Path, list[Picture], list[Picture]]]:
+        if waiting:
+            found = predictor.probabilities_of([torch.from_numpy(image) for _, image in waiting], tta=options.tta)
+            for (path, image), probabilities in zip(waiting, found, strict=True):
+                yield path, [image], [probabilities]
+            waiting.clear()
+
+    for path in paths:
+        try:
+            pages = page_count(path)
+            first = read_picture(path, options.max_value, 0 if pages > 1 else None)
+        except (OSError, ValueError):
+            yield from answered()  # those before it are whole
+            raise
+        if pages > 1 or len(waiting) == options.batch or (waiting and waiting[0][1].shape != first.shape):
+            yield from answered()
+        if pages == 1:
+            waiting.append((path, first))
+            continue
+        images = [first, *(read_picture(path, options.max_value, page) for page in range(1, pages))]
+        if len({image.shape for image in images}) > 1:
+            raise ValueError(f"{path} holds {pages} pictures of several sizes: expected one size")
+        found: list[Picture] = []
+        for start in range(0, pages, options.batch):
+            some = [torch.from_numpy(image) for image in images[start : start + options.batch]]
+            found += list(predictor.probabilities_of(some, tta=options.tta))
+        yield path, images, found
+    yield from answered()
 
 
 def _pictures(inputs: Sequence[Path], console: Console) -> list[Path]:
@@ -154,7 +204,8 @@ def _rows_before(table: Path, pictures: list[Path]) -> dict[str, dict[str, Any]]
         return {}
     names = {path.name for path in pictures}
     with table.open(newline="", encoding="utf-8") as file:
-        return {row["image"]: dict(row) for row in csv.DictReader(file) if row["image"] in names}
+        rows = {row["image"]: dict(row) for row in csv.DictReader(file)}
+    return {name: row for name, row in rows.items() if name in names or re.sub(r"\[\d+\]$", "", name) in names}
 
 
 def _row(predictor: Predictor, probabilities: npt.NDArray[np.float32]) -> dict[str, Any]:
@@ -196,15 +247,10 @@ def _print_scores(rows: list[dict[str, Any]], console: Console) -> None:
 # Files ------------------------------------------------------------------------------------------------
 
 
-def _write_maps(
-    output: Path,
-    path: Path,
-    predictor: Predictor,
-    probabilities: npt.NDArray[np.float32],
-    image: npt.NDArray[np.float32],
-) -> None:
+def _write_maps(output: Path, path: Path, predictor: Predictor, answers: list[Picture], images: list[Picture]) -> None:
+    """Writes mask, probabilities and overlay of a file's pictures, in its format."""
     name = picture_name(path)
-    mask = predictor.decide(probabilities)
+    mask = np.stack([predictor.decide(probabilities) for probabilities in answers])
     if mask.max() > 65535:  # colours
         mask = np.stack([mask >> 16, mask >> 8 & 255, mask & 255], axis=-1).astype(np.uint8)
     elif mask.dtype != np.uint8:
@@ -212,28 +258,38 @@ def _write_maps(
     _write_map(output / f"{name}_mask", path, mask)
     for number, value in enumerate(predictor.classes[1:], start=1):
         suffix = "" if len(predictor.classes) == 2 else f"_{value}"
-        _write_map(output / f"{name}_probability{suffix}", path, probabilities[number])
-    _write_png(output / f"{name}_overlay.png", _overlay(image, predictor.found(probabilities)))
+        _write_map(
+            output / f"{name}_probability{suffix}", path, np.stack([probabilities[number] for probabilities in answers])
+        )
+    overlays = [_overlay(image, predictor.found(found)) for image, found in zip(images, answers, strict=True)]
+    _write_map(output / f"{name}_overlay", path, np.stack(overlays))
 
 
 def _write_map(stem: Path, source: Path, values: npt.NDArray[Any]) -> None:
-    """Writes a map in the format of the picture that it is of: NIfTI, TIFF or else PNG."""
+    """Writes maps (N, H, W) or (N, H, W, 3) in the format of the file that they are of: NIfTI, TIFF or else PNG; a
+    stack of frames becomes a TIFF."""
+    coloured = values.ndim == 4
     if is_nifti(source):
         import nibabel
 
         affine = nibabel.load(source).affine  # type: ignore[attr-defined]
+        if coloured:
+            values = np.ascontiguousarray(values).view([(colour, "u1") for colour in "RGB"])[..., 0]
+        volume = np.moveaxis(values, (0, 1, 2), (2, 1, 0))  # NIfTI counts x first
+        volume = volume[..., 0] if len(values) == 1 else volume
         with replacing(stem.with_name(stem.name + ".nii")) as partial:
-            image = nibabel.Nifti1Image(np.swapaxes(values, 0, 1), affine)  # type: ignore[no-untyped-call]
-            partial.write_bytes(image.to_bytes())
-    elif is_tiff(source):
+            partial.write_bytes(nibabel.Nifti1Image(volume, affine).to_bytes())  # type: ignore[no-untyped-call]
+    elif is_tiff(source) or len(values) > 1:
         import tifffile
 
         with replacing(stem.with_name(stem.name + ".tif")) as partial:
-            tifffile.imwrite(partial, values, photometric="rgb" if values.ndim == 3 else "minisblack")
+            tifffile.imwrite(
+                partial, values if len(values) > 1 else values[0], photometric="rgb" if coloured else "minisblack"
+            )
     else:
         if values.dtype == np.float32:
             values = (65535 * values).round().astype(np.uint16)
-        _write_png(stem.with_name(stem.name + ".png"), values)
+        _write_png(stem.with_name(stem.name + ".png"), values[0])
 
 
 def _write_png(path: Path, values: npt.NDArray[Any]) -> None:

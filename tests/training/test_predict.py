@@ -163,6 +163,11 @@ def test_predict_writes_maps_in_the_format_of_the_picture(segmenter: Path, sre: 
     assert np.array_equal(tifffile.imread(output / "b_mask.tif"), np.asarray(Image.open(output / "a_mask.png")))
     assert tifffile.imread(output / "b_probability.tif").dtype == np.float32
     assert np.asarray(Image.open(output / "a_overlay.png")).shape == (48, 48, 3)
+    overlay = np.asarray(Image.open(output / "a_overlay.png"))
+    assert np.array_equal(tifffile.imread(output / "b_overlay.tif"), overlay)
+    coloured = np.asarray(nibabel.load(output / "c_overlay.nii").dataobj)
+    assert coloured.dtype.names == ("R", "G", "B")
+    assert coloured.shape == (48, 48)
     rows = table(output)
     assert [row["image"] for row in rows] == ["a.jpg", "b.tif", "c.nii.gz"]
     assert sum(float(rows[0][f"share_{value}"]) for value in (0, 255)) == pytest.approx(1)
@@ -225,3 +230,63 @@ def test_predict_writes_classes_and_probabilities(classifier: Path, sre: Command
     assert "have one name: predict them into different folders" in capsys.readouterr().err
     assert sre("predict", tmp_path / "nowhere", pictures[0]) == 2
     assert sre("predict", classifier, tmp_path / "nowhere.png", "--output", output) == 2
+
+
+def test_a_stack_is_answered_picture_by_picture(segmenter: Path, sre: Command, tmp_path: Path, capsys: Any) -> None:
+    slices = np.random.default_rng(0).integers(0, 256, (5, 40, 48), dtype=np.uint8)
+    inputs = tmp_path / "new"
+    inputs.mkdir()
+    tifffile.imwrite(inputs / "bytes.tif", slices, photometric="minisblack")
+    tifffile.imwrite(inputs / "deep.tif", slices.astype(np.uint16) * 257, photometric="minisblack")
+    affine = np.diag([0.5, 0.5, 2, 1])
+    nibabel.save(nibabel.Nifti1Image(np.moveaxis(slices, (0, 1, 2), (2, 1, 0)), affine), inputs / "scan.nii.gz")
+    frames = [Image.fromarray(one) for one in slices]
+    frames[0].save(inputs / "film.gif", save_all=True, append_images=frames[1:])
+    output = tmp_path / "answers"
+    arguments = [segmenter, inputs, "--output", output, "--batch", "2"]
+    assert sre("predict", *arguments) == 0
+    rows = table(output)
+    names = ["bytes.tif", "deep.tif", "film.gif", "scan.nii.gz"]
+    assert [row["image"] for row in rows] == [f"{name}[{page}]" for name in names for page in range(5)]
+    model = sre_triton.load(segmenter)
+    expected = np.stack([model.probabilities(one) for one in slices])
+    scan = nibabel.load(output / "scan_probability.nii")
+    assert np.array_equal(scan.affine, affine)
+    for found in (
+        tifffile.imread(output / "bytes_probability.tif"),
+        tifffile.imread(output / "deep_probability.tif"),
+        np.moveaxis(np.asarray(scan.dataobj), (2, 1, 0), (0, 1, 2)),
+    ):
+        assert np.allclose(found, expected[:, 1], atol=1e-5)
+    mask = np.where(expected.argmax(axis=1) == 1, 255, 0)
+    assert (tifffile.imread(output / "bytes_mask.tif") == mask).mean() > 0.999  # a tie may fall either way
+    assert tifffile.imread(output / "bytes_overlay.tif").shape == (5, 40, 48, 3)
+    assert nibabel.load(output / "scan_overlay.nii").shape == (48, 40, 5)
+    assert tifffile.imread(output / "film_mask.tif").shape == (5, 40, 48)
+    kept = (output / "bytes_mask.tif").stat().st_mtime_ns
+    assert sre("predict", *arguments) == 0
+    assert "4 of 4 pictures were answered before" in capsys.readouterr().out
+    assert (output / "bytes_mask.tif").stat().st_mtime_ns == kept
+    masks = tmp_path / "masks"
+    write_mask(masks / "bytes.png", slices[0] > 127)
+    assert sre("predict", segmenter, inputs / "bytes.tif", "--output", tmp_path / "other", "--masks", masks) == 2
+    assert "bytes.tif is a stack of 5: --masks are for single pictures" in capsys.readouterr().err
+    assert sre("predict", *arguments[:-1], "0") == 2
+    assert "--batch must be at least 1, got 0" in capsys.readouterr().err
+    with tifffile.TiffWriter(inputs / "mixed.tif") as file:
+        for side in (40, 48):
+            file.write(np.zeros((side, side), np.uint8), photometric="minisblack")
+    assert sre("predict", segmenter, inputs / "mixed.tif", "--output", tmp_path / "third") == 2
+    assert "mixed.tif holds 2 pictures of several sizes: expected one size" in capsys.readouterr().err
+
+
+def test_pictures_of_one_size_are_answered_together(classifier: Path, tmp_path: Path) -> None:
+    model = sre_triton.load(classifier)
+    pixels = np.random.default_rng(0).random((3, 20, 24, 3), dtype=np.float32)
+    together = model.probabilities_of(pixels, tta=True)
+    for one, probabilities in zip(pixels, together, strict=True):
+        assert np.allclose(model.probabilities(one, tta=True), probabilities, atol=1e-5)
+    with pytest.raises(ValueError, match=r"images must be pictures of one size, got \[\(4, 4\), \(4, 5\)\]"):
+        model.probabilities_of([np.zeros((4, 5)), np.zeros((4, 4))])
+    with pytest.raises(ValueError, match="images must be pictures of one size, got none"):
+        model.probabilities_of([])

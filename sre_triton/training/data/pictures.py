@@ -20,6 +20,7 @@ __all__ = [
     "Header",
     "is_nifti",
     "is_tiff",
+    "page_count",
     "picture_files",
     "picture_name",
     "pillow_pixels",
@@ -74,7 +75,32 @@ def picture_files(folder: Path) -> tuple[list[Path], list[Path]]:
     return list(pictures.values()), others
 
 
-def read_picture(path: Path, max_value: float | None = None) -> npt.NDArray[np.float32]:
+def page_count(path: Path) -> int:
+    """How many pictures a file holds: pages of a TIFF, frames, slices of a grey NIfTI volume along its last dimension.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a picture, or is damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    if is_nifti(path):
+        import nibabel
+
+        with _damage_named(path):
+            image: Any = nibabel.load(path)  # type: ignore[attr-defined]
+            shape = [length for length in image.shape if length != 1]
+        return 1 if len(shape) != 3 or shape[-1] == 3 else int(shape[-1])
+    if is_tiff(path):
+        import tifffile
+
+        with _damage_named(path), tifffile.TiffFile(path) as file:
+            return len(file.pages)
+    with _opened(path, page=0) as picture:
+        return getattr(picture, "n_frames", 1)
+
+
+def read_picture(path: Path, max_value: float | None = None, page: int | None = None) -> npt.NDArray[np.float32]:
     """Reads a picture as float32 RGB in 0 to 1, (3, H, W), upright as its EXIF tag says.
 
     Grey is repeated; palettes, CMYK, YCbCr and LAB become RGB; transparent parts are laid on black.
@@ -83,12 +109,13 @@ def read_picture(path: Path, max_value: float | None = None) -> npt.NDArray[np.f
         path: of the file.
         max_value: the stored value that is white; None for the largest of an unsigned 8- or 16-bit type, a TIFF's
             own ``MaxSampleValue`` or a NIfTI's ``cal_max``, and 1 for floats.
+        page: which of several pictures, from 0; None where there must be one.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not a picture, is damaged, or has values whose range must be stated.
     """
-    pixels, white = _decode(path)
+    pixels, white = _decode(path, page=page)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3):
@@ -184,32 +211,36 @@ def read_header(path: Path) -> Header:
         return Header(shape[::-1] if turned else shape, deep or picture.mode in ("1", "L", "LA", "La"), deep)
 
 
-def _decode(path: Path, mask: bool = False) -> tuple[npt.NDArray[Any], float | None]:
+def _decode(path: Path, mask: bool = False, page: int | None = None) -> tuple[npt.NDArray[Any], float | None]:
     """The stored pixels, (H, W) or (H, W, C), and the value of white where the file says it."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     if is_nifti(path):
-        return _decode_nifti(path)
+        pixels, white = _decode_nifti(path)
+        return pixels if page is None else pixels[..., page], white
     if is_tiff(path):
-        decoded = _decode_tiff(path, mask)
+        decoded = _decode_tiff(path, mask, page)
         if decoded is not None:
             return decoded
     from PIL import ImageOps
 
-    with _opened(path) as picture:
+    with _opened(path, page) as picture:
         return pillow_pixels(path, ImageOps.exif_transpose(picture), mask), None
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A picture opened by Pillow; whatever is wrong with it is a ValueError that names the file."""
+def _opened(path: Path, page: int | None = None) -> Iterator[Any]:
+    """A picture opened by Pillow at a page, None where there must be one; whatever is wrong with it is a ValueError
+    that names the file."""
     from PIL import Image
 
     with _damage_named(path), ExitStack() as opened:
         source: Any = opened.enter_context(gzip.open(path)) if path.name.lower().endswith(".gz") else path
         picture = opened.enter_context(Image.open(source))
         pages = getattr(picture, "n_frames", 1)
-        if pages > 1:
+        if page is not None:
+            picture.seek(page)
+        elif pages > 1:
             raise ValueError(f"{path} holds {pages} pictures: expected one")
         yield picture
 
@@ -293,14 +324,14 @@ _UPRIGHT: dict[int, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
 """What each value of the tag Orientation asks for."""
 
 
-def _decode_tiff(path: Path, mask: bool) -> tuple[npt.NDArray[Any], float | None] | None:
+def _decode_tiff(path: Path, mask: bool, number: int | None) -> tuple[npt.NDArray[Any], float | None] | None:
     """A TIFF of more than 8 bits, which Pillow reads in part only; None for others."""
     import tifffile
 
     with _damage_named(path), tifffile.TiffFile(path) as file:
-        if len(file.pages) > 1:
+        if number is None and len(file.pages) > 1:
             raise ValueError(f"{path} holds {len(file.pages)} pictures: expected one")
-        page: Any = file.pages[0]
+        page: Any = file.pages[number or 0]
         if page.bitspersample <= 8:
             return None
         kind = page.photometric.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,6 @@ class Predictor:
         names = about.get("mask_values") or about.get("class_names") or list(range(about["classes"]))
         self.classes: tuple[int | str, ...] = tuple(names)
 
-    @torch.no_grad()
     def probabilities(self, image: Any, *, tta: bool = False) -> npt.NDArray[np.float32]:
         """Probabilities of the classes, (classes,), or (classes, H, W) of a segmentation.
 
@@ -77,7 +77,20 @@ class Predictor:
             TypeError: the picture is of a kind that is not read.
             ValueError: its shape or range is not as it should be.
         """
-        pixels = as_picture(image)
+        return self.probabilities_of([image], tta=tta)[0]
+
+    @torch.no_grad()
+    def probabilities_of(self, images: Sequence[Any], *, tta: bool = False) -> npt.NDArray[np.float32]:
+        """Probabilities for several pictures of one size, (N, ...), computed together; see :meth:`probabilities`.
+
+        Raises:
+            TypeError, ValueError: as :meth:`probabilities`, and where sizes differ.
+        """
+        pictures = [as_picture(image) for image in images]
+        if len({tuple(picture.shape) for picture in pictures}) != 1:
+            sizes = sorted({tuple(picture.shape[2:]) for picture in pictures})
+            raise ValueError(f"images must be pictures of one size, got {sizes or 'none'}")
+        pixels = torch.cat(pictures)
         turns = _SYMMETRIES if tta else _SYMMETRIES[:1]
         total: Tensor | float = 0.0
         for quarters, flipped in turns:
@@ -87,7 +100,7 @@ class Predictor:
                 answer = torch.rot90(answer.flip(3) if flipped else answer, -quarters, (2, 3))
             total = total + answer
         assert isinstance(total, Tensor)
-        return (total / len(turns))[0].cpu().numpy()
+        return (total / len(turns)).cpu().numpy()
 
     def _answer(self, pixels: Tensor) -> Tensor:
         device = next(self.network.parameters()).device
