@@ -50,9 +50,9 @@ def run_demo(output: Path, seed: int = 1, console: Console | None = None) -> Non
     cores = os.cpu_count() or 1
     jobs = min(2, cores)
     options = SegmentOptions(
-        epochs=6, one_cycle=True, lr=5e-3, balance_rings=True, loss="dice-ce", crop_size=128, window_size=_DRAWN_SIDE,
-        crops_per_image=6, vessels_size=_DRAWN_SIDE, vessels_count=[8, 2, 3], normalise="field", gain=0.3, offset=0.3,
-        threads=1 if jobs > 1 else 0, no_cuda=jobs > 1,
+        epochs=8, cos=True, lr=5e-3, balance_rings=True, invariants=True, loss="dice-ce", crop_size=128,
+        window_size=_DRAWN_SIDE, crops_per_image=6, vessels_size=_DRAWN_SIDE, vessels_count=[8, 2, 3],
+        normalise="field", gain=0.3, offset=0.3, threads=1 if jobs > 1 else 0, no_cuda=jobs > 1,
     )  # fmt: skip
     prepare_machine(threads=cores)
     compare(options, CompareOptions(models=list(_NETWORKS), seeds=[seed], jobs=jobs, output=output), console)
