@@ -32,7 +32,10 @@ AREAS = {
         "tests/geometry tests/backends/test_ringwise.py -k 'geometry or schedule or additions'",
     ),
     "ringwise": ("sre_triton/backends/ringwise", "tests/backends/test_ringwise.py -k 'not native'"),
-    "native": ("sre_triton/backends/native/passes.py", "tests/backends/test_native.py tests/backends/test_ringwise.py"),
+    "native": (
+        "sre_triton/backends/native/passes.py",
+        "tests/backends/test_native.py tests/backends/test_ringwise.py -k native",
+    ),
     "planning": ("sre_triton/planning", "tests/planning tests/test_bench.py -k 'not quick and not scaling'"),
     "functional": (
         "sre_triton/functional.py",
