@@ -50,16 +50,21 @@ void pack_panel(T* to, Index width, const RingWeight<S>& weight, Index group, In
                 Index columns) {
   const Index rings = weight.rings.size();
   auto row_of = [=](Index b, Index c) { return to + (b * inputs + c) * width; };
-  if (weight.ring == 1 && weight.input == weight.all_rings) {  // the memory of one output holds all rows
+  const Index all_rings = weight.all_rings;
+  if (weight.ring == 1 && weight.input == all_rings) {  // the memory of one output holds all rows
+    const S* from = weight.of(group, 0, first);
+    if (rings == all_rings)
+      return transpose<T>([=](Index i) { return row_of(i % rings, i / rings); }, from, weight.output, columns,
+                          rings * inputs);
     // Small maps lack some rings. To read these too and drop them is faster than to read the others one by one.
     T dropped[kPanelVectors * kLanes<T>];
-    std::vector<T*> ring_rows(weight.all_rings, nullptr);
+    std::vector<T*> ring_rows(all_rings, nullptr);
     for (Index b = 0; b < rings; ++b) ring_rows[weight.rings[b]] = row_of(b, 0);
     auto row = [&](Index i) {
-      T* const of_ring = ring_rows[i % weight.all_rings];
-      return of_ring ? of_ring + i / weight.all_rings * width : dropped;
+      T* const of_ring = ring_rows[i % all_rings];
+      return of_ring ? of_ring + i / all_rings * width : dropped;
     };
-    return transpose<T>(row, weight.of(group, 0, first), weight.output, columns, weight.all_rings * inputs);
+    return transpose<T>(row, from, weight.output, columns, all_rings * inputs);
   }
   for (Index c = 0; c < inputs; ++c)
     for (Index b = 0; b < rings; ++b) {
