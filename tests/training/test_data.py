@@ -14,7 +14,7 @@ from PIL import Image
 
 from sre_triton.training.data.medmnist import KNOWN_SETS, read_image_set
 from sre_triton.training.data.patches import PHOTOGRAPHS, cut_patches, ensure_patches
-from sre_triton.training.data.photographs import Kept, LazyList, Photograph
+from sre_triton.training.data.photographs import Kept, KeptArrays, LazyList, Photograph
 from sre_triton.training.data.segmentation_set import read_segmentation_set
 from sre_triton.training.data.vessels import draw_vessels
 from sre_triton.training.options import SegmentOptions
@@ -237,6 +237,24 @@ def test_lists_read_what_is_asked_for_and_keep_no_more_than_their_limit() -> Non
     assert (first[0], read) == (2, [1, 2, 3, 1])
     too_large = LazyList([4], double, lambda _: 21, kept)
     assert (too_large[0], too_large[0], second[0], read[4:]) == (8, 8, 4, [4, 4, 2])
+
+
+@pytest.mark.parametrize(("limit", "reads"), [(0, 8), (15, 7), (16, 5), (24, 4), (99, 4)])
+def test_arrays_are_kept_in_one_block_and_handed_out_as_copies(limit: int, reads: int) -> None:
+    read: list[int] = []
+
+    def two(entry: int) -> np.ndarray:
+        read.append(entry)
+        return np.full(2, entry, np.float32)
+
+    found = LazyList([1, 2, 3, 4], two, lambda array: array.nbytes, KeptArrays(limit, 4))
+    taken = [found[index] for index in (0, 1, 2, 1, 0, 3, 3, 0)]
+    assert len(read) == reads
+    assert [array.tolist() for array in taken] == [[n, n] for n in (1, 2, 3, 2, 1, 4, 4, 1)]
+    for array in taken:
+        array[:] = -1
+    assert found[3].tolist() == [4, 4]
+    assert found[0].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from sre_triton.training.data.medmnist import ImageSet, Split
-from sre_triton.training.data.photographs import Kept, LazyList, kept_by
+from sre_triton.training.data.photographs import KeptArrays, LazyList, cache_limit
 from sre_triton.training.data.pictures import picture_files, read_header, read_picture
 from sre_triton.training.data.splits import SPLITS, Splittable, assign_splits, read_table
 from sre_triton.training.data.warp import centred_square
@@ -42,7 +42,7 @@ class PictureStack:
     """
 
     def __init__(
-        self, paths: Sequence[Path], side: int, channels: int, *, deep: bool, max_value: float | None, kept: Kept
+        self, paths: Sequence[Path], side: int, channels: int, *, deep: bool, max_value: float | None, kept: KeptArrays
     ) -> None:
         read = partial(_read, side=side, channels=channels, deep=deep, max_value=max_value)
         self._pictures = LazyList(paths, read, lambda pixels: pixels.nbytes, kept)
@@ -88,7 +88,7 @@ def read_image_folder(options: TrainOptions) -> ImageSet:
     channels = 1 if all(header.grey for header in headers) else 3
     deep = any(header.deep for header in headers)
     number = {name: index for index, name in enumerate(names)}
-    splits, kept = {}, kept_by(options)
+    splits, kept = {}, KeptArrays(cache_limit(options), len(entries))
     for split, members in indices.items():
         chosen = [entries[index] for index in members]
         if several:

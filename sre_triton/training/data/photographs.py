@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from sre_triton.training.options import RunOptions
 
-__all__ = ["Kept", "LazyList", "Photograph", "kept_by"]
+__all__ = ["Kept", "KeptArrays", "LazyList", "Photograph", "cache_limit"]
 
 Entry = TypeVar("Entry")
 Read = TypeVar("Read")
@@ -65,9 +65,39 @@ class Kept:
         return item
 
 
-def kept_by(options: RunOptions) -> Kept:
-    """``--cache`` MB, of which each process that trains, and each that loads for one, has its share."""
-    return Kept(options.cache * 2**20 // (max(1, options.world_size) * max(1, options.num_workers)))
+class KeptArrays:
+    """:class:`Kept` for arrays of one shape and type, in one block: as thousands of separate arrays that come and go
+    they would leave holes of a third of their size.
+
+    Args:
+        limit: bytes to keep at most.
+        most: arrays that there are.
+    """
+
+    def __init__(self, limit: int, most: int) -> None:
+        self._limit, self._most = limit, most
+        self._block: npt.NDArray[Any] | None = None
+        self._places: OrderedDict[tuple[object, int], int] = OrderedDict()
+
+    def get(self, key: tuple[object, int], read: Callable[[], Any], size: Callable[[Any], int]) -> Any:
+        """A copy of what is kept under a key, or else what ``read`` returns."""
+        if self._block is not None and key in self._places:
+            self._places.move_to_end(key)
+            return self._block[self._places[key]].copy()
+        item = read()
+        if self._block is None:  # whose pages take memory once they are written to
+            self._block = np.empty((min(self._most, self._limit // size(item)), *item.shape), item.dtype)
+        if len(self._block):
+            is_full = len(self._places) == len(self._block)
+            place = self._places.popitem(last=False)[1] if is_full else len(self._places)
+            self._block[place] = item
+            self._places[key] = place
+        return item
+
+
+def cache_limit(options: RunOptions) -> int:
+    """Bytes of ``--cache`` for this process: each that trains, and each that loads for one, has its share."""
+    return options.cache * 2**20 // (max(1, options.world_size) * max(1, options.num_workers))
 
 
 class LazyList(Sequence[Read], Generic[Entry, Read]):
@@ -81,7 +111,11 @@ class LazyList(Sequence[Read], Generic[Entry, Read]):
     """
 
     def __init__(
-        self, entries: Sequence[Entry], read: Callable[[Entry], Read], size: Callable[[Read], int], kept: Kept
+        self,
+        entries: Sequence[Entry],
+        read: Callable[[Entry], Read],
+        size: Callable[[Read], int],
+        kept: Kept | KeptArrays,
     ) -> None:
         self.entries, self._read, self._size, self._kept = entries, read, size, kept
 

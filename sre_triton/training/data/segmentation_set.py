@@ -9,7 +9,7 @@ from typing import Any
 
 from sre_triton.training.data.layouts import Traced, find_photographs
 from sre_triton.training.data.masks import MaskClasses, count_classes, read_field
-from sre_triton.training.data.photographs import LazyList, Photograph, kept_by
+from sre_triton.training.data.photographs import Kept, LazyList, Photograph, cache_limit
 from sre_triton.training.data.pictures import read_header, read_picture
 from sre_triton.training.data.splits import assign_splits, check_own_data
 from sre_triton.training.data.vessels import draw_vessels
@@ -68,7 +68,7 @@ def read_segmentation_set(options: SegmentOptions) -> SegmentationSet:
                 raise ValueError(f"{path} has {_size(other)} pixels, {entry.image} has {_size(shape)}")
     classes = count_classes([entry.mask for entry in source.entries], options.mask_threshold)
     read = partial(_read, classes=classes, max_value=options.max_value)
-    kept = kept_by(options)
+    kept = Kept(cache_limit(options))
     splits = {
         split: LazyList([source.entries[index] for index in members], read, lambda one: one.nbytes, kept)
         for split, members in indices.items()
