@@ -16,6 +16,8 @@ from bench import scaling as bench_scaling
 from bench.__main__ import main
 from bench.cases import CASES, QUICK_CASES, Case, cases
 from sre_triton.backends import native
+from sre_triton.geometry.conv import conv_spec
+from sre_triton.geometry.schedule import ring_schedule
 from sre_triton.planning import cpu_cost as cost
 from sre_triton.planning.plan import plan_call
 
@@ -179,6 +181,24 @@ def test_work_is_what_a_hand_counts() -> None:
     assert cost.ringwise_work(backward) == (
         1, 5 + 2 + 4, sums * 5, 0, sums * (1 + 2), 2 * sums * 2 * 32, 2 * pixels * 24
     )  # fmt: skip
+
+
+def test_every_addition_of_a_strided_convolution_is_strided() -> None:
+    for stride in (1, 2):
+        work = cost.ringwise_work(fit_plan.make_call("forward", Case("test", 2, 2, 24, 40, 8, stride=stride), 3, FLOAT))
+        assert work.strided == (stride - 1) * work.additions
+
+
+def test_a_step_that_weighs_and_adds_is_two_operations() -> None:
+    spec = conv_spec(2, 5, 3, True, True, (1, 1), (2, 2), (1, 1), 1)
+    call = fit_plan.make_call("forward", square(24, 8), 5, FLOAT)._replace(spec=spec)
+    _, schedule = ring_schedule(spec.geometry, (2, 2))
+    weighed, added = (
+        sum(test(step) for step in schedule.steps)
+        for test in (lambda step: step.factor != 1, lambda step: step.left is not None)
+    )
+    assert sum(step.factor != 1 and step.left is not None for step in schedule.steps) > 0
+    assert cost.ring_sums(call).operations == weighed + added
 
 
 @pytest.mark.parametrize("device", ["cpu", "xpu"])
