@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt SRE-Conv GMR-Conv
 	@touch $@
 
-demo: $(READY) ## A pretrained network finds vessels at every angle; two others learn drawn ones (2 minutes)
+demo: $(READY) ## A pretrained network finds vessels at every angle; two others learn drawn ones (minutes)
 	$(BIN)/sre-triton demo
 
 # Memory that is read before it is written holds huge numbers (glibc), so such a fault shows in every run.
