@@ -112,7 +112,16 @@ def test_hrf_pairs_its_three_kinds(tmp_path: Path) -> None:
 
 # Real sets --------------------------------------------------------------------------------------------
 
-DATA = Path(os.environ.get("SRE_TRITON_TEST_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
+DATA = os.environ.get("SRE_TRITON_TEST_DATA")
+"""Folder of chase_db1, chase_db1_fov, hrf_quarter and nuclei."""
+
+
+def real(name: str) -> Path:
+    """The folder of a real set; the test is skipped where there is none."""
+    folder = Path(DATA or "") / name
+    if not DATA or not folder.is_dir():
+        pytest.skip(f"the variable SRE_TRITON_TEST_DATA names no folder with {name}")
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -120,9 +129,7 @@ DATA = Path(os.environ.get("SRE_TRITON_TEST_DATA", Path(__file__).resolve().pare
     [("chase_db1", (16, 4, 8), True), ("hrf_quarter", (27, 9, 9), True), ("nuclei", (200, 67, 67), False)],
 )
 def test_real_sets_are_found(name: str, counts: tuple[int, ...], has_fields: bool, tmp_path: Path) -> None:
-    if not (DATA / name).is_dir():
-        pytest.skip(f"there is no {DATA / name}; the variable SRE_TRITON_TEST_DATA names its folder")
-    found = read(DATA / name, **({"fov": DATA / "chase_db1_fov"} if name == "chase_db1" else {}))
+    found = read(real(name), **({"fov": real("chase_db1_fov")} if name == "chase_db1" else {}))
     assert tuple(len(found.splits[split]) for split in ("train", "val", "test")) == counts
     assert (found.classes, found.has_fields) == (2, has_fields)
     one = found.splits["train"][0]
@@ -135,9 +142,7 @@ def test_real_sets_are_found(name: str, counts: tuple[int, ...], has_fields: boo
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["chase_db1", "hrf_quarter", "nuclei"])
 def test_real_sets_are_trained(name: str, sre: Command, tmp_path: Path) -> None:
-    if not (DATA / name).is_dir():
-        pytest.skip(f"there is no {DATA / name}; the variable SRE_TRITON_TEST_DATA names its folder")
-    assert sre("segment", "--data", DATA / name, *TINY, "--window-size", "512") == 0
+    assert sre("segment", "--data", real(name), *TINY, "--window-size", "512") == 0
 
 
 def test_other_data_are_evaluated_whole(sre: Command, tmp_path: Path) -> None:
