@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -23,6 +22,7 @@ from unittest import mock
 from bench import aot, compile_report
 from sre_triton.backends.triton import routes, tiles
 from sre_triton.backends.triton.tiles import Problem, Tile
+from sre_triton.cache import replacing
 
 # The module and function of a choice, and what the tile's signature says of its kernel.
 _CHOICES = (
@@ -92,9 +92,8 @@ def signatures(picked: list[tuple[Problem, Tile, str]], call: aot.Launch) -> set
 def _keep(known: set[str]) -> None:
     """Adds to the file in one step."""
     together = known | set(json.loads(tiles._SPILLS.read_text()))
-    draft = tiles._SPILLS.with_suffix(".draft")
-    draft.write_text(json.dumps(sorted(together), indent=1) + "\n")
-    os.replace(draft, tiles._SPILLS)
+    with replacing(tiles._SPILLS) as draft:
+        draft.write_text(json.dumps(sorted(together), indent=1) + "\n")
 
 
 def _spills(case: compile_report.Case, call: aot.Launch, arch: str, verdicts: dict[str, bool]) -> bool:

@@ -16,7 +16,6 @@ from sre_triton.operators.arguments import Size, conv_args, size_tuple
 from sre_triton.operators.autograd import CollapseKernel, ExpandKernel, RingConv, RingConvTranspose, activate
 from sre_triton.operators.checks import (
     check_function,
-    check_function_transpose,
     check_residual,
     check_strided,
     refuse_onnx,
@@ -347,7 +346,7 @@ def ring_conv_transpose(
         x, weight, bias = _autocast(x, weight, bias)
     is_traced = _layers_traced_by_jit and torch.jit.is_tracing()
     if not is_traced:
-        check_function_transpose(x, weight, bias, output_padding, args)
+        check_function(x, weight, bias, args, output_padding)
     if x.dim() == len(args.stride) + 1:
         return ring_conv_transpose(x.unsqueeze(0), weight, bias, output_padding, args).squeeze(0)
     if any(extra >= stride > 0 for extra, stride in zip(output_padding, args.stride, strict=True)):

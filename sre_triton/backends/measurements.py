@@ -15,13 +15,12 @@ module, which ships with the package, and the one of this machine in ``SRE_TRITO
 from __future__ import annotations
 
 import json
-import uuid
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sre_triton.cache import cache_directory
+from sre_triton.cache import cache_directory, replacing
 
 __all__ = ["load", "path_in", "read", "write"]
 
@@ -64,10 +63,5 @@ def write(path: Path, **sections: Any) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     content = read(path, dict) | {"format": _FORMAT} | sections
-    draft = path.with_suffix(f".{uuid.uuid4().hex}.draft")
-    try:
+    with replacing(path) as draft:
         draft.write_text(json.dumps(content, indent=1) + "\n")
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise

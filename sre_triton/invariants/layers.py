@@ -49,19 +49,7 @@ class InvariantsNd(nn.Module):
 
 
 class _DifferentialInvariantsNd(InvariantsNd):
-    """:func:`sre_triton.differential_invariants` as a layer, (N, C, *space) to (N, out_channels, *space).
-
-    Args:
-        channels: C, which is only read by ``pairing``; None for any.
-        kinds, dilations, eps: as for the function.
-        pairing: adds scalar products of gradients between channels, after everything else and by scale and channel.
-            A sequence of C ints names the partner of each channel; "learned" makes it a mixture of all channels by a
-            matrix ``pairing_weight`` (C, C, 1, ...), drawn with variance 1 / C; None for no products.
-        device, dtype: of the parameter.
-
-    Raises:
-        ValueError: an argument is none of the above.
-    """
+    """What :class:`DifferentialInvariants2d` and its like in 3-D share."""
 
     def __init__(
         self,
@@ -131,16 +119,29 @@ class _DifferentialInvariantsNd(InvariantsNd):
 
 
 class DifferentialInvariants2d(_DifferentialInvariantsNd):
-    """:func:`sre_triton.differential_invariants` of (N, C, H, W) or (C, H, W) as a layer."""
+    """:func:`sre_triton.differential_invariants` of (N, C, H, W) or (C, H, W) as a layer.
 
-    __doc__ = f"{__doc__}\n{(_DifferentialInvariantsNd.__doc__ or '').partition('.')[2]}"
+    The result has scales * kinds * C channels, and scales * C more where there is a pairing.
+
+    Args:
+        channels: C, which is only read by ``pairing``; None for any.
+        kinds, dilations, eps: as for the function.
+        pairing: adds scalar products of gradients between channels, after everything else and by scale and channel.
+            A sequence of C ints names the partner of each channel; "learned" makes it a mixture of all channels by a
+            matrix ``pairing_weight`` (C, C, 1, ...), drawn with variance 1 / C; None for no products.
+        device, dtype: of the parameter.
+
+    Raises:
+        ValueError: an argument is none of the above.
+    """
+
     ndim = 2
 
 
 class DifferentialInvariants3d(_DifferentialInvariantsNd):
-    """:func:`sre_triton.differential_invariants` of (N, C, D, H, W) or (C, D, H, W) as a layer."""
+    """:func:`sre_triton.differential_invariants` of (N, C, D, H, W) or (C, D, H, W) as a layer; see
+    :class:`DifferentialInvariants2d`."""
 
-    __doc__ = f"{__doc__}\n{(_DifferentialInvariantsNd.__doc__ or '').partition('.')[2]}"
     ndim = 3
 
 

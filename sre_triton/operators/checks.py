@@ -29,7 +29,6 @@ __all__ = [
     "check_conv_transpose",
     "check_expand_kernel",
     "check_function",
-    "check_function_transpose",
     "check_residual",
     "check_strided",
     "check_weight_grad",
@@ -56,32 +55,12 @@ def remembered(check: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def check_function(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) -> None:
-    """Raises what ``F.convNd`` raises if these tensors, batched or not, are not a convolution's."""
-    if (
-        not isinstance(x, Tensor)
-        or x.layout is not _STRIDED
-        or (type(weight) is not Parameter and type(weight) is not Tensor and not is_parameter(weight))
-        or weight.layout is not _STRIDED
-        or (
-            bias is not None
-            and ((type(bias) is not Parameter and not is_parameter(bias)) or bias.layout is not _STRIDED)
-        )
-    ):
-        raise _unfit(x, weight, bias)
-    check = _check_conv if torch.compiler.is_compiling() or dispatch_modes() else _known_conv
-    check(
-        (x.shape, x.dtype, x.device),
-        (weight.shape, weight.dtype, weight.device),
-        None if bias is None else (bias.shape, bias.dtype, bias.device),
-        args,
-    )
-
-
-def check_function_transpose(
-    x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: tuple[int, ...], args: ConvArgs
+def check_function(
+    x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs, output_padding: tuple[int, ...] | None = None
 ) -> None:
-    """Raises what ``F.conv_transposeNd`` raises if these tensors, batched or not, do not fit it."""
+    """Raises what ``F.convNd`` raises if these tensors, batched or not, are not a convolution's; with an
+    ``output_padding``, what ``F.conv_transposeNd`` raises."""
+    # In place, as a function of its own would cost every call of a layer.
     if (
         not isinstance(x, Tensor)
         or x.layout is not _STRIDED
@@ -93,14 +72,15 @@ def check_function_transpose(
         )
     ):
         raise _unfit(x, weight, bias)
-    check = _check_conv_transpose if torch.compiler.is_compiling() or dispatch_modes() else _known_conv_transpose
-    check(
-        (x.shape, x.dtype, x.device),
-        (weight.shape, weight.dtype, weight.device),
-        None if bias is None else (bias.shape, bias.dtype, bias.device),
-        output_padding,
-        args,
-    )
+    is_remembered = not (torch.compiler.is_compiling() or dispatch_modes())
+    like = (x.shape, x.dtype, x.device)
+    rings = (weight.shape, weight.dtype, weight.device)
+    shift = None if bias is None else (bias.shape, bias.dtype, bias.device)
+    if output_padding is None:
+        (_known_conv if is_remembered else _check_conv)(like, rings, shift, args)
+    else:
+        check = _known_conv_transpose if is_remembered else _check_conv_transpose
+        check(like, rings, shift, output_padding, args)
 
 
 def check_residual(residual: Tensor, x: Tensor, weight: Tensor, args: ConvArgs) -> None:

@@ -4,39 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PARTIAL", "read_json", "replacing", "sweep", "write_csv", "write_json"]
+from sre_triton.cache import PARTIAL, replacing
 
-PARTIAL = ".part"
+__all__ = ["PARTIAL", "read_json", "replacing", "sweep", "write_csv", "write_json"]
 
 
 def sweep(folder: Path) -> None:
     """Removes what a killed process had not finished writing into a folder that it had for itself."""
     for partial in folder.glob(f"*{PARTIAL}"):
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path beside ``path`` to write to; it takes the name of ``path`` once it is complete and on disk.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written to; names ``path``. Nothing is left behind.
-    """
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
-    try:
-        yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
         partial.unlink(missing_ok=True)
 
 

@@ -67,7 +67,7 @@ def dry_run(out: Path, *faults: str, minutes: float = 5, limit: float = 60) -> R
     assert not done.stderr, done.stderr
     (log,) = out.glob("*.log")
     assert log.read_text() == done.stdout
-    assert not list(out.glob("*.draft"))
+    assert not list(out.glob("*.part"))
     return Run(done.returncode, seconds, done.stdout, read(out))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -63,6 +64,10 @@ class Preparation:
             return self.options.image_size or DEFAULT_SIDE
         return 32 if self.options.medmnist_size == 28 else self.options.medmnist_size
 
+    @cached_property
+    def _contrast(self) -> Contrast:
+        return Contrast(self.options)
+
     def evaluated(self, images: Tensor, seed: int = 0) -> Tensor:
         """Prepares a batch of a test set, (N, C, *space), as float32; ``seed`` feeds what is random in it."""
         options = self.options
@@ -103,12 +108,11 @@ class Preparation:
             if options.moco_aug and self.ndim == 3:
                 x = _blur(x, draw.uniform(0, 0.5))
             x = self._flip(x, draw)
-            contrast = Contrast(options)
-            if contrast.changes:
+            if self._contrast.changes:
                 seeds = (
                     derived_seed(seed, 2, number) for number in share.of(torch.arange(len(x) * share.world)).tolist()
                 )
-                x = torch.stack([contrast(image, one) for image, one in zip(x, seeds, strict=True)])
+                x = torch.stack([self._contrast(image, one) for image, one in zip(x, seeds, strict=True)])
         else:
             x = normalise(x)
         return self.pad(x)

@@ -16,6 +16,7 @@ from rich.table import Table
 from sre_triton.training.figures import draw_angle_curves
 from sre_triton.training.files import write_csv, write_json
 from sre_triton.training.options import EvaluateOptions, TurningOptions
+from sre_triton.training.runs.folder import folder_of
 from sre_triton.training.runs.restore import load_task
 from sre_triton.training.tasks.task import Task
 from sre_triton.training.tasks.turning import flip_test, rotation_test, symmetries
@@ -98,7 +99,7 @@ def evaluate(checkpoints: Sequence[Path], options: EvaluateOptions, console: Con
             )
             if results[name]["main_score"] != results[names[0]]["main_score"]:
                 raise ValueError(f"{names[0]} and {name} are of different tasks: evaluate them apart")
-    folder = options.output or _folder_of(checkpoints[0])
+    folder = options.output or folder_of(checkpoints[0])
     write_results(folder, results)
     for table in summary_tables(results):
         console.print(table)
@@ -154,11 +155,6 @@ def summary_tables(results: dict[str, dict[str, Any]]) -> list[Table]:
             table.add_section()
         tables.append(table)
     return tables
-
-
-def _folder_of(path: Path) -> Path:
-    """The run folder; the present one for a pretrained network."""
-    return path if path.is_dir() else path.parent
 
 
 def _name(path: Path) -> str:

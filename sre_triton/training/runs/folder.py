@@ -24,7 +24,15 @@ from sre_triton.training.options import RunOptions
 from sre_triton.training.runs.pretrained import pretrained_path, read_pretrained
 from sre_triton.training.schema import from_dict, result_options, to_dict
 
-__all__ = ["ForeignCheckpointError", "RunFolder", "checkpoint_in", "network_state", "read_checkpoint"]
+__all__ = [
+    "ForeignCheckpointError",
+    "RunFolder",
+    "checkpoint_in",
+    "first_line",
+    "folder_of",
+    "network_state",
+    "read_checkpoint",
+]
 
 _FOLDER_VARIABLE = "SRE_TRITON_RUN_FOLDER"  # tells the processes that Lightning starts which folder theirs is
 
@@ -64,7 +72,7 @@ class RunFolder:
                 number += 1
                 path = home / f"{stem}-{number}"
         elif options.resume != Path():
-            path = options.resume if options.resume.is_dir() else options.resume.parent
+            path = folder_of(options.resume)
         else:
             runs = [path for path in home.glob(f"{stem}*") if (path / "config.json").is_file()]
             if not runs:
@@ -126,6 +134,16 @@ class ForeignCheckpointError(ValueError):
     """A checkpoint that is whole, but not of this package."""
 
 
+def folder_of(path: Path) -> Path:
+    """The run folder that a path means: itself, or that of a checkpoint; the present one for a pretrained network."""
+    return path if path.is_dir() else path.parent
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, its kind if it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def checkpoint_in(path: Path) -> Path:
     """The checkpoint that a path means: itself, the best (else the last) of a run folder, or a pretrained network's.
 
@@ -160,8 +178,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError, ValueError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} is not a whole checkpoint: {reason}") from error
+        raise ValueError(f"{path} is not a whole checkpoint: {first_line(error)}") from error
     if not isinstance(content, dict) or "sre_triton" not in content:
         raise ForeignCheckpointError(
             f"{path} was not written by `sre-triton train` or `segment`: it has no key 'sre_triton' "

@@ -13,6 +13,7 @@ import torch
 from sre_triton.training.options import ExportOptions, SegmentOptions, TrainOptions
 from sre_triton.training.runs.deployment.formats import FORMATS, INPUT, OUTPUT, Format
 from sre_triton.training.runs.deployment.program import Checked, Program, Whole, check, program_of
+from sre_triton.training.runs.folder import first_line, folder_of
 from sre_triton.training.runs.predictor import Predictor
 from sre_triton.training.runs.restore import load_network
 from sre_triton.training.tasks.registry import task_type
@@ -61,7 +62,7 @@ def export(run: Path, options: ExportOptions) -> Exported:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this machine has no CUDA device")
     form = FORMATS[options.format]
-    beside = (run if run.is_dir() else run.parent) / "network" if run.exists() else Path(run.name)  # a pretrained one
+    beside = folder_of(run) / "network" if run.exists() else Path(run.name)  # a pretrained one
     output = options.output or beside.with_name(beside.name + form.suffix)
     if not output.name.endswith(form.suffix):
         raise ValueError(f"--output {output} must end in {form.suffix} for --format {options.format}")
@@ -96,8 +97,8 @@ def _write(form: Format, path: Path, program: Program, metadata: str, original: 
     except (ImportError, OSError):
         raise
     except Exception as error:  # exporters and runtimes raise many kinds
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"--format {name}: {type(original.network).__name__} cannot be exported: {reason}") from error
+        what = type(original.network).__name__
+        raise ValueError(f"--format {name}: {what} cannot be exported: {first_line(error)}") from error
     if not checked.agrees or found != metadata:
         what = "metadata" if checked.agrees else "probabilities"
         raise ValueError(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sre_triton.conversion.any_size import for_any_size
 from sre_triton.conversion.fold import fold
 from sre_triton.training.options import RunOptions
+from sre_triton.training.runs.folder import first_line
 from sre_triton.training.tasks.registry import task_type
 
 __all__ = ["Checked", "Program", "Whole", "check", "program_of"]
@@ -75,7 +76,7 @@ def program_of(original: Whole, channels: int, ndim: int, side: int) -> Program:
                 return Program(whole, recorded, examples, step)
             reason = "what was recorded computes something else at other sizes"
         except Exception as error:  # of the network itself at such a size, or of any part of PyTorch
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = first_line(error)
     raise ValueError(f"torch.export cannot record {type(original.network).__name__} with open image sizes: {reason}")
 
 
