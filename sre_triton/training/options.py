@@ -15,6 +15,7 @@ from typing import ClassVar
 from sre_triton.training.schema import option
 
 __all__ = [
+    "SCORE_OPTIONS",
     "CompareOptions",
     "EvaluateOptions",
     "ExportOptions",
@@ -40,6 +41,9 @@ DEFAULT_SIDE = 224
 
 LAYOUTS = ("auto", "folder", "csv", "drive", "chase_db1", "stare", "hrf")
 """How the photographs and masks of ``segment --data`` can lie."""
+
+SCORE_OPTIONS = ("interpolation", "padding", "expand", "reference_protocol", "window_size", "test_crop", "overlap")
+"""Options that change how a trained network is scored; some of them also what is learned."""
 
 NORMALISATIONS = ("none", "image", "field")
 """What the pictures of ``segment`` are normalised by: nothing, all of their pixels, or those that are not black."""

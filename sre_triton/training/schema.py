@@ -7,12 +7,21 @@ import dataclasses
 import os
 import types
 import typing
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["add_arguments", "from_dict", "from_namespace", "option", "result_options", "to_dict"]
+__all__ = [
+    "add_arguments",
+    "from_dict",
+    "from_namespace",
+    "option",
+    "result_options",
+    "to_dict",
+    "without_places",
+]
 
 Options = TypeVar("Options")
 
@@ -129,23 +138,48 @@ def to_dict(options: Any) -> dict[str, Any]:
 
 
 def from_dict(options: type[Options], values: dict[str, Any]) -> Options:
-    """The inverse of :func:`to_dict`. Options that are new since then take their defaults.
+    """The inverse of :func:`to_dict`. Options that are new since then take their defaults; those that are gone are
+    left out with a warning that names them and their values.
 
     Raises:
-        ValueError: an option of ``values`` is unknown; names it.
+        ValueError: a path is no text; names the option.
     """
     hints = typing.get_type_hints(options)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ValueError(f"unknown options {', '.join(unknown)}: written by another version of sre_triton")
-    read = {
-        name: Path(value) if _kind(hints[name])[0] is Path and value is not None else value
-        for name, value in values.items()
-    }
+    known = {entry.name for entry in dataclasses.fields(options)}  # type: ignore[arg-type]
+    gone = [f"{_flag(name)} {value}" for name, value in values.items() if name not in known]
+    if gone:
+        warnings.warn(
+            f"written by another version of sre_triton, which had options that are left out here: {', '.join(gone)}",
+            stacklevel=2,
+        )
+    read = {name: value for name, value in values.items() if name in known}
+    for name, value in read.items():
+        if _kind(hints[name])[0] is Path and value is not None:
+            if not isinstance(value, str):
+                raise ValueError(f"{_flag(name)} must be a path, got {value!r}")
+            read[name] = Path(value)
     return options(**read)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def result_options(options: Any) -> dict[str, Any]:
     """The options that can change what is learned."""
     names = {entry.name for entry in dataclasses.fields(options) if entry.metadata["result"]}
     return {name: value for name, value in to_dict(options).items() if name in names}
+
+
+def without_places(options: Options, keep: Iterable[str]) -> Options:
+    """Options as a checkpoint may bring them: those that say how a network is built and its images prepared, and
+    those to ``keep``. Paths, downloads, logs and what concerns a machine are as by default, as others may have written
+    them."""
+    hints, kept = typing.get_type_hints(type(options)), set(keep)
+    changed: dict[str, Any] = {}
+    for entry in dataclasses.fields(options):  # type: ignore[arg-type]
+        is_path = _kind(hints[entry.name])[0] is Path
+        if is_path or not (entry.metadata["result"] or entry.name in kept):
+            make = entry.default_factory
+            changed[entry.name] = entry.default if make is dataclasses.MISSING else make()
+    return dataclasses.replace(options, **changed)  # type: ignore[type-var]

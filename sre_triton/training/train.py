@@ -34,7 +34,7 @@ def train(options: RunOptions, console: Console | None = None) -> RunFolder:
         if options.load_model is None:
             raise ValueError("--eval-only needs --load-model: a checkpoint to evaluate")
         load_weights(task, options.load_model)
-        folder.begin(options, task.description)
+        folder.begin(options, task.description, task.network)
         _test(task, folder, console, rotations=True, flips=options.eval_flip)
         return folder
     first = int(os.environ.get("LOCAL_RANK", "0")) == 0

@@ -73,6 +73,11 @@ class Archive:
                 return _mapped(self.path, member.header_offset + _LOCAL_HEADER + lengths)
         return _mapped(self._unpacked(member), 0)
 
+    def checksum(self, name: str) -> str:
+        """What tells an array's content from another's, as the archive has it."""
+        member = self._file.getinfo(f"{name}.npy")
+        return f"{name} {member.file_size} {member.CRC:08x}"
+
     def _unpacked(self, member: zipfile.ZipInfo) -> Path:
         """The file of a compressed member, which is made if there is none of this state of the archive."""
         about = self.path.stat()

@@ -32,6 +32,9 @@ class Traced(Splittable):
     mask: Path = Path()
     field: Path | None = None
 
+    def files(self) -> list[Path]:
+        return [self.image, self.mask, *([self.field] if self.field is not None else [])]
+
 
 @dataclass(frozen=True)
 class Source:

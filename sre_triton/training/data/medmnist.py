@@ -11,7 +11,7 @@ import hashlib
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sre_triton.training.data.archive import Archive
+from sre_triton.training.data.checksum import checksum_of
 from sre_triton.training.data.splits import SPLITS
 from sre_triton.training.files import replacing
 
@@ -69,6 +70,7 @@ class ImageSet:
     multi_label: bool
     splits: dict[str, Split]
     class_names: tuple[str, ...] = ()
+    checksum: str = ""
     notes: list[str] = field(default_factory=list)
 
     def __deepcopy__(self, memo: Any) -> ImageSet:
@@ -122,7 +124,8 @@ def read_image_set(root: Path, name: str, size: int = 28, *, download: bool = Fa
                 "or say with --data-root where it is"
             )
         _download(path, name, size, known.md5[size])
-    return _check(path, name, known, _read_arrays(path))
+    arrays, checksum = _read_arrays(path)
+    return replace(_check(path, name, known, arrays), checksum=checksum)
 
 
 def write_image_set(path: Path, splits: dict[str, Split], **extra: npt.NDArray[np.generic]) -> None:
@@ -138,14 +141,15 @@ def write_image_set(path: Path, splits: dict[str, Split], **extra: npt.NDArray[n
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
-def _read_arrays(path: Path) -> dict[str, npt.NDArray[np.generic]]:
+def _read_arrays(path: Path) -> tuple[dict[str, npt.NDArray[np.generic]], str]:
     wanted = [f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels")]
     try:
         with Archive(path) as archive:
             missing = [name for name in wanted if name not in archive.names]
             if missing:
                 raise ValueError(f"it has no array {missing[0]!r}")
-            return {name: archive.read(name) for name in wanted}
+            checksum = checksum_of({"all": [archive.checksum(name) for name in wanted]})
+            return {name: archive.read(name) for name in wanted}, checksum
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, NotImplementedError) as error:
         raise ValueError(
             f"{path} is not a whole file of MedMNIST's format: {error}; remove it and fetch it again"

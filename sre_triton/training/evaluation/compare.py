@@ -90,7 +90,7 @@ class _Run:
         options, folder = self.options, RunFolder(self.path)
         task = task_type(options).from_options(options)
         if (self.path / _EVALUATION).is_file():
-            folder.begin(options, task.description)  # an error if it was begun otherwise
+            folder.check(options)
             return dict(read_json(self.path / _EVALUATION))
         print(f"{options.model_type}, seed {options.seed}: {self.path}", flush=True)
         if self.first:

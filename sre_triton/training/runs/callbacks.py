@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,13 +113,16 @@ class Recorder(Callback):
         self.rows: list[dict[str, Any]] = []
         self.tests: Callable[[int], dict[str, float]] = lambda epoch: {}
         self._rate: float | None = None
+        self._seconds: list[float] = []
+        self._begun = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "rate": self._rate}
+        return {"rows": self.rows, "rate": self._rate, "seconds": self._seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
         self._rate = state_dict.get("rate")
+        self._seconds = list(state_dict.get("seconds", []))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         row: dict[str, Any] = {"epoch": self.first_epoch + trainer.current_epoch + 1, "lr": self._rate}
@@ -127,17 +131,21 @@ class Recorder(Callback):
         if trainer.is_global_zero:
             row |= self.tests(int(row["epoch"]))
         self.rows.append(row)
+        self._seconds.append(time.perf_counter() - self._begun)
         for logger in trainer.loggers:
             logger.log_metrics({name.replace("_", "/", 1): value for name, value in row.items()}, trainer.global_step)
         if trainer.is_global_zero:
             self.write()
+            self.folder.note_seconds(self._seconds)
             if self.lines:
                 print(_line(row, trainer.max_epochs), flush=True)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begun = time.perf_counter()
         self._rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begun = time.perf_counter()
         if self._rate is None:  # a run resumed in mid-epoch misses the epoch's start
             self._rate = trainer.optimizers[0].param_groups[0]["lr"]
 

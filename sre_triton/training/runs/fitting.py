@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,17 @@ def fit(task: Task, folder: RunFolder, *, bar: bool = True) -> Recorder:
 
     Raises:
         Interrupted: the user stopped it; the folder is whole.
-        ValueError: an option is wrong, or ``last.ckpt`` is damaged.
+        ValueError: an option is wrong, ``last.ckpt`` is damaged, or another process trains in the folder.
         FloatingPointError: the loss is no longer finite.
         OSError: the folder cannot be written to.
     """
+    _check(task.options)
+    with folder.locked() if int(os.environ.get("LOCAL_RANK", "0")) == 0 else nullcontext():
+        return _fit(task, folder, bar)
+
+
+def _fit(task: Task, folder: RunFolder, bar: bool) -> Recorder:
     options = task.options
-    _check(options)
     resumed = folder.last if folder.last.is_file() else None
     if resumed is not None:
         read_checkpoint(resumed)  # its error says what is wrong; Lightning's does not
@@ -69,7 +75,7 @@ def fit(task: Task, folder: RunFolder, *, bar: bool = True) -> Recorder:
         load_weights(task, options.load_model)
     rank_zero = int(os.environ.get("LOCAL_RANK", "0")) == 0
     if rank_zero:
-        folder.begin(options, task.description)
+        folder.begin(options, task.description, task.network)
         folder.announce()
     if options.compile:
         task.network.compile()

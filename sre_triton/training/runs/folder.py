@@ -1,7 +1,8 @@
 """The folder of a run: what is in it, and how it is found again. It is whole at every moment of a training.
 
-config.json      every option, and what the data were
-versions.json    of Python, the packages and the machine
+config.json      every option, the command line, when it began, and what the data and the network were
+versions.json    of the packages and the machine, and the seconds of each epoch
+resumed.json     command line, time and versions of each time that the run was gone on with
 metrics.csv      one row per epoch
 logs.json        the same by column, with the results of rotation and flip tests
 curves.png       the same as a picture
@@ -11,14 +12,20 @@ best.ckpt        best epoch on the validation set
 
 from __future__ import annotations
 
+import datetime
 import os
-import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sre_triton.diagnosis.machine import describe_machine
 from sre_triton.training.files import read_json, sweep, write_json
 from sre_triton.training.options import RunOptions
 from sre_triton.training.runs.pretrained import pretrained_path, read_pretrained
@@ -74,11 +81,11 @@ class RunFolder:
         elif options.resume != Path():
             path = folder_of(options.resume)
         else:
-            runs = [path for path in home.glob(f"{stem}*") if (path / "config.json").is_file()]
+            runs = [path for path in home.glob(f"{stem}*") if (path / _CONFIG).is_file()]
             if not runs:
                 raise FileNotFoundError(f"--resume: there is no run {home / stem} to go on from")
-            path = max(runs, key=lambda run: (run / "config.json").stat().st_mtime)
-        if options.resume is not None and not (path / "config.json").is_file():
+            path = max(runs, key=lambda run: (run / _CONFIG).stat().st_mtime)
+        if options.resume is not None and not (path / _CONFIG).is_file():
             raise FileNotFoundError(f"--resume {path}: there is no config.json, so this is not a run folder")
         return cls(path)
 
@@ -86,48 +93,105 @@ class RunFolder:
         """Tells the processes that are started from here that this is their folder."""
         os.environ[_FOLDER_VARIABLE] = str(self.path)
 
-    def begin(self, options: RunOptions, description: dict[str, Any]) -> None:
-        """Writes the configuration. A resumed run must have the same values of all options that change its result, but
-        it may have more epochs where the schedule does not depend on their number.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training in this folder; a process that dies lets go of it.
+
+        Raises:
+            ValueError: another trains in it.
+        """
+        from filelock import FileLock, Timeout
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(f"{self.path} is being trained by another process: wait for it, or stop it") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def check(self, options: RunOptions) -> None:
+        """Makes sure that a run that was begun had the same values of all options that change its result, but it may
+        be given more epochs where the schedule does not depend on their number.
 
         Raises:
             ValueError: options differ; names each and both values.
         """
-        config = self.path / "config.json"
+        then = result_options(from_dict(type(options), read_json(self.path / _CONFIG)["options"]))
+        now = result_options(options)
+        differ = [name for name, value in now.items() if then[name] != value]
+        if now["epochs"] > then["epochs"] and not (options.cos or options.one_cycle):
+            differ.remove("epochs")
+        if differ:
+            told = " and ".join(f"--{name.replace('_', '-')} {then[name]}, not {now[name]}" for name in differ)
+            raise ValueError(f"{self.path} was begun with {told}: resume with the same")
+
+    def begin(self, options: RunOptions, description: dict[str, Any], network: torch.nn.Module) -> None:
+        """Writes what the run is. Of one that is gone on with all that was written stays, and ``resumed.json`` says
+        when and with what it was.
+
+        Raises:
+            ValueError: it was begun with other options; see :meth:`check`.
+        """
+        config = self.path / _CONFIG
+        now = {"command": command_line(), "date": f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}"}
         if config.is_file():
-            then = result_options(from_dict(type(options), read_json(config)["options"]))
-            now = result_options(options)
-            differ = [name for name, value in now.items() if then[name] != value]
-            if now["epochs"] > then["epochs"] and not (options.cos or options.one_cycle):
-                differ.remove("epochs")
-            if differ:
-                told = " and ".join(f"--{name.replace('_', '-')} {then[name]}, not {now[name]}" for name in differ)
-                raise ValueError(f"{self.path} was begun with {told}: resume with the same")
+            self.check(options)
+            sweep(self.path)
+            resumed = self.path / "resumed.json"
+            before = read_json(resumed) if resumed.is_file() else []
+            write_json(resumed, [*before, {**now, "epochs": options.epochs, **versions()}])
+            begun = read_json(config)
+            if begun["options"]["epochs"] < options.epochs:
+                write_json(config, {**begun, "options": {**begun["options"], "epochs": options.epochs}})
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         sweep(self.path)
-        write_json(config, {**description, "options": to_dict(options)})
-        write_json(self.path / "versions.json", versions())
+        parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        write_json(config, {**now, **description, "parameters": parameters, "options": to_dict(options)})
+        write_json(self.path / _VERSIONS, versions())
+
+    def note_seconds(self, seconds: Sequence[float]) -> None:
+        """Keeps how long each epoch took, beside what it was computed with."""
+        path = self.path / _VERSIONS
+        write_json(path, {**read_json(path), "seconds_per_epoch": [round(value, 3) for value in seconds]})
+
+
+_CONFIG, _VERSIONS = "config.json", "versions.json"
+
+
+def command_line() -> str:
+    """What was run, as a shell takes it."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else ""
 
 
 def versions() -> dict[str, str]:
     """What a result was computed with."""
-    from sre_triton import __version__
-
     packages = {}
-    for name in ("torch", "numpy", "triton", "lightning", "torchmetrics", "monai", "scikit-image"):
+    for name in ("lightning", "torchmetrics", "monai", "scikit-image"):
         try:
             packages[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             packages[name] = "not installed"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {
-        "sre_triton": __version__,
-        "python": platform.python_version(),
-        **packages,
-        "system": platform.platform(),
-        "device": device,
-        "threads": str(torch.get_num_threads()),
-    }
+    return {**describe_machine(), "commit": _commit(), **packages}
+
+
+def _commit() -> str:
+    """The commit of the checkout that this package is imported from; changes that are not committed are told."""
+    home = Path(__file__).parents[3]
+    if not (home / ".git").exists():
+        return "not a checkout"
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(home), "describe", "--always", "--abbrev=40", "--dirty=, with changes"],
+            capture_output=True, text=True, check=True, timeout=20,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip()
 
 
 class ForeignCheckpointError(ValueError):

@@ -6,15 +6,14 @@ preprocessing, classes, threshold and scores) and NAME.md, its card.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sre_triton.training.files import read_json, replacing, write_json
-from sre_triton.training.options import RunOptions
-from sre_triton.training.schema import to_dict
+from sre_triton.training.options import SCORE_OPTIONS, RunOptions
+from sre_triton.training.schema import to_dict, without_places
 
 __all__ = ["pretrained_path", "pretrained_table", "read_pretrained", "show_pretrained", "write_pretrained"]
 
@@ -71,14 +70,7 @@ def write_pretrained(
     """
     from safetensors.torch import save
 
-    options = dataclasses.replace(options)
-    for entry in dataclasses.fields(options):
-        is_place = entry.name in ("data", "fov", "split", "load_model")
-        if is_place or not entry.metadata["result"]:
-            default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
-            kept = entry.name in ("window_size", "overlap", "test_batch_size")
-            setattr(options, entry.name, getattr(options, entry.name) if kept else default)
-    description = {**about, "options": to_dict(options)}
+    description = {**about, "options": to_dict(without_places(options, (*SCORE_OPTIONS, "test_batch_size")))}
     tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
     with replacing(path) as partial:
         partial.write_bytes(save(tensors))

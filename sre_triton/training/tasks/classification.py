@@ -87,6 +87,8 @@ class ClassificationTask(Task):
     def describe(cls, options: TrainOptions, images: ImageSet) -> dict[str, Any]:
         return {
             "data": images.name,
+            "data_checksum": images.checksum,
+            "sizes": {name: len(split) for name, split in images.splits.items()},
             "classes": images.classes,
             "class_names": list(images.class_names),
             "channels": images.channels,

@@ -159,6 +159,8 @@ class SegmentationTask(Task):
     def describe(cls, options: SegmentOptions, photographs: SegmentationSet) -> dict[str, Any]:
         return {
             "data": photographs.name,
+            "data_checksum": photographs.checksum,
+            "sizes": {name: len(split) for name, split in photographs.splits.items()},
             "classes": photographs.classes,
             "mask_values": list(photographs.values),
             "threshold": None,
