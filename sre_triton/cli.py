@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 
 import sre_triton
 from sre_triton.training.commands import add_commands as add_training_commands
+from sre_triton.training.parser import CommandParser, parse
 from sre_triton.training.runs.interruption import Interrupted
 
 __all__ = ["main"]
 
 _FAULT = object()  # a command ran to its end, and what it found is wrong
+
+_EXAMPLES = (
+    "sre-triton train --data photos --epochs 50 --cos   # a folder of images per class",
+    "sre-triton evaluate logs/task/RUN                  # its scores on turned images",
+    "sre-triton predict logs/task/RUN new               # its answers on a folder of images",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,44 +30,82 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 if ``selfcheck`` found a fault; 2 if something the user gave or lacks stood in the way;
         130 after Ctrl-C.
     """
-    parser = argparse.ArgumentParser(prog="sre-triton", description="Ring convolutions for PyTorch.")
-    parser.add_argument("--version", action="version", version=sre_triton.__version__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser, names = _parser()
+    if not words:
+        print(parser.format_help(), end="")
+        return 0
+    command = next((word for word in words if not word.startswith("-")), None)
+    if command is not None and command not in names:
+        alike = difflib.get_close_matches(command, names, n=1)
+        parser.error(f"there is no command {command!r}" + (f", did you mean {alike[0]}?" if alike else ""))
+    try:
+        arguments = parse(parser, words)
+        status = arguments.run(arguments)
+    except ImportError as error:
+        extra = {"models": "models", "export": "train,onnx"}.get(str(command), "train")
+        print(f"sre-triton {command}: {error}; pip install 'sre-triton[{extra}]'", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(f"sre-triton {command}: {stop}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print(f"sre-triton {command}: interrupted", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, FloatingPointError) as error:
+        print(f"sre-triton {command}: {error}", file=sys.stderr)
+        return 2
+    return 1 if status is _FAULT else 0
 
-    models = commands.add_parser("models", help="every network with its parameters, arithmetic and time")
+
+def _parser() -> tuple[CommandParser, list[str]]:
+    """The whole command line, and the names of its commands."""
+    parser = CommandParser(
+        prog="sre-triton",
+        description="Ring convolutions for PyTorch: networks that find the same however an image is turned.",
+        operands="COMMAND [OPTION ...]",
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("--version", action="version", version=sre_triton.__version__, help="show the version")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", title="commands", prog=parser.prog
+    )
+    add_training_commands(commands)
+
+    models = commands.add_parser(
+        "models",
+        help="list networks: parameters, arithmetic, time",
+        description="List every network with its parameters, arithmetic and time.",
+        examples=(
+            "sre-triton models --filter 'sre_*'",
+            "sre-triton models --no-time --json",
+            "sre-triton models --pretrained",
+        ),
+    )
     models.add_argument("--filter", default="*", help="only names that match this pattern, as 'sre_*' (default: all)")
     models.add_argument("--no-time", action="store_true", help="do not run the networks, only count")
     models.add_argument("--pretrained", action="store_true", help="the trained networks that the package brings along")
     models.add_argument("--json", action="store_true", help="print JSON instead of a table")
     models.set_defaults(run=_models)
 
-    native = commands.add_parser("build-native", help="compile the native CPU kernel for this machine (half a minute)")
+    native = commands.add_parser(
+        "build-native",
+        help="compile the CPU kernel for this machine (half a minute)",
+        description="Compile the native CPU kernel for this machine (half a minute; needs a C++ compiler).",
+        examples=("sre-triton build-native", "sre-triton build-native --verbose", "sre-triton selfcheck"),
+    )
     native.add_argument("--verbose", "-v", action="store_true", help="show what the compiler says")
     native.set_defaults(run=_build_native)
 
-    check = commands.add_parser("selfcheck", help="hold every backend of this machine against float64 (under a minute)")
+    check = commands.add_parser(
+        "selfcheck",
+        help="compare every backend here with float64 (a minute)",
+        description="Compare every backend of this machine with float64 (under a minute).",
+        examples=("sre-triton selfcheck", "sre-triton selfcheck --device cpu", "sre-triton selfcheck --device cuda:1"),
+    )
     check.add_argument("--device", help="cpu, cuda or another (default: the CPU, and the GPU if there is one)")
     check.set_defaults(run=_selfcheck)
-
-    add_training_commands(commands)
-
-    arguments = parser.parse_args(argv)
-    try:
-        status = arguments.run(arguments)
-    except ImportError as error:
-        extra = {"models": "models", "export": "train,onnx"}.get(arguments.command, "train")
-        print(f"sre-triton {arguments.command}: {error}; pip install 'sre-triton[{extra}]'", file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        print(f"sre-triton {arguments.command}: {stop}", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print(f"sre-triton {arguments.command}: interrupted", file=sys.stderr)
-        return 130
-    except (OSError, ValueError, FloatingPointError) as error:
-        print(f"sre-triton {arguments.command}: {error}", file=sys.stderr)
-        return 2
-    return 1 if status is _FAULT else 0
+    return parser, list(commands.choices)
 
 
 def _build_native(arguments: argparse.Namespace) -> None:

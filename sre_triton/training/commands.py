@@ -6,9 +6,12 @@ Importing this reads no heavy library: those are imported when a command runs.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sre_triton.training.files import read_json
 from sre_triton.training.options import (
     CompareOptions,
     EvaluateOptions,
@@ -19,62 +22,184 @@ from sre_triton.training.options import (
     TrainOptions,
     VisualizeOptions,
 )
-from sre_triton.training.schema import add_arguments, from_namespace
+from sre_triton.training.parser import CommandParser
+from sre_triton.training.schema import add_arguments, from_dict, from_namespace
 
 __all__ = ["add_commands"]
 
 
+_TRAINED: dict[str, type[RunOptions]] = {"train": TrainOptions, "segment": SegmentOptions}
+
+
 def add_commands(commands: Any) -> None:
     """Adds the training commands to the command line."""
-    about = {
-        "train": "train a classifier on your own images, a MedMNIST set or the embedded patches",
-        "segment": "train a segmentation on your own images, a known set or the embedded vessels",
-    }
-    kinds: dict[str, type[RunOptions]] = {"train": TrainOptions, "segment": SegmentOptions}
-    for name, options in kinds.items():
-        parser = commands.add_parser(name, help=about[name], description=about[name], allow_abbrev=False)
-        add_arguments(parser, options)
-        parser.set_defaults(run=_run, options=options)
-
-    text = "rotation and flip test of checkpoints: table, CSV, JSON and a picture"
-    parser = commands.add_parser("evaluate", help=text, description=text, allow_abbrev=False)
-    parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CKPT", help="checkpoints or run folders")
+    _add_training(
+        commands,
+        "train",
+        "train a classifier on your own images or a MedMNIST set",
+        (
+            "sre-triton train --data photos --epochs 50 --cos",
+            "sre-triton train --med-mnist bloodmnist --download --sre-conv-size-list 9 9 5 5",
+            "sre-triton train --resume logs/task/RUN",
+        ),
+    )
+    _add_training(
+        commands,
+        "segment",
+        "train a segmentation on your own images or a known set",
+        (
+            "sre-triton segment --data DRIVE --epochs 100 --cos --loss dice-ce",
+            "sre-triton segment --data CHASE_DB1 --model-type unet --seed 2",
+            "sre-triton segment --resume logs/task/RUN",
+        ),
+    )
+    parser = _add(
+        commands,
+        "evaluate",
+        "test trained networks on turned and flipped images",
+        _evaluate,
+        operands="RUN [RUN ...] [OPTION ...]",
+        examples=(
+            "sre-triton evaluate logs/task/RUN",
+            "sre-triton evaluate RUN_A RUN_B --names ring ordinary --output both",
+            "sre-triton evaluate logs/task/RUN --data OTHER --split all --step-degrees 45",
+        ),
+    )
+    parser.add_argument("checkpoints", type=Path, nargs="+", metavar="RUN", help="run folders or checkpoints")
     add_arguments(parser, EvaluateOptions)
-    parser.set_defaults(run=_evaluate)
-
-    text = "train several networks over several seeds, and compare them"
-    parser = commands.add_parser("compare", help=text, description=text, allow_abbrev=False)
-    trained = parser.add_subparsers(required=True, metavar="train|segment")
-    for name, options in kinds.items():
-        sub = trained.add_parser(name, help=f"compare by `sre-triton {name}`", description=text, allow_abbrev=False)
-        add_arguments(sub, CompareOptions, dest_prefix="compare_")
-        add_arguments(sub, options)
-        sub.set_defaults(run=_compare, options=options)
-
-    text = "answers of a trained network on pictures: a table, and masks of a segmentation"
-    parser = commands.add_parser("predict", help=text, description=text, allow_abbrev=False)
+    _add_compare(commands)
+    parser = _add(
+        commands,
+        "predict",
+        "let a trained network answer for pictures",
+        _predict,
+        operands="MODEL INPUT [INPUT ...] [OPTION ...]",
+        examples=(
+            "sre-triton predict logs/task/RUN new --output answers",
+            "sre-triton predict vessels fundus.png",
+            "sre-triton predict logs/task/RUN new --masks traced --tta",
+        ),
+    )
     parser.add_argument("model", type=Path, metavar="MODEL", help="run folder, checkpoint or pretrained network")
     parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="picture files, or folders of them")
     add_arguments(parser, PredictOptions)
-    parser.set_defaults(run=_predict)
-
-    text = "a trained network as a file that runs without this package, checked in the format's own runtime"
-    parser = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
+    parser = _add(
+        commands,
+        "export",
+        "write a trained network as ONNX or another format",
+        _export,
+        operands="RUN [OPTION ...]",
+        examples=(
+            "sre-triton export logs/task/RUN",
+            "sre-triton export logs/task/RUN --format torchscript --output network.pt",
+            "sre-triton export vessels --output vessels.onnx",
+        ),
+    )
     parser.add_argument("model", type=Path, metavar="RUN", help="run folder, checkpoint or pretrained network")
     add_arguments(parser, ExportOptions)
-    parser.set_defaults(run=_export)
-
-    text = "Grad-CAM and feature maps of a network over a turning image, and its kernels"
-    parser = commands.add_parser("visualize", help=text, description=text, allow_abbrev=False)
+    parser = _add(
+        commands,
+        "visualize",
+        "show what a network sees while an image turns",
+        _visualize,
+        operands="IMAGE --checkpoint RUN [OPTION ...]",
+        examples=(
+            "sre-triton visualize fundus.png --checkpoint logs/task/RUN",
+            "sre-triton visualize cell.png --checkpoint logs/task/RUN --step-degrees 5",
+            "sre-triton visualize cell.png --checkpoint logs/task/RUN --layer layer2 --output seen",
+        ),
+    )
     parser.add_argument("image", type=Path, metavar="IMAGE", help="picture to turn")
     add_arguments(parser, VisualizeOptions)
-    parser.set_defaults(run=_visualize)
-
-    text = "a pretrained network and two that learn drawn vessels are shown a photograph turned (two minutes)"
-    parser = commands.add_parser("demo", help=text, description=text, allow_abbrev=False)
+    parser = _add(
+        commands,
+        "demo",
+        "see it work: two networks, a turned photograph (minutes)",
+        _demo,
+        examples=("sre-triton demo", "sre-triton demo --output shown", "sre-triton demo --seed 2"),
+    )
     parser.add_argument("--output", type=Path, default=Path("logs/demo"), help="folder (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the training (default: %(default)s)")
-    parser.set_defaults(run=_demo)
+
+
+def _add(
+    commands: Any, name: str, about: str, run: Callable[[argparse.Namespace], object], **settings: Any
+) -> CommandParser:
+    parser: CommandParser = commands.add_parser(
+        name, help=about, description=f"{about[0].upper()}{about[1:]}.", **settings
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_training(commands: Any, name: str, about: str, examples: Sequence[str]) -> None:
+    parser = _add(commands, name, about, _run, examples=examples)
+    add_arguments(parser, _TRAINED[name])
+    parser.defaults_from = _begun_options
+    parser.set_defaults(options=_TRAINED[name])
+
+
+def _add_compare(commands: Any) -> None:
+    about = "train networks over several seeds, test and compare them"
+    examples = (
+        "sre-triton compare train --med-mnist bloodmnist --epochs 20 --cos",
+        "sre-triton compare segment --data DRIVE --models sre_unet unet --seeds 1 2 3",
+        "sre-triton compare train --config RUN/config.json --jobs 2 --threads 1",
+    )
+    parser = _add(commands, "compare", about, _compare, operands="train|segment [OPTION ...]", examples=examples)
+    trained = parser.add_subparsers(
+        required=True, dest="trained", metavar="train|segment", title="what is trained", prog=parser.prog
+    )
+    for name, options in _TRAINED.items():
+        sub = trained.add_parser(
+            name,
+            help=f"networks of `sre-triton {name}`, with all of its options",
+            description=f"{about[0].upper()}{about[1:]}.\nAll options of `sre-triton {name}` count here, too.",
+            examples=examples,
+        )
+        add_arguments(sub, CompareOptions, dest_prefix="compare_")
+        own = set(sub.rare)
+        add_arguments(sub, options)
+        sub.rare = own | {entry.name for entry in dataclasses.fields(options)}
+        sub.defaults_from = _begun_options
+        sub.set_defaults(run=_compare, options=options)
+        parser.shown = [group for group in sub._action_groups if group.title == "comparison"]
+
+
+def _begun_options(given: argparse.Namespace) -> dict[str, Any]:
+    """The options of ``--config FILE`` and ``--resume RUN``, as defaults of those that are not given.
+
+    Raises:
+        ValueError: both are given, or the file is of another command or not as ``config.json`` is written.
+        OSError: it is missing.
+    """
+    resumed = given.resume is not None and given.resume != Path()
+    if given.config is None and not resumed:
+        return {}
+    if resumed and given.config is not None:
+        raise ValueError(f"--resume {given.resume} has its own options: leave out --config {given.config}")
+    from sre_triton.training.runs.folder import folder_of
+
+    if resumed:
+        config = folder_of(given.resume) / "config.json"
+        if not config.is_file():
+            raise FileNotFoundError(f"--resume {given.resume}: there is no {config}, so this is not a run folder")
+    else:
+        config = given.config
+        if not config.is_file():
+            raise FileNotFoundError(f"--config {config} is missing")
+    content = read_json(config)
+    if not isinstance(content, dict) or not isinstance(content.get("options"), dict):
+        raise ValueError(f'{config} is no config.json of a run: it has no "options"')
+    if content.get("task") != given.options.task:
+        command = next((name for name, kind in _TRAINED.items() if kind.task == content.get("task")), None)
+        raise ValueError(f"{config} is of `sre-triton {command}`, not of `{given.parser.prog}`")
+    begun = from_dict(given.options, content["options"])
+    return {
+        entry.name: getattr(begun, entry.name)
+        for entry in dataclasses.fields(begun)
+        if entry.name not in ("resume", "config")
+    }
 
 
 def _run(arguments: argparse.Namespace) -> None:

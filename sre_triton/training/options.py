@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+from sre_triton.training.run_options import RunOptions, TurningOptions
 from sre_triton.training.schema import option
 
 __all__ = [
@@ -27,13 +28,15 @@ __all__ = [
     "VisualizeOptions",
 ]
 
-_data = partial(option, group="data")
-_model = partial(option, group="network")
-_optimiser = partial(option, group="optimiser and schedule")
-_augment = partial(option, group="augmentation")
-_turn = partial(option, group="rotation test")
-_machine = partial(option, group="machine", result=False)
-_run = partial(option, group="run folder and logs", result=False)
+_data = partial(option, group="data", common=False)
+_model = partial(option, group="network", common=False)
+_optimiser = partial(option, group="optimiser and schedule", common=False)
+_augment = partial(option, group="augmentation", common=False)
+_turn = partial(option, group="rotation test", common=False)
+_machine = partial(option, group="machine", result=False, common=False)
+_run = partial(option, group="run folder and logs", result=False, common=False)
+_reference = partial(option, group="reference", result=False, common=False)
+_quiet = partial(option, False, "print errors alone", result=False)
 
 
 DEFAULT_SIDE = 224
@@ -50,193 +53,35 @@ NORMALISATIONS = ("none", "image", "field")
 
 
 @dataclass
-class TurningOptions:
-    """How images are turned, in the rotation test as in augmentation."""
-
-    interpolation: str = _turn(
-        "nearest", "interpolation of turned images", choices=("nearest", "bilinear", "bicubic"), result=True
-    )
-    padding: str = _turn("zeros", "what comes in from outside", choices=("zeros", "reflect"), result=True)
-    expand: bool = _turn(False, "enlarge the frame so that a turned image fits in it")
-    reference_protocol: bool = _turn(False, "count 0 and 360 degrees both, as the reference script does", result=False)
-    test_batch_size: int = _turn(1000, "images per evaluated batch", metavar="N", result=False)
-
-
-@dataclass
-class RunOptions(TurningOptions):
-    """What training a classifier and training a segmentation network have in common."""
-
-    task: ClassVar[str]  # name of the task in tasks.TASKS
-    fallback_optimiser: ClassVar[str] = "adadelta"
-
-    data: Path | None = _data(
-        None, "folder or CSV of your own images; see the README for the layouts", metavar="PATH", result=True
-    )
-    split: Path | None = _data(
-        None, "CSV with the columns image and split (train, val or test) for the images of --data", metavar="FILE"
-    )
-    val_fraction: float | None = _data(
-        None, "share of --data to validate on, where it is not divided (default: 0.2)", metavar="R"
-    )
-    test_fraction: float | None = _data(
-        None, "share of --data to test on, where it is not divided (default: 0.2)", metavar="R"
-    )
-    split_seed: int = _data(0, "seed of this division", metavar="S")
-    group: str = _data(
-        "",
-        "regular expression that finds the person in an image's name; images of a person are not divided",
-        metavar="REGEX",
-    )
-    max_value: float | None = _data(
-        None, "stored value of white (default: 255 or 65535 by type, 1 for floats)", metavar="V"
-    )
-    cache: int = _data(
-        1024, "MB of read images of --data to keep in memory, by all processes together", metavar="MB", result=False
-    )
-
-    model_type: str = _model("", "network; `sre-triton models` lists them", metavar="NAME")
-    norm_layer: str = _model("batch", "normalisation", choices=("batch", "group", "instance"))
-    invariants: bool = _model(False, "let ring networks see lines: add scalars of derivatives at their finest maps")
-
-    batch_size: int = _optimiser(64, "images per process and step", flags=("-b",), metavar="N")
-    epochs: int = _optimiser(100, "passes over the training set", metavar="N")
-    lr: float = _optimiser(2e-2, "learning rate")
-    min_lr: float = _optimiser(1e-6, "learning rate at the end of --cos")
-    weight_decay: float = _optimiser(1e-3, "weight decay; Adadelta has none", metavar="WD")
-    momentum: float = _optimiser(0.9, "momentum of --sgd")
-    sgd: bool = _optimiser(
-        False, "SGD with momentum; without --sgd, --adam or --adamW `train` takes Adadelta and `segment` Adam"
-    )
-    adam: bool = _optimiser(False, "Adam")
-    adamW: bool = _optimiser(False, "AdamW")  # noqa: N815 - the reference script's spelling
-    balance_rings: bool = _optimiser(
-        False, "scale initial weights and steps of each ring by its taps; takes 5 to 10 times the --lr"
-    )
-    cos: bool = _optimiser(False, "cosine schedule from --lr to --min-lr")
-    one_cycle: bool = _optimiser(False, "one cycle: up to --lr over 0.3 of all steps, then down to a ten-thousandth")
-    step: bool = _optimiser(False, "multiply the rate by --gamma every --step-size epochs")
-    multi_step: bool = _optimiser(False, "divide the rate by 10 at the epochs of --milestones")
-    milestones: list[int] = _optimiser([50, 75], "epochs of --multi-step", metavar="N", nargs="+")
-    gamma: float = _optimiser(0.7, "factor of --step")
-    step_size: int = _optimiser(10, "epochs between two steps of --step", metavar="N")
-    warm_up: int = _optimiser(0, "epochs over which the rate rises to the schedule's", metavar="N")
-    accumulate: int = _optimiser(1, "batches whose gradients make a step", metavar="N")
-    label_smoothing: float = _optimiser(0.0, "share of each label that is spread over all classes", metavar="R")
-    class_weights: list[str] | None = _optimiser(
-        None,
-        "weight of each class in the loss, or `balanced`: the inverse of its share of the training set",
-        metavar="W",
-        nargs="+",
-    )
-    early_stop: int = _optimiser(
-        0, "end after so many epochs that were no better on validation (0: never)", metavar="N"
-    )
-    ema: float = _optimiser(
-        0.0, "validate and keep a moving average of the weights, which decays by this factor each step", metavar="D"
-    )
-    cur_ep: int = _optimiser(0, "epochs that the weights of --load-model have already had", metavar="N")
-    load_model: Path | None = _optimiser(
-        None, "begin from these weights: a run folder, its checkpoint, or one of the reference script", metavar="PATH"
-    )
-
-    affine_prob: float = _augment(
-        0.0,
-        "probability of a random affine map in training (the reference declares 0.2 and never applies one)",
-        metavar="P",
-    )
-    scale_ratio: float = _augment(0.1, "its largest change of scale", metavar="R")
-    shear_ratio: float = _augment(0.1, "its largest shear", metavar="R")
-    train_flip_p: float = _augment(
-        0.0,
-        "probability of a flip along each axis in training (the reference declares 0.5 and never flips)",
-        metavar="P",
-    )
-    train_rotate: bool = _augment(False, "turn training images by a random angle")
-    train_degree: float = _augment(30.0, "largest angle of --train-rotate", metavar="DEG")
-    gain: float = _augment(0.0, "multiply each channel in training by up to this much more or less", metavar="R")
-    offset: float = _augment(
-        0.0, "add up to this to each channel in training, in units of what the network sees", metavar="R"
-    )
-    gamma_ratio: float = _augment(
-        0.0,
-        "raise values in training, between the least and the largest, to a power of up to 1 + R or 1 / (1 + R)",
-        metavar="R",
-    )
-    blur: float = _augment(
-        0.0, "blur half of the training images by up to this standard deviation, in pixels", metavar="PX"
-    )
-
-    seed: int = _machine(1, "seed of weights, order, augmentation and dropout", metavar="S", result=True)
-    amp: bool = _machine(False, "mixed precision in float16 with a loss scaler (CUDA only)", result=True)
-    scaler: bool = _machine(False, "accepted for the reference script's sake: --amp always scales its loss")
-    bf16: bool = _machine(False, "mixed precision in bfloat16", result=True)
-    no_cuda: bool = _machine(False, "stay on the CPU")
-    cudnn: bool = _machine(False, "let cuDNN search for its fastest algorithm")
-    deterministic: bool = _machine(False, "the same result bit for bit on every run, or an error")
-    compile: bool = _machine(False, "torch.compile the network")
-    ddp: bool = _machine(False, "distributed data-parallel: --world-size processes, gloo on a CPU and NCCL on GPUs")
-    world_size: int = _machine(1, "processes of --ddp", metavar="N", result=True)
-    dist_url: str = _machine("", "tcp://HOST:PORT where the processes of --ddp meet", metavar="URL")
-    num_workers: int = _machine(0, "processes that load data (0: the main one)", metavar="N")
-    threads: int = _machine(0, "threads of PyTorch (0: its own choice)", metavar="N")
-
-    base_log_dir: Path = _run(Path("logs"), "folder of all runs", metavar="DIR")
-    exp: str = _run("task", "name of the experiment, a folder in --base-log-dir", metavar="NAME")
-    resume: Path | None = _run(
-        None,
-        "go on from the last checkpoint of this run folder (without RUN: the newest of this data, network and seed)",
-        metavar="RUN",
-        nargs="?",
-        const=Path(),
-    )
-    log: bool = _run(False, "also write TensorBoard events, if tensorboard is installed")
-    log_interval: int = _run(200, "steps between two lines of --log and --wandb", metavar="N")
-    log_img: bool = _run(False, "write a picture of the first training batch")
-    log_grad_norm: bool = _run(False, "record the norm of the gradient")
-    wandb: bool = _run(False, "also log to Weights & Biases")
-    save_model: bool = _run(False, "accepted for the reference script's sake: the last checkpoint is always kept")
-    save_best: bool = _run(False, "accepted for the reference script's sake: the best on validation is always kept")
-    save_rec: bool = _run(False, "keep a checkpoint every --save-interval epochs too")
-    save_interval: int = _run(5, "epochs between two checkpoints of --save-rec", metavar="N")
-    dry_run: bool = _run(False, "one training and one validation batch, then stop", result=True)
-    eval_only: bool = _run(False, "evaluate --load-model without training")
-    eval_rot: bool = _run(False, "rotation test of the best checkpoint when training ends")
-    eval_flip: bool = _run(False, "flip test of the best checkpoint when training ends")
-    eval_interval: int = _run(1000, "epochs between two rotation or flip tests on the validation set", metavar="N")
-
-
-@dataclass
 class TrainOptions(RunOptions):
     """Options of ``sre-triton train``."""
 
     task: ClassVar[str] = "classification"
     dropped: ClassVar[dict[str, str]] = {
         "--sre-shape": "rings are always round; circular=False of the layer gives the paper's other count of rings",
-        "--dev": "the debugging mode of the reference script has no counterpart",
+        "--dev": "there is no debugging mode; --dry-run trains on one batch",
     }
 
-    med_mnist: str = _data(
-        "", "MedMNIST set, or the stem of another file of its format (default: patches)", metavar="NAME"
-    )
-    data_root: Path = _data(Path("~/.medmnist"), "folder of the .npz files", metavar="DIR", result=False)
-    image_size: int | None = _data(
-        None, "side of the middle square that images of --data are resized to (default: 224)", metavar="N"
-    )
+    med_mnist: str = _data("", "MedMNIST set, or another .npz file like them", metavar="NAME", common=True)
+    data_root: Path = _data(Path("~/.medmnist"), "folder of .npz files", metavar="DIR", result=False, common=True)
+    image_size: int | None = _data(None, "side of the images of --data (default: 224)", metavar="N", common=True)
     medmnist_size: int = _data(28, "side of the images; 28 is resized to 32", choices=(28, 64, 128, 224))
     balanced_sampler: bool = _data(False, "draw training images with replacement, every class alike")
     multi_label: bool = _data(False, "insist on a multi-label set; without it the file decides")
-    download: bool = _data(False, "fetch a missing MedMNIST file", result=False)
+    download: bool = _data(False, "fetch a missing MedMNIST file", result=False, common=True)
 
     model_type: str = _model(
-        "sre_resnet18", "network; `sre-triton models` lists them (default: %(default)s)", metavar="NAME"
+        "sre_resnet18",
+        "`sre-triton models` lists them (default: %(default)s)",
+        metavar="NAME",
+        common=True,
     )
-    sre_conv_size: int = _model(3, "kernel size of all stages", metavar="K")
+    sre_conv_size: int = _model(3, "kernel size of all stages", metavar="K", common=True)
     sre_conv_size_list: list[int] | None = _model(
-        None, "kernel size of each of the four stages", flags=("--ri-conv-size-list",), metavar="K", nargs="+"
+        None, "kernel size of each stage, as 9 9 5 5", flags=("--ri-conv-size-list",), metavar="K", nargs="+"
     )
     sre_conv_k: list[int] | None = _model(None, "rings of all stages, or of each", metavar="B", nargs="+")
-    res_inplanes: int = _model(64, "channels of the first stage", metavar="C")
-    res_keep_conv1: bool = _model(False, "the 5x5 stride-1 stem of the reference script; see the README")
+    res_inplanes: int = _model(64, "channels of the first stage", metavar="C", common=True)
     large_conv: bool = _model(False, "a 7x7 stem")
     maxpool: bool = _model(False, "global max pooling in place of the average")
     dropout_p: float = _model(-1.0, "dropout before the classifier; below 0 there is none", metavar="P")
@@ -256,6 +101,8 @@ class TrainOptions(RunOptions):
     dflip: bool = _augment(False, "flip test volumes front to back")
     pad_size_h: int | None = _augment(None, "pad images to this height", metavar="N")
     pad_size_w: int | None = _augment(None, "pad images to this width", metavar="N")
+
+    res_keep_conv1: bool = _reference(False, "changes nothing: the stem is 5x5 at stride 1 in any case")
 
 
 @dataclass
@@ -278,14 +125,14 @@ class SegmentOptions(RunOptions):
         [20, 4, 20], "embedded images to train, validate and test on", metavar="N", nargs="+"
     )
     vessels_seed: int = _data(0, "seed of the embedded vessel images", metavar="S")
-    crop_size: int = _data(256, "side of the training crops", metavar="N")
-    crops_per_image: int = _data(4, "crops from each image in an epoch", metavar="N")
+    crop_size: int = _data(256, "side of the training crops", metavar="N", common=True)
+    crops_per_image: int = _data(4, "crops from each image in an epoch", metavar="N", common=True)
     window_size: int = _data(
         0, "side of the sliding window (0: --crop-size, or the whole image if it is smaller)", metavar="N", result=False
     )
     test_crop: int = _data(
         0,
-        "side of the middle of an image that is tested on, 512 in the reference (0: all of it)",
+        "side of the middle of an image that is tested on (0: all of it)",
         metavar="N",
         result=False,
     )
@@ -297,16 +144,19 @@ class SegmentOptions(RunOptions):
     overlap: float = _data(0.5, "share of its side by which a window overlaps the next", metavar="R", result=False)
 
     model_type: str = _model(
-        "sre_unet", "sre_unet, gmr_unet, unet (MONAI's BasicUNet), or monai:NAME (default: %(default)s)", metavar="NAME"
+        "sre_unet",
+        "sre_unet, gmr_unet, unet or monai:NAME (default: %(default)s)",
+        metavar="NAME",
+        common=True,
     )
     model_args: str = _model("", "further arguments of the network, as JSON", metavar="JSON")
     tune_threshold: bool = _optimiser(
         False, "of two classes, take the probability from which Dice on validation is best, and keep it"
     )
-    loss: str = _optimiser("ce", "cross-entropy, or the sum of Dice and cross-entropy", choices=("ce", "dice-ce"))
+    loss: str = _optimiser("ce", "cross-entropy, or Dice and cross-entropy", choices=("ce", "dice-ce"), common=True)
 
-    batch_size: int = _optimiser(4, "crops per process and step", flags=("-b",), metavar="N")
-    lr: float = _optimiser(5e-4, "learning rate")
+    batch_size: int = _optimiser(4, "crops per process and step", flags=("-b",), metavar="N", common=True)
+    lr: float = _optimiser(5e-4, "learning rate", metavar="RATE", common=True)
     weight_decay: float = _optimiser(0.0, "weight decay", metavar="WD")
     test_batch_size: int = _turn(4, "windows per evaluated batch", metavar="N", result=False)
 
@@ -315,23 +165,22 @@ class SegmentOptions(RunOptions):
 class EvaluateOptions(TurningOptions):
     """Options of ``sre-triton evaluate``."""
 
-    split: str = _data("test", "what to evaluate on", choices=("train", "val", "test", "all"))
-    data_root: Path | None = _data(None, "folder of the .npz files (default: as in training)", metavar="DIR")
-    data: Path | None = _data(None, "folder or CSV of images (default: as in training)", metavar="PATH")
-    fov: Path | None = _data(None, "folder of masks of the field of view for --data", metavar="DIR")
+    split: str = _data("test", "what to evaluate on", choices=("train", "val", "test", "all"), common=True)
+    data_root: Path | None = _data(None, "folder of .npz files (default: as in training)", metavar="DIR", common=True)
+    data: Path | None = _data(None, "folder or CSV of images (default: as in training)", metavar="PATH", common=True)
+    fov: Path | None = _data(None, "folder of fields of view for --data", metavar="DIR", common=True)
     step_degrees: float | None = _turn(
-        None, "degrees between two angles (default: 10 in 2-D, 30 in 3-D)", metavar="DEG"
+        None, "degrees between two angles (default: 10; 30 of volumes)", metavar="DEG", common=True
     )
-    no_flips: bool = _turn(False, "leave out the flip test")
-    names: list[str] | None = _turn(
-        None, "names of the checkpoints in the table and the picture", metavar="NAME", nargs="+"
-    )
+    no_flips: bool = _turn(False, "leave out the flip test", common=True)
+    names: list[str] | None = _turn(None, "names in the table and the picture", metavar="NAME", nargs="+", common=True)
     test_batch_size: int = _turn(0, "images per evaluated batch (0: as in training)", metavar="N", result=False)
-    no_cuda: bool = _machine(False, "stay on the CPU")
-    threads: int = _machine(0, "threads of PyTorch (0: its own choice)", metavar="N")
+    no_cuda: bool = _machine(False, "stay on the CPU", common=True)
+    threads: int = _machine(0, "threads of PyTorch (0: its own choice)", metavar="N", common=True)
     output: Path | None = _run(
-        None, "folder of the table, the figures and the picture (default: the first run folder)", metavar="DIR"
+        None, "folder of the results (default: the first run folder)", metavar="DIR", common=True
     )
+    quiet: bool = _quiet(group="run folder and logs")
 
 
 @dataclass
@@ -340,7 +189,7 @@ class CompareOptions:
 
     models: list[str] | None = option(
         None,
-        "networks to compare (default: the ring network and its plain twin)",
+        "networks (default: the ring network and its plain twin)",
         group="comparison",
         metavar="NAME",
         nargs="+",
@@ -348,13 +197,13 @@ class CompareOptions:
     seeds: list[int] = option([1, 2, 3], "seeds to train each with", group="comparison", metavar="S", nargs="+")
     jobs: int = option(
         1,
-        "trainings at the same time, each in a process of its own (on a CPU: with --threads 1)",
+        "trainings at the same time; on a CPU with --threads 1",
         group="comparison",
         metavar="N",
     )
     output: Path = option(
         Path("comparison"),
-        "folder of the runs, tables and the picture; run again to go on",
+        "folder of all results; run again to go on",
         group="comparison",
         metavar="DIR",
     )
@@ -383,6 +232,7 @@ class PredictOptions:
     )
     no_cuda: bool = option(False, "stay on the CPU", group="prediction")
     threads: int = option(0, "threads of PyTorch (0: its own choice)", group="prediction", metavar="N")
+    quiet: bool = _quiet(group="prediction")
 
 
 EXPORT_FORMATS = ("onnx", "torchscript", "pt2", "aoti")
@@ -405,6 +255,7 @@ class ExportOptions:
         metavar="FILE",
     )
     device: str = option("cpu", "where it will run; ONNX runs anywhere", group="export", choices=("cpu", "cuda"))
+    quiet: bool = _quiet(group="export")
 
 
 @dataclass
@@ -428,3 +279,4 @@ class VisualizeOptions:
         "bilinear", "interpolation of turned images", group="visualization", choices=("nearest", "bilinear", "bicubic")
     )
     no_cuda: bool = option(False, "stay on the CPU", group="visualization")
+    quiet: bool = _quiet(group="visualization")

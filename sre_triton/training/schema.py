@@ -13,7 +13,10 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sre_triton.training.parser import CommandParser, finite_number, whole_number
+
 __all__ = [
+    "GROUPS",
     "add_arguments",
     "from_dict",
     "from_namespace",
@@ -37,12 +40,14 @@ def option(
     nargs: str | None = None,
     const: Any = None,
     result: bool = True,
+    common: bool = True,
 ) -> Any:
     """One option.
 
     Args:
         flags: further spellings; the field's own name with dashes always comes first.
         result: whether it can change what is learned, so that a resumed run must have the same.
+        common: whether ``--help`` shows it; ``--help-all`` shows all.
     """
     metadata = {
         "help": help,
@@ -53,14 +58,35 @@ def option(
         "nargs": nargs,
         "const": const,
         "result": result,
+        "common": common,
     }
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: default.copy(), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def add_arguments(parser: argparse.ArgumentParser, options: type[Any], *, dest_prefix: str = "") -> None:
-    """Adds every field of a dataclass of options to a parser, in groups that ``--help`` shows.
+GROUPS = {
+    "comparison": None,
+    "prediction": None,
+    "export": None,
+    "visualization": None,
+    "data": None,
+    "network": None,
+    "optimiser and schedule": None,
+    "augmentation": None,
+    "rotation test": None,
+    "machine": None,
+    "run folder and logs": None,
+    "reference": "so that command lines of main.py, the training script of SRE-Conv's authors, run as they are",
+}
+"""Groups of options in the order in which help shows them, and what it says of them."""
+
+_NUMBERS = {int: whole_number, float: finite_number}
+
+
+def add_arguments(parser: CommandParser, options: type[Any], *, dest_prefix: str = "") -> None:
+    """Adds every field of a dataclass of options to a parser, in groups that ``--help`` shows. What is switched on by
+    ``--name`` is switched off by ``--no-name``, where ``--config`` or ``--resume`` have switched it on.
 
     A class variable ``dropped`` lists flags of the reference script that are answered with the reason why they are
     gone.
@@ -70,10 +96,15 @@ def add_arguments(parser: argparse.ArgumentParser, options: type[Any], *, dest_p
     """
     hints = typing.get_type_hints(options)
     groups: dict[str, Any] = {}
-    for entry in dataclasses.fields(options):
+    order = list(GROUPS)
+    entries = sorted(dataclasses.fields(options), key=lambda entry: order.index(entry.metadata["group"]))
+    for entry in entries:
         about = entry.metadata
-        group = groups.setdefault(about["group"], None) or parser.add_argument_group(about["group"])
-        groups[about["group"]] = group
+        if about["group"] not in groups:
+            groups[about["group"]] = parser.add_argument_group(about["group"], GROUPS[about["group"]])
+        group = groups[about["group"]]
+        if not about["common"]:
+            parser.rare.add(dest_prefix + entry.name)
         make = entry.default_factory
         default = entry.default if make is dataclasses.MISSING else make()
         flags = [*about["flags"], "--" + entry.name.replace("_", "-")]
@@ -84,9 +115,17 @@ def add_arguments(parser: argparse.ArgumentParser, options: type[Any], *, dest_p
         }
         kind, many = _kind(hints[entry.name])
         if kind is bool:
-            group.add_argument(*flags, action=argparse.BooleanOptionalAction if default else "store_true", **settings)
+            group.add_argument(*flags, action="store_true", **settings)
+            if not entry.name.startswith("no_"):
+                settings |= {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+                parser.add_argument(flags[-1].replace("--", "--no-", 1), action="store_false", **settings)
             continue
-        settings |= {"type": kind, "metavar": about["metavar"], "choices": about["choices"], "nargs": about["nargs"]}
+        settings |= {
+            "type": _NUMBERS.get(kind, kind),
+            "metavar": about["metavar"],
+            "choices": about["choices"],
+            "nargs": about["nargs"],
+        }
         if many and about["nargs"] is None:
             settings["nargs"] = "+"
         if about["const"] is not None:
@@ -97,8 +136,9 @@ def add_arguments(parser: argparse.ArgumentParser, options: type[Any], *, dest_p
 
 
 def _help(text: str, default: Any) -> str:
-    shown = default not in (None, False, "") and "default" not in text
-    return text + (" (default: %(default)s)" if shown else "")
+    if default in (None, False, "") or "default" in text:
+        return text
+    return f"{text} (default: {' '.join(map(str, default)) if isinstance(default, list) else '%(default)s'})"
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:
