@@ -10,7 +10,10 @@ from typing import Any
 
 from sre_triton.cache import PARTIAL, replacing
 
-__all__ = ["PARTIAL", "read_json", "replacing", "sweep", "write_csv", "write_json"]
+__all__ = ["FIGURE_FORMATS", "PARTIAL", "read_json", "replacing", "sweep", "write_csv", "write_json"]
+
+FIGURE_FORMATS = ("png", "pdf", "svg")
+"""What figures can be written as."""
 
 
 def sweep(folder: Path) -> None:

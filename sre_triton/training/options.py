@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+from sre_triton.training.files import FIGURE_FORMATS
 from sre_triton.training.run_options import RunOptions, TurningOptions
 from sre_triton.training.schema import option
 
@@ -180,6 +181,7 @@ class EvaluateOptions(TurningOptions):
     output: Path | None = _run(
         None, "folder of the results (default: the first run folder)", metavar="DIR", common=True
     )
+    figure_format: str = _run("png", "format of figures", choices=FIGURE_FORMATS, common=True)
     quiet: bool = _quiet(group="run folder and logs")
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+from sre_triton.training.files import FIGURE_FORMATS
 from sre_triton.training.schema import option
 
 __all__ = ["RunOptions", "TurningOptions"]
@@ -159,6 +160,7 @@ class RunOptions(TurningOptions):
     quiet: bool = _run(False, "print errors alone", common=True)
     log: bool = _run(False, "also write TensorBoard events, if tensorboard is installed")
     log_interval: int = _run(200, "steps between two lines of --log and --wandb", metavar="N")
+    figure_format: str = _run("png", "format of figures", choices=FIGURE_FORMATS)
     log_img: bool = _run(False, "write a picture of the first training batch")
     log_grad_norm: bool = _run(False, "record the norm of the gradient")
     wandb: bool = _run(False, "also log to Weights & Biases")

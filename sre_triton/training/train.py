@@ -66,7 +66,7 @@ def _test(task: Task, folder: RunFolder, console: Console, *, rotations: bool, f
     with Progress(console=console, transient=True) as progress:
         result = evaluate_task(task, options, rotations=rotations, flips=flips, progress=progress)
     results = {options.model_type: result}
-    write_results(folder.path, results)
+    write_results(folder.path, results, options.figure_format)
     for table in summary_tables(results):
         console.print(table)
     names = {"rotation": "eval_rot_acc", "flips": "eval_flip_acc"}

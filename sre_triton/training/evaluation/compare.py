@@ -17,7 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from sre_triton.models.profile import count_work
-from sre_triton.training.evaluation.evaluate import curves_of, evaluate_task
+from sre_triton.training.evaluation.evaluate import curves_of, evaluate_task, rotation_caption
 from sre_triton.training.evaluation.footprint import interleaved_ms, parameter_count, peak_training_memory
 from sre_triton.training.figures import draw_angle_curves
 from sre_triton.training.files import read_json, replacing, write_csv, write_json
@@ -71,9 +71,11 @@ def compare(options: RunOptions, comparison: CompareOptions, console: Console | 
         results[run.options.model_type].append(result)
     rows = [_row(model, results[model]) for model in models]
     _add_costs(rows, {model: dataclasses.replace(options, model_type=model) for model in models}, comparison.output)
-    _write(comparison.output, rows, results)
+    _write(comparison.output, rows, results, options.figure_format)
     console.print(_table(rows, results))
-    console.print(f"{comparison.output}/comparison.csv, comparison.md, comparison.json, rotation.png")
+    console.print(
+        f"{comparison.output}/comparison.csv, comparison.md, comparison.json, rotation.{options.figure_format}"
+    )
     return rows
 
 
@@ -176,7 +178,9 @@ def _add_costs(rows: list[dict[str, Any]], options: dict[str, RunOptions], outpu
         row["training_mib"] = peak_training_memory(builders[model], (some.batch_size, *shape), _device(options[model]))
 
 
-def _write(output: Path, rows: list[dict[str, Any]], results: dict[str, list[dict[str, Any]]]) -> None:
+def _write(
+    output: Path, rows: list[dict[str, Any]], results: dict[str, list[dict[str, Any]]], figure_format: str
+) -> None:
     write_json(output / "comparison.json", {"networks": rows, "runs": results})
     write_csv(output / "comparison.csv", rows)
     table = _cells(rows, results)
@@ -184,7 +188,8 @@ def _write(output: Path, rows: list[dict[str, Any]], results: dict[str, list[dic
     with replacing(output / "comparison.md") as partial:
         partial.write_text("".join(f"| {line} |\n" for line in lines), encoding="utf-8")
     curves = {model: [curve for result in runs for curve in curves_of(result)] for model, runs in results.items()}
-    draw_angle_curves(output / "rotation.png", curves, next(iter(results.values()))[0]["main_score"])
+    first = next(iter(results.values()))[0]
+    draw_angle_curves(output / f"rotation.{figure_format}", curves, first["main_score"], rotation_caption(first))
 
 
 def _cells(rows: list[dict[str, Any]], results: dict[str, list[dict[str, Any]]]) -> list[list[str]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sre_triton.training.data.warp import turn
 from sre_triton.training.evaluation.compare import compare
-from sre_triton.training.figures import pyplot, save_figure
+from sre_triton.training.figures import drawing
 from sre_triton.training.options import CompareOptions, SegmentOptions
 from sre_triton.training.runs.fitting import prepare_machine
 from sre_triton.training.runs.predictor import Predictor, load
@@ -118,7 +118,11 @@ def _table(found: dict[str, _Answers]) -> Table:
 def _draw(path: Path, photograph: Tensor, found: dict[str, _Answers]) -> None:
     """The turned photograph, what each network finds, turned back, and where its answers differ over all angles."""
     rows, columns = 1 + len(found), len(_SHOWN) + 1
-    figure, axes = pyplot().subplots(rows, columns, figsize=(2.6 * columns, 2.75 * rows), layout="compressed")
+    with drawing(path, 7.2, 1.6 * rows, layout="compressed") as figure:
+        _draw_panels(figure, figure.subplots(rows, columns), photograph, found)
+
+
+def _draw_panels(figure: Any, axes: Any, photograph: Tensor, found: dict[str, _Answers]) -> None:
     for axis in axes.flat:
         axis.set_axis_off()
     for column, angle in enumerate(_SHOWN):
@@ -138,7 +142,6 @@ def _draw(path: Path, photograph: Tensor, found: dict[str, _Answers]) -> None:
         figure.colorbar(image, ax=panel, shrink=0.7)
         panel.text(0.5, -0.03, f"Dice with upright at least {least:.0f}%", transform=panel.transAxes, ha="center",
                    va="top", fontsize=8)  # fmt: skip
-    save_figure(figure, path)
 
 
 def _show(axis: Any, pixels: Tensor, title: str, colours: str = "gray", high: float = 1.0) -> Any:

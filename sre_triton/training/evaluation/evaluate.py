@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from sre_triton.training.figures import draw_angle_curves
+from sre_triton.training.figures import caption_line, draw_angle_curves
 from sre_triton.training.files import write_csv, write_json
 from sre_triton.training.options import EvaluateOptions, TurningOptions
 from sre_triton.training.runs.folder import folder_of
@@ -21,7 +21,7 @@ from sre_triton.training.runs.restore import load_task
 from sre_triton.training.tasks.task import Task
 from sre_triton.training.tasks.turning import flip_test, rotation_test, symmetries
 
-__all__ = ["curves_of", "evaluate", "evaluate_task", "summary_tables", "write_results"]
+__all__ = ["curves_of", "evaluate", "evaluate_task", "rotation_caption", "summary_tables", "write_results"]
 
 
 def evaluate_task(
@@ -54,6 +54,7 @@ def evaluate_task(
         "model": task.options.model_type,
         "seed": task.options.seed,
         "split": split,
+        "n": task.size(split),
         "interpolation": turning.interpolation,
         "padding": turning.padding,
         "main_score": task.main_score,
@@ -100,16 +101,17 @@ def evaluate(checkpoints: Sequence[Path], options: EvaluateOptions, console: Con
             if results[name]["main_score"] != results[names[0]]["main_score"]:
                 raise ValueError(f"{names[0]} and {name} are of different tasks: evaluate them apart")
     folder = options.output or folder_of(checkpoints[0])
-    write_results(folder, results)
+    write_results(folder, results, options.figure_format)
     for table in summary_tables(results):
         console.print(table)
     console.print(
-        f"{time.perf_counter() - start:.0f} s on {device}; {folder}/rotation.png, rotation.csv, evaluation.json"
+        f"{time.perf_counter() - start:.0f} s on {device}; {folder}/rotation.{options.figure_format}, "
+        f"rotation-polar.{options.figure_format}, rotation.csv, evaluation.json"
     )
 
 
-def write_results(folder: Path, results: dict[str, dict[str, Any]]) -> None:
-    """Writes what was measured as JSON and CSV, and the curves as a picture."""
+def write_results(folder: Path, results: dict[str, dict[str, Any]], figure_format: str = "png") -> None:
+    """Writes what was measured as JSON and CSV, and the curves as figures."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "evaluation.json", results)
     rows = [
@@ -122,7 +124,20 @@ def write_results(folder: Path, results: dict[str, dict[str, Any]]) -> None:
     write_csv(folder / "rotation.csv", rows)
     curves = {name: [*curves_of(result)] for name, result in results.items() if "rotation" in result}
     if curves:
-        draw_angle_curves(folder / "rotation.png", curves, next(iter(results.values()))["main_score"])
+        first = next(iter(results.values()))
+        draw_angle_curves(folder / f"rotation.{figure_format}", curves, first["main_score"], rotation_caption(first))
+
+
+def rotation_caption(result: dict[str, Any]) -> str:
+    """What was turned how, for the line under a figure."""
+    turned = result["rotation"]["rows"]
+    angles = len([row for row in turned if row["axis"] == turned[0]["axis"]])
+    things = "volumes" if len(turned) > angles else "images"
+    return caption_line(
+        f"{result['data']}, {result['split']}",
+        f"n = {result['n']:,} {things}" if "n" in result else "",  # results of earlier versions do not say it
+        f"{angles} angles, {result['interpolation']} interpolation, {result['padding']} outside",
+    )
 
 
 def curves_of(result: dict[str, Any]) -> list[tuple[str, list[float], list[float]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from sre_triton.functional import expand_kernel
 from sre_triton.layers import RingConvNd
 from sre_triton.training.data.pictures import read_picture
 from sre_triton.training.data.warp import turn
-from sre_triton.training.figures import pyplot, save_figure
+from sre_triton.training.figures import draw_kernels, draw_profiles, drawing
 from sre_triton.training.files import replacing, write_json
 from sre_triton.training.options import VisualizeOptions
 from sre_triton.training.runs.restore import load_network
@@ -27,7 +26,6 @@ from sre_triton.training.tasks.registry import task_type
 __all__ = ["Visualization", "visualize_image", "visualized_turns"]
 
 _PICTURED = (0, 30, 45, 90, 160)
-_KERNELS = 16
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,7 @@ def visualize_image(path: Path, options: VisualizeOptions, console: Console | No
     options.output.mkdir(parents=True, exist_ok=True)
     _draw_turning(options.output / "turning.png", found)
     _animate(options.output / "turning.gif", found)
-    layer = _first_convolution(network)
-    _draw_kernels(options.output / "kernels.png", layer)
-    _draw_profiles(options.output / "profiles.png", layer)
+    _draw_weights(options.output, network, trained.model_type, "png")
     cam, maps = float(found.deviation(found.cams)), found.deviation(found.maps)
     summary = {
         "image": str(path),
@@ -189,52 +185,33 @@ def _last_spatial(pooled: _Pooled, image: Tensor) -> str:
     return wide[-1]
 
 
-def _first_convolution(network: nn.Module) -> nn.Module:
-    for module in network.modules():
+def _first_convolution(network: nn.Module) -> tuple[str, RingConvNd | nn.Conv2d]:
+    for name, module in network.named_modules():
         if isinstance(module, (RingConvNd, nn.Conv2d)) and max(module.kernel_size) > 1:
-            return module
+            return name, module
     raise ValueError("the network has no convolution larger than 1x1")
 
 
-def _kernels(layer: nn.Module) -> Tensor:
-    """The kernels of the first input channel, (out, k, k)."""
+def _draw_weights(folder: Path, network: nn.Module, caption: str, figure_format: str) -> None:
+    """The kernels of the network's first convolution, for its first input channel."""
+    name, layer = _first_convolution(network)
     if isinstance(layer, RingConvNd):
         geometry = layer.geometry
-        dense = expand_kernel(layer.ring_weight(), layer.kernel_size, geometry.circular, geometry.antialias)
+        weights = layer.ring_weight().detach()
+        dense = expand_kernel(weights, layer.kernel_size, geometry.circular, geometry.antialias)
+        # A last ring that is the corner taps alone has no width of its own.
+        places = [*geometry.edges, geometry.edges[-1] + 0.5][: geometry.num_rings + 1]
+        profiles = weights[:, 0].cpu().numpy()
     else:
-        assert isinstance(layer, nn.Conv2d)
-        dense = layer.weight
-    return dense.detach()[:, 0].cpu()
-
-
-def _draw_kernels(path: Path, layer: nn.Module) -> None:
-    kernels = _kernels(layer)[:_KERNELS]
-    columns = min(8, len(kernels))
-    rows = math.ceil(len(kernels) / columns)
-    figure, axes = pyplot().subplots(rows, columns, figsize=(1.3 * columns, 1.3 * rows), squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, kernel in zip(axes.flat, kernels, strict=False):
-        reach = float(kernel.abs().max()) or 1.0
-        axis.imshow(kernel.numpy(), cmap="coolwarm", vmin=-reach, vmax=reach)
-    save_figure(figure, path)
-
-
-def _draw_profiles(path: Path, layer: nn.Module) -> None:
-    """Weight against distance from the centre: lines of a ring layer's kernels, points of an ordinary one's."""
-    kernels = _kernels(layer)[:_KERNELS]
-    steps = torch.arange(kernels.shape[-1]) - (kernels.shape[-1] - 1) / 2
-    distance = (steps[:, None] ** 2 + steps**2).sqrt().flatten()
-    order = distance.argsort()
-    figure, axis = pyplot().subplots(figsize=(6, 3.6), layout="constrained")
-    for number, kernel in enumerate(kernels):
-        style = "-" if isinstance(layer, RingConvNd) else "none"
-        axis.plot(
-            distance[order], kernel.flatten()[order], marker=".", linestyle=style, color=f"C{number % 10}", alpha=0.7
-        )
-    axis.set(xlabel="distance from the centre in pixels", ylabel="weight")
-    axis.grid(alpha=0.3)
-    save_figure(figure, path)
+        dense = layer.weight.detach()
+        steps = np.arange(layer.kernel_size[0]) - (layer.kernel_size[0] - 1) / 2
+        places = np.hypot(steps[:, None], steps).flatten().tolist()
+        profiles = dense[:, 0].flatten(1).cpu().numpy()
+    draw_kernels(folder / f"kernels.{figure_format}", dense[:, 0].cpu().numpy(), name, caption)
+    draw_profiles(
+        folder / f"profiles.{figure_format}", profiles, np.array(places), name, caption,
+        is_steps=isinstance(layer, RingConvNd),
+    )  # fmt: skip
 
 
 def _rows(found: Visualization) -> list[tuple[str, Tensor, str]]:
@@ -256,9 +233,11 @@ def _draw_turning(path: Path, found: Visualization) -> None:
     nearest = [min(range(len(found.angles)), key=lambda i: abs(found.angles[i] - angle)) for angle in _PICTURED]
     chosen = list(dict.fromkeys(nearest))
     rows = _rows(found)
-    figure, axes = pyplot().subplots(
-        len(rows), len(chosen) + 1, figsize=(2 * (len(chosen) + 1), 2 * len(rows)), layout="compressed", squeeze=False
-    )
+    with drawing(path, 7.2, 7.2 * len(rows) / (len(chosen) + 1), layout="compressed") as figure:
+        _draw_rows(figure.subplots(len(rows), len(chosen) + 1, squeeze=False), rows, chosen, found)
+
+
+def _draw_rows(axes: Any, rows: list[tuple[str, Tensor, str]], chosen: list[int], found: Visualization) -> None:
     for axis in axes.flat:
         axis.set_axis_off()
     for line, (title, row, colours) in zip(axes, rows, strict=True):
@@ -270,7 +249,6 @@ def _draw_turning(path: Path, found: Visualization) -> None:
             spread = row.std(dim=0, correction=0).numpy()
             line[-1].imshow(spread, cmap="magma", vmin=0, vmax=float(row[0].std()) or 1.0)
             line[-1].set_title("deviation over angles", fontsize=7)
-    save_figure(figure, path)
 
 
 def _animate(path: Path, found: Visualization, scale: int = 160) -> None:

@@ -80,7 +80,7 @@ def _fit(task: Task, folder: RunFolder, bar: bool) -> Recorder:
     if options.compile:
         task.network.compile()
     if options.log_img and rank_zero:
-        task.draw_batch(folder.path / "batch.png")
+        task.draw_batch(folder.path / f"batch.{options.figure_format}")
     on_terminal = bar and sys.stdout.isatty()
     recorder = Recorder(folder, options.cur_ep, lines=not on_terminal)
     recorder.tests = partial(_periodic_tests, task)
@@ -112,7 +112,10 @@ def _fit(task: Task, folder: RunFolder, bar: bool) -> Recorder:
         trainer.fit(task, ckpt_path=str(resumed) if resumed is not None else None, weights_only=True)
     if trainer.is_global_zero and recorder.rows:
         recorder.write()
-        draw_curves(folder.path / "curves.png", recorder.rows)
+        about = f"{task.description['data']}, {options.model_type}, seed {options.seed}"
+        sizes = f"trained on {task.size('train'):,} images, validated on {task.size('val'):,}"
+        curves = folder.path / f"curves.{options.figure_format}"
+        draw_curves(curves, recorder.rows, task.monitor, f"{about}; {sizes}")
     return recorder
 
 

@@ -1,0 +1,215 @@
+"""Figures: type that can be read, inside the frame, in every format, whatever the data are."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from sre_triton.training.figures import (
+    confusion_matrix_figure,
+    draw_angle_curves,
+    draw_curves,
+    draw_images,
+    draw_kernels,
+    draw_profiles,
+    drawing,
+)
+from sre_triton.training.figures.style import robust_limits
+
+ANGLES = list(range(0, 360, 30))
+
+
+def _rows(first_loss: float = 2.0, count: int = 6) -> list[dict[str, float]]:
+    return [
+        {
+            "epoch": epoch,
+            "lr": 0.1 / epoch,
+            "train_loss": first_loss if epoch == 1 else 1 / epoch,
+            "val_loss": 1.5 / epoch,
+            "train_accuracy": 1 - 0.5 / epoch,
+            "val_accuracy": 0.8 - 0.1 * abs(epoch - 4),
+            "val_auc": 0.9,
+        }
+        for epoch in range(1, count + 1)
+    ]
+
+
+def _curve(level: float, axis: str = "x") -> tuple[str, list[int], list[float]]:
+    return axis, ANGLES, [level + 0.05 * math.cos(math.radians(4 * angle)) for angle in ANGLES]
+
+
+LONG = ["a class of a name that no axis has room for", "b", "c"]
+FIGURES: dict[str, Callable[[Path], Any]] = {
+    "curves": lambda path: draw_curves(path, _rows(), "val_accuracy", "patches, sre_resnet18, seed 1"),
+    "one epoch": lambda path: draw_curves(path, _rows(count=1), "val_accuracy"),
+    "rotation": lambda path: draw_angle_curves(
+        path, {"rings": [_curve(0.8), _curve(0.82)], "plain": [_curve(0.7), _curve(0.6)]}, "accuracy", "n = 40 images"
+    ),
+    "rotation of volumes": lambda path: draw_angle_curves(path, {"rings": [_curve(0.8, a) for a in "xyz"]}, "auc"),
+    "batch": lambda path: draw_images(path, torch.rand(5, 3, 20, 30)),
+    "kernels": lambda path: draw_kernels(path, np.ones((20, 5, 5)), "stem", "sre_resnet18"),
+    "profile": lambda path: draw_profiles(path, np.ones((9, 3)), np.arange(4.0), "stem", is_steps=True),
+    "taps": lambda path: draw_profiles(path, np.ones((2, 9)), np.arange(9.0), "stem", is_steps=False),
+    "confusion": lambda path: confusion_matrix_figure(path, [[9, 1, 0], [0, 0, 0], [4, 5, 12_345_678]], LONG, "test"),
+    "confusion of 60": lambda path: confusion_matrix_figure(path, np.eye(60, dtype=int), range(60)),
+}
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are written."""
+    figures: list[Figure] = []
+    write = Figure.savefig
+
+    def keep(self: Figure, *arguments: Any, **settings: Any) -> None:
+        write(self, *arguments, **settings)
+        figures.append(self)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_type_is_legible_and_inside(
+    name: str, drawn: list[Figure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the width at which it is printed, a figure's type has 7 points or more, is cut nowhere, and hides none."""
+    texts: list[tuple[Text, Any]] = []
+    draw = Text.draw
+
+    def keep(self: Text, renderer: Any) -> None:
+        draw(self, renderer)
+        if self.get_visible() and self.get_text().strip():
+            texts.append((self, self.get_window_extent(renderer)))
+
+    monkeypatch.setattr(Text, "draw", keep)
+    FIGURES[name](tmp_path / "figure.png")
+    assert drawn
+    for figure in drawn:
+        assert figure.get_figwidth() <= 7.2001
+        assert figure.get_figheight() <= 9.5
+        texts.clear()
+        FigureCanvasAgg(figure).draw()
+        assert all(text.get_fontsize() >= 7 for text, _ in texts)
+        boxes = [box for _, box in texts]
+        assert boxes or name == "batch"
+        for box in boxes:
+            assert box.x0 >= -1
+            assert box.y0 >= -1
+            assert box.x1 <= figure.bbox.width + 1
+            assert box.y1 <= figure.bbox.height + 1
+        for one, other in itertools.combinations(boxes, 2):
+            width, height = min(one.x1, other.x1) - max(one.x0, other.x0), min(one.y1, other.y1) - max(one.y0, other.y0)
+            assert min(width, height) <= 1, "two texts lie on each other"
+
+
+@pytest.mark.parametrize(("kind", "begin"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_formats_repeat_to_the_byte(kind: str, begin: bytes, tmp_path: Path) -> None:
+    contents = []
+    for name in ("one", "other"):
+        draw_profiles(tmp_path / f"{name}.{kind}", np.ones((2, 3)), np.arange(4.0), "stem", is_steps=True)
+        contents.append((tmp_path / f"{name}.{kind}").read_bytes())
+    assert contents[0].startswith(begin)
+    assert contents[0] == contents[1]
+
+
+def test_the_process_keeps_its_own_style(tmp_path: Path) -> None:
+    before, backend = dict(matplotlib.rcParams), matplotlib.get_backend()
+    draw_images(tmp_path / "batch.png", torch.rand(2, 1, 8, 8))
+    assert dict(matplotlib.rcParams) == before
+    assert matplotlib.get_backend() == backend
+    with pytest.raises(ValueError, match=r"'batch\.gif'"), drawing(tmp_path / "batch.gif", 1, 1):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["batch.png"]
+
+
+def test_a_loss_that_went_astray_does_not_flatten_the_rest(drawn: list[Figure], tmp_path: Path) -> None:
+    draw_curves(tmp_path / "curves.png", _rows(first_loss=1e6), "val_accuracy")
+    loss, score, rate = drawn[0].axes
+    assert loss.get_ylim()[1] < 2
+    assert "1e+06 in epoch 1" in loss.texts[0].get_text()
+    assert score.get_ylabel() == "Score (%)"
+    labels = [text.get_text() for text in score.get_legend().get_texts()]
+    assert labels == ["training accuracy", "validation accuracy", "validation AUC", "best epoch: 4"]
+    assert all(tick == int(tick) for axis in (loss, score, rate) for tick in axis.get_xticks())
+    draw_curves(tmp_path / "curves.png", _rows(), "val_accuracy")
+    assert drawn[1].axes[0].get_ylim()[1] > 2
+    assert not drawn[1].axes[0].texts
+
+
+@pytest.mark.parametrize("far", [1e6, -1e6])
+def test_robust_limits_show_all_but_what_lies_far_out(far: float) -> None:
+    near = [0.1 * number for number in range(20)]
+    limits = robust_limits([far, *near])
+    assert limits is not None
+    assert limits[0] < 0 < 1.9 < limits[1] < 3
+    assert limits[0] > -1
+    assert robust_limits(near) is None
+    assert robust_limits([1e6, 1.0, 2.0]) is None  # too few to say which is far out
+    assert robust_limits([5.0] * 10) is None
+
+
+def test_rotation_curves_are_percent_with_a_band_over_seeds(drawn: list[Figure], tmp_path: Path) -> None:
+    curves = {"rings": [_curve(0.80), _curve(0.84)], "plain": [_curve(0.7)]}
+    paths = draw_angle_curves(tmp_path / "rotation.pdf", curves, "dice", "vessels, test, n = 3 images")
+    assert paths == (tmp_path / "rotation.pdf", tmp_path / "rotation-polar.pdf")
+    straight, polar = (figure.axes[0] for figure in drawn)
+    for axis in (straight, polar):
+        rings, plain = axis.lines
+        values = np.asarray(rings.get_ydata())
+        assert values[0] == pytest.approx(87)
+        assert np.asarray(plain.get_ydata())[0] == pytest.approx(75)
+        assert values[-1] == values[0]  # the circle is closed
+        (band,) = axis.collections
+        heights = band.get_paths()[0].vertices[:, 1]
+        assert heights.max() == pytest.approx(87 + math.sqrt(8))  # ± one sample standard deviation
+    assert straight.get_ylabel() == "Dice (%)"
+    assert polar.name == "polar"
+    caption = drawn[0].get_supxlabel()
+    assert "n = 3 images" in caption
+    assert "means of 2 seeds" in caption.replace("\n", " ")
+
+
+def test_confusion_matrix_shows_shares_of_the_true_class(drawn: list[Figure], tmp_path: Path) -> None:
+    confusion_matrix_figure(tmp_path / "confusion.png", [[3, 1], [0, 0]], ["cat", "dog"], "pets, test")
+    axis = drawn[0].axes[0]
+    assert [text.get_text() for text in axis.texts] == ["75\n3", "25\n1"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["cat (4)", "dog (0)"]
+    shares = axis.images[0].get_array()
+    assert shares[0].tolist() == [75, 25]
+    assert shares.mask[1].all()  # no dog was shown: there are no shares
+    assert "n = 4 images" in drawn[0].get_supxlabel()
+    with pytest.raises(ValueError, match="2 x 2"):
+        confusion_matrix_figure(tmp_path / "confusion.png", [[1, 2, 3]], ["cat", "dog"])
+
+
+def test_commands_write_figures_in_the_format_asked_for(
+    make_set: Callable[..., Path], sre: Callable[..., int], tmp_path: Path
+) -> None:
+    from tests.training.conftest import TINY
+
+    make_set("tiny")
+    tiny = [*TINY, "--med-mnist", "tiny", "--epochs", "1", "--eval-rot", "--log-img", "--figure-format", "svg"]
+    assert sre("train", *tiny) == 0
+    (run,) = (tmp_path / "logs" / "task").iterdir()
+    drawn = {"curves.svg", "batch.svg", "rotation.svg", "rotation-polar.svg"}
+    assert drawn <= {path.name for path in run.iterdir()}
+    assert not list(run.glob("*.png"))
+    evaluated = tmp_path / "evaluated"
+    assert (
+        sre("evaluate", run, "--output", evaluated, "--figure-format", "pdf", "--no-flips", "--step-degrees", "90") == 0
+    )
+    assert {path.name for path in evaluated.glob("*.pdf")} == {"rotation.pdf", "rotation-polar.pdf"}
+    assert json.loads((evaluated / "evaluation.json").read_text())[run.name]["n"] == 6
