@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from sre_triton.training.options import PredictOptions
 from sre_triton.training.runs.folder import checkpoint_in
 from sre_triton.training.runs.predictor import Predictor, load
 from sre_triton.training.tasks.segmentation_scores import segmentation_scores
+from sre_triton.training.tasks.undefined import UNDEFINED, means_of_known
 
 __all__ = ["predict"]
 
@@ -240,8 +240,13 @@ def _scores(
 def _print_scores(rows: list[dict[str, Any]], console: Console) -> None:
     names = [name for name in rows[0] if name not in ("image", "class") and not name.startswith(("p_", "share_"))]
     if names:
-        means = (f"{name} {statistics.fmean(float(row[name]) for row in rows):.4f}" for name in names)
-        console.print(f"means over {len(rows)} pictures: {', '.join(means)}", soft_wrap=True)
+        means = means_of_known([{name: float(row[name]) for name in names} for row in rows])
+        shown = (f"{name} {means[name]:.4f}" for name in names)
+        console.print(f"means over {len(rows)} pictures: {', '.join(shown)}", soft_wrap=True)
+        left_out = (f"{name} on {means[UNDEFINED + name]:.0f}" for name in names if UNDEFINED + name in means)
+        told = ", ".join(left_out)
+        if told:
+            console.print(f"undefined and left out: {told}", soft_wrap=True)
 
 
 # Files ------------------------------------------------------------------------------------------------

@@ -51,7 +51,14 @@ def test_seed_command_2d(name: str, make_set: MakeSet, tmp_path: Path) -> None:
     config = json.loads((run / "config.json").read_text())
     assert config["multi_label"] == (name == "chestmnist")
     assert config["options"]["sre_conv_size_list"] == [9, 9, 5, 5]
-    for file in ("best.ckpt", "last.ckpt", "metrics.csv", "curves.png", "rotation.png", "versions.json"):
+    for file in (
+        "best.ckpt",
+        "last.ckpt",
+        "metrics.csv",
+        "curves.png",
+        "evaluation-test/rotation.png",
+        "versions.json",
+    ):
         assert (run / file).stat().st_size > 0
 
 
@@ -68,7 +75,7 @@ def test_volumes_train_and_turn_about_each_axis(make_set: MakeSet, sre: Command,
     assert sre("train", "--med-mnist", "tinymnist3d", *arguments, "--dry-run") == 0
     (run,) = (tmp_path / "logs" / "task").iterdir()
     assert sre("evaluate", run, "--step-degrees", "90") == 0
-    rows = json.loads((run / "evaluation.json").read_text())[run.name]["rotation"]["rows"]
+    rows = json.loads((run / "evaluation-test/evaluation.json").read_text())[run.name]["rotation"]["rows"]
     assert [(row["axis"], row["angle"]) for row in rows] == [(axis, k * 90) for axis in "xyz" for k in range(4)]
     assert len({row["accuracy"] for row in rows}) == 1  # quarter turns about any axis change nothing
 
@@ -133,13 +140,13 @@ def test_segment_writes_a_run(sre: Command, tmp_path: Path) -> None:
     assert sre("segment", *TINY_UNET, "--epochs", "1", "--loss", "dice-ce", "--eval-rot", "--eval-flip") == 0
     (run,) = (tmp_path / "logs" / "task").iterdir()
     assert run.name == "vessels-sre_unet-seed1"
-    with (run / "rotation.csv").open() as file:
+    with (run / "evaluation-test/rotation.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {"dice", "iou", "auc", "sensitivity", "specificity", "accuracy"} <= set(rows[0])
     at = {float(row["angle"]): float(row["dice"]) for row in rows if row["test"] == "rotation"}
     assert len(at) == 36
     # The window is larger than the image, so that a quarter turn changes nothing but rounding.
-    assert np.ptp([at[angle] for angle in (0, 90, 180, 270)]) < 2e-3
+    assert np.ptp([at[angle] for angle in (0, 90, 180, 270)]) < 0.2  # percent
 
 
 @pytest.mark.parametrize(

@@ -205,8 +205,8 @@ def test_commands_write_figures_in_the_format_asked_for(
     assert sre("train", *tiny) == 0
     (run,) = (tmp_path / "logs" / "task").iterdir()
     drawn = {"curves.svg", "batch.svg", "rotation.svg", "rotation-polar.svg"}
-    assert drawn <= {path.name for path in run.iterdir()}
-    assert not list(run.glob("*.png"))
+    assert drawn <= {path.name for path in run.rglob("*.svg")}
+    assert not list(run.rglob("*.png"))
     evaluated = tmp_path / "evaluated"
     assert (
         sre("evaluate", run, "--output", evaluated, "--figure-format", "pdf", "--no-flips", "--step-degrees", "90") == 0

@@ -62,7 +62,7 @@ def test_drive_without_test_labels_is_trained_and_validated(sre: Command, tmp_pa
     assert "drive has no test images to turn" in capsys.readouterr().err
     run = tmp_path / "logs" / "task" / "drive-sre_unet-seed1"
     assert sre("evaluate", run, "--split", "val", "--step-degrees", "90") == 0
-    found = json.loads((run / "evaluation.json").read_text())[run.name]["rotation"]["summary"]
+    found = json.loads((run / "evaluation-val/evaluation.json").read_text())[run.name]["rotation"]["summary"]
     assert {"dice", "whole_dice"} <= set(found)
     assert sre("evaluate", run) == 2
 
@@ -151,7 +151,7 @@ def test_other_data_are_evaluated_whole(sre: Command, tmp_path: Path) -> None:
     assert sre("segment", "--data", tmp_path / "one", *TINY, "--layout", "folder") == 0
     run = tmp_path / "logs" / "task" / "one-sre_unet-seed1"
     assert sre("evaluate", run, "--data", tmp_path / "two", "--split", "all", "--step-degrees", "180") == 0
-    result = json.loads((run / "evaluation.json").read_text())[run.name]
+    result = json.loads((run / "evaluation-all-hrf/evaluation.json").read_text())[run.name]
     assert (result["data"], result["split"]) == ("hrf", "all")
     shutil.rmtree(tmp_path / "one")
     assert sre("evaluate", run) == 2

@@ -313,5 +313,7 @@ def test_the_threshold_of_validation_is_kept_and_used(sre: Command, tmp_path: Pa
     probabilities = model.probabilities(picture)
     np.testing.assert_array_equal(model.predict(picture) > 0, probabilities[1] >= model.threshold)
     assert sre("evaluate", tuned, "--split", "val", "--step-degrees", "360", "--no-flips") == 0
-    summary = next(iter(json.loads((tuned / "evaluation.json").read_text()).values()))["rotation"]["summary"]
-    assert summary["dice"]["at_0"] == pytest.approx(max(dice[1]), abs=1e-6)
+    summary = next(iter(json.loads((tuned / "evaluation-val/evaluation.json").read_text()).values()))["rotation"][
+        "summary"
+    ]
+    assert summary["dice"]["at_0"] == pytest.approx(100 * max(dice[1]), abs=1e-4)

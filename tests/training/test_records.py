@@ -32,7 +32,7 @@ def test_a_run_says_what_it_was_and_what_it_took(make_set: MakeSet, sre: Command
     assert config["command"]
     assert config["date"][:2] == "20"
     assert config["sizes"] == {"train": 12, "val": 6, "test": 5}
-    assert len(config["data_checksum"]) == 64
+    assert config["data_checksums"].keys() == {"train", "val", "test", "all"}
     state = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
     assert 0 < config["parameters"] <= sum(value.numel() for value in state.values())
     assert versions["torch"] == torch.__version__
@@ -63,11 +63,15 @@ def test_what_was_written_at_the_start_stays(make_set: MakeSet, sre: Command, tm
 def test_checksums_tell_data_apart(tmp_path: Path, make_set: MakeSet) -> None:
     from sre_triton.training.tasks.classification import ClassificationTask
 
-    def checksum(counts: tuple[int, int, int]) -> str:
+    def checksums(counts: tuple[int, int, int]) -> dict[str, str]:
         path = make_set("tiny", counts=counts)
-        return ClassificationTask.read_data(TrainOptions(med_mnist="tiny", data_root=path.parent)).checksum
+        return ClassificationTask.read_data(TrainOptions(med_mnist="tiny", data_root=path.parent)).checksums
 
-    assert checksum((6, 3, 3)) == checksum((6, 3, 3)) != checksum((6, 3, 4))
+    first, other = checksums((6, 3, 3)), checksums((6, 3, 4))
+    assert checksums((6, 3, 3)) == first
+    assert first["train"] == other["train"]  # as the first six are drawn alike
+    assert first["test"] != other["test"]
+    assert first["all"] != other["all"]
 
 
 _HOLDS = """
@@ -107,3 +111,23 @@ def test_an_option_that_is_gone_is_left_out_and_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"options": values}))
     with pytest.warns(UserWarning, match="--sharpen 3"):
         folder.check(TrainOptions(lr=0.5))
+
+
+def test_checksums_of_folders_know_images_not_their_order(tmp_path: Path) -> None:
+    from sre_triton.training.data.checksum import checksums
+
+    files = [tmp_path / f"{number}.png" for number in range(4)]
+    for number, file in enumerate(files):
+        file.write_bytes(bytes([number]) * (2**21 + number))
+    first = checksums({"train": [(file,) for file in files[:3]], "val": [(files[3],)]})
+    moved = checksums({"train": [(file,) for file in files[1:]], "val": [(files[0],)]})
+    assert first["all"] == moved["all"]
+    assert first["train"] != moved["train"]
+    assert checksums({"train": [(file,) for file in reversed(files[:3])]})["train"] == first["train"]
+    for place in (0, 2**21 + 1):  # the first and the last byte
+        content = bytearray(files[2].read_bytes())
+        content[place] ^= 1
+        files[2].write_bytes(content)
+        assert checksums({"train": [(file,) for file in files[:3]]})["train"] != first["train"]
+        content[place] ^= 1
+        files[2].write_bytes(content)

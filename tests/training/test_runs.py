@@ -181,7 +181,7 @@ def test_weights_are_loaded_and_evaluated_without_training(
     again = [*TINY, "--med-mnist", "tiny", "--epochs", "2", "--load-model", run / "last.ckpt"]
     assert sre("train", *again, "--exp", "more", "--cur-ep", "1") == 0
     assert sre("train", *again, "--exp", "only", "--eval-only") == 0
-    assert (tmp_path / "logs" / "only" / run.name / "evaluation.json").is_file()
+    assert (tmp_path / "logs" / "only" / run.name / "evaluation-test/evaluation.json").is_file()
     assert sre("train", *again, "--res-inplanes", "16") == 2
     assert "is of another network" in capsys.readouterr().err
 

@@ -60,7 +60,7 @@ class Preparation:
     @property
     def side(self) -> int:
         """Side of the prepared image; 28 becomes 32, which halves evenly."""
-        if self.options.data is not None:
+        if self.options.data is not None or self.options.image_size is not None:
             return self.options.image_size or DEFAULT_SIDE
         return 32 if self.options.medmnist_size == 28 else self.options.medmnist_size
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sre_triton.training.data.checksum import checksum_of
+from sre_triton.training.data.checksum import checksums
 from sre_triton.training.data.medmnist import ImageSet, Split
 from sre_triton.training.data.photographs import KeptArrays, LazyList, cache_limit
 from sre_triton.training.data.pictures import picture_files, read_header, read_picture
@@ -108,11 +108,13 @@ def read_image_folder(options: TrainOptions) -> ImageSet:
         )
         splits[split] = Split(stack, labels)
     name = root.stem if root.is_file() else root.resolve().name
-    parts = {
-        split: [part for index in members for part in (entries[index].image, ";".join(entries[index].labels))]
-        for split, members in indices.items()
-    }
-    return ImageSet(name, len(names), channels, 2, several, splits, tuple(names), checksum_of(parts), notes)
+    sums = checksums(
+        {
+            split: [(entries[index].image, *entries[index].labels) for index in members]
+            for split, members in indices.items()
+        }
+    )
+    return ImageSet(name, len(names), channels, 2, several, splits, tuple(names), sums, notes)
 
 
 def _check_classes(

@@ -32,8 +32,8 @@ class Traced(Splittable):
     mask: Path = Path()
     field: Path | None = None
 
-    def files(self) -> list[Path]:
-        return [self.image, self.mask, *([self.field] if self.field is not None else [])]
+    def files(self) -> tuple[Path, ...]:
+        return (self.image, self.mask, *([self.field] if self.field is not None else []))
 
 
 @dataclass(frozen=True)

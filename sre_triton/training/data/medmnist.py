@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sre_triton.training.data.archive import Archive
-from sre_triton.training.data.checksum import checksum_of
+from sre_triton.training.data.checksum import checksums
 from sre_triton.training.data.splits import SPLITS
 from sre_triton.training.files import replacing
 
@@ -70,7 +70,7 @@ class ImageSet:
     multi_label: bool
     splits: dict[str, Split]
     class_names: tuple[str, ...] = ()
-    checksum: str = ""
+    checksums: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def __deepcopy__(self, memo: Any) -> ImageSet:
@@ -124,8 +124,8 @@ def read_image_set(root: Path, name: str, size: int = 28, *, download: bool = Fa
                 "or say with --data-root where it is"
             )
         _download(path, name, size, known.md5[size])
-    arrays, checksum = _read_arrays(path)
-    return replace(_check(path, name, known, arrays), checksum=checksum)
+    arrays, sums = _read_arrays(path)
+    return replace(_check(path, name, known, arrays), checksums=sums)
 
 
 def write_image_set(path: Path, splits: dict[str, Split], **extra: npt.NDArray[np.generic]) -> None:
@@ -141,15 +141,16 @@ def write_image_set(path: Path, splits: dict[str, Split], **extra: npt.NDArray[n
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
-def _read_arrays(path: Path) -> tuple[dict[str, npt.NDArray[np.generic]], str]:
-    wanted = [f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels")]
+def _read_arrays(path: Path) -> tuple[dict[str, npt.NDArray[np.generic]], dict[str, str]]:
+    names = {split: (f"{split}_images", f"{split}_labels") for split in SPLITS}
+    wanted = [name for pair in names.values() for name in pair]
     try:
         with Archive(path) as archive:
             missing = [name for name in wanted if name not in archive.names]
             if missing:
                 raise ValueError(f"it has no array {missing[0]!r}")
-            checksum = checksum_of({"all": [archive.checksum(name) for name in wanted]})
-            return {name: archive.read(name) for name in wanted}, checksum
+            sums = checksums({split: [tuple(map(archive.checksum, pair))] for split, pair in names.items()})
+            return {name: archive.read(name) for name in wanted}, sums
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, NotImplementedError) as error:
         raise ValueError(
             f"{path} is not a whole file of MedMNIST's format: {error}; remove it and fetch it again"

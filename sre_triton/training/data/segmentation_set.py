@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
-from sre_triton.training.data.checksum import checksum_of
+from sre_triton.training.data.checksum import checksums
 from sre_triton.training.data.layouts import Traced, find_photographs
 from sre_triton.training.data.masks import MaskClasses, count_classes, read_field
 from sre_triton.training.data.photographs import Kept, LazyList, Photograph, cache_limit
@@ -29,7 +29,7 @@ class SegmentationSet:
         values: the stored value of each class.
         splits: photographs to train, validate and test on; "test" may be empty.
         has_fields: whether there are masks of the field of view.
-        checksum: of the files and the division; see :mod:`.checksum`.
+        checksums: of each split; see :mod:`.checksum`.
         notes: what the user should know of how the set was read.
     """
 
@@ -38,7 +38,7 @@ class SegmentationSet:
     values: tuple[int, ...]
     splits: dict[str, Sequence[Photograph]]
     has_fields: bool = False
-    checksum: str = ""
+    checksums: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def __deepcopy__(self, memo: Any) -> SegmentationSet:
@@ -60,8 +60,8 @@ def read_segmentation_set(options: SegmentOptions) -> SegmentationSet:
         counts = options.vessels_count
         if len(counts) != 3 or min(counts) < 1:
             raise ValueError(f"--vessels-count must be three positive numbers (train, val, test), got {counts}")
-        drawn, checksum = _draw(options.vessels_size, options.vessels_seed, *counts)
-        return SegmentationSet("vessels", 2, (0, 1), drawn, checksum=checksum)
+        drawn, sums = _draw(options.vessels_size, options.vessels_seed, *counts)
+        return SegmentationSet("vessels", 2, (0, 1), drawn, checksums=sums)
     source = find_photographs(options)
     indices = assign_splits(source.entries, options, source.usual)
     for entry in source.entries:
@@ -81,13 +81,10 @@ def read_segmentation_set(options: SegmentOptions) -> SegmentationSet:
     fields = sum(entry.field is not None for entry in source.entries)
     within = f"inside the field of view (of {fields}) and on whole images" if fields else "on whole images"
     notes = [f"{len(source.entries)} photographs: {counted}; scores {within}", classes.summary(), *source.notes]
-    parts = {
-        split: [file for index in members for file in source.entries[index].files()]
-        for split, members in indices.items()
-    }
-    return SegmentationSet(
-        source.name, len(classes.values), classes.values, dict(splits), fields > 0, checksum_of(parts), notes
+    sums = checksums(
+        {split: [source.entries[index].files() for index in members] for split, members in indices.items()}
     )
+    return SegmentationSet(source.name, len(classes.values), classes.values, dict(splits), fields > 0, sums, notes)
 
 
 def _read(entry: Traced, classes: MaskClasses, max_value: float | None) -> Photograph:
@@ -100,9 +97,11 @@ def _size(shape: tuple[int, int]) -> str:
 
 
 @lru_cache(maxsize=2)
-def _draw(size: int, seed: int, train: int, val: int, test: int) -> tuple[dict[str, Sequence[Photograph]], str]:
-    """Drawn photographs by split, and their checksum."""
+def _draw(
+    size: int, seed: int, train: int, val: int, test: int
+) -> tuple[dict[str, Sequence[Photograph]], dict[str, str]]:
+    """Drawn photographs by split, and their checksums."""
     drawn = [draw_vessels(size, seed, index) for index in range(train + val + test)]
     splits = {"train": drawn[:train], "val": drawn[train : train + val], "test": drawn[train + val :]}
-    parts = {split: [x.tobytes() for one in some for x in (one.image, one.labels)] for split, some in splits.items()}
-    return dict(splits), checksum_of(parts)
+    arrays = {split: [(one.image.tobytes(), one.labels.tobytes()) for one in some] for split, some in splits.items()}
+    return dict(splits), checksums(arrays)

@@ -19,6 +19,7 @@ from sre_triton.training.options import TurningOptions
 
 __all__ = [
     "AXES",
+    "FLIPS",
     "PADDING_MODES",
     "Symmetry",
     "affine",
@@ -32,6 +33,9 @@ __all__ = [
 ]
 
 AXES = ("x", "y", "z")
+
+FLIPS = {"": "none", "v": "upside down", "h": "left to right", "d": "front to back"}
+"""The names of flips in tables and files."""
 
 PADDING_MODES = {"zeros": "zeros", "reflect": "reflection"}
 """What ``F.grid_sample`` calls the values of ``--padding``."""

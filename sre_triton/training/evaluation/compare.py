@@ -17,21 +17,29 @@ from rich.progress import Progress
 from rich.table import Table
 
 from sre_triton.models.profile import count_work
-from sre_triton.training.evaluation.evaluate import curves_of, evaluate_task, rotation_caption
+from sre_triton.training.evaluation.evaluate import (
+    about_evaluation,
+    curves_of,
+    evaluate_task,
+    rotation_caption,
+    write_results,
+)
 from sre_triton.training.evaluation.footprint import interleaved_ms, parameter_count, peak_training_memory
+from sre_triton.training.evaluation.results import in_percent, result_folder, results_in
 from sre_triton.training.figures import draw_angle_curves
-from sre_triton.training.files import read_json, replacing, write_csv, write_json
+from sre_triton.training.files import replacing, write_csv, write_json
 from sre_triton.training.options import CompareOptions, RunOptions
-from sre_triton.training.runs.fitting import fit, prepare_machine
+from sre_triton.training.runs.fitting import fit, is_finished, prepare_machine
 from sre_triton.training.runs.folder import RunFolder
 from sre_triton.training.runs.interruption import Interrupted
 from sre_triton.training.runs.restore import load_network, load_task
 from sre_triton.training.tasks.networks import PLAIN_TWINS
 from sre_triton.training.tasks.registry import task_type
+from sre_triton.training.tasks.undefined import mean_of_known
 
 __all__ = ["compare"]
 
-_EVALUATION = "evaluation.json"
+_EVALUATION = "evaluation-test"
 _TIMED_BATCH = 16
 
 
@@ -91,27 +99,46 @@ class _Run:
         """The evaluation of the run: read if it is there, else after training from the start or the last checkpoint."""
         options, folder = self.options, RunFolder(self.path)
         task = task_type(options).from_options(options)
-        if (self.path / _EVALUATION).is_file():
-            folder.check(options)
-            return dict(read_json(self.path / _EVALUATION))
+        kept = self._kept()
+        if kept is not None:
+            return kept
         print(f"{options.model_type}, seed {options.seed}: {self.path}", flush=True)
         if self.first:
             print(*(f"  {note}\n" for note in task.notes), sep="", end="", flush=True)
         task.require("test")
         alone = multiprocessing.parent_process() is None
         fit(task, folder, bar=alone)
-        best = load_task(folder.best)
+        best = load_task(folder.best, options)
         best.network.to(_device(options))
         with Progress(console=Console(stderr=True), transient=True, disable=not alone) as progress:
-            result = evaluate_task(best, options, progress=progress, name=options.model_type)
-        write_json(self.path / _EVALUATION, result)
+            result = evaluate_task(best, options, progress=progress, name=options.model_type, checkpoint=folder.best)
+        results = {options.model_type: result}
+        write_results(result_folder(self.path, _EVALUATION, results), results, options.figure_format)
         figures = result["rotation"]["summary"][result["main_score"]]
         print(
-            f"{options.model_type}, seed {options.seed}: {result['main_score']} {100 * figures['mean']:.2f} "
-            f"± {100 * figures['std']:.2f} over angles",
+            f"{options.model_type}, seed {options.seed}: {result['main_score']} over angles: "
+            f"mean {100 * figures['mean']:.2f}, std {100 * figures['std']:.2f}",
             flush=True,
         )
         return result
+
+    def _kept(self) -> dict[str, Any] | None:
+        """What was measured before of this network, as it would be measured now; None where that is still to be done.
+
+        Raises:
+            ValueError: the run was begun with other options.
+        """
+        options, folder = self.options, RunFolder(self.path)
+        if not folder.best.is_file():
+            return None
+        folder.check(options)
+        if not is_finished(folder, options):
+            return None
+        about = about_evaluation(
+            load_task(folder.best, options), options, split="test", step=None, checkpoint=folder.best
+        )
+        kept = results_in(self.path, _EVALUATION, {options.model_type: about})
+        return kept[options.model_type] if kept is not None else None
 
 
 def _all_finished(runs: list[_Run], jobs: int) -> list[dict[str, Any]]:
@@ -153,8 +180,9 @@ def _row(model: str, results: list[dict[str, Any]]) -> dict[str, Any]:
         }
         figures[f"{score}_flips"] = [result["flips"]["summary"][score]["mean"] for result in results]
         for name, values in figures.items():
-            row[name] = statistics.fmean(values)
-            row[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else 0.0
+            row[name] = mean_of_known(values)
+            if len(values) > 1:
+                row[f"{name}_sd"] = statistics.stdev(values)
     return row
 
 
@@ -181,8 +209,10 @@ def _add_costs(rows: list[dict[str, Any]], options: dict[str, RunOptions], outpu
 def _write(
     output: Path, rows: list[dict[str, Any]], results: dict[str, list[dict[str, Any]]], figure_format: str
 ) -> None:
-    write_json(output / "comparison.json", {"networks": rows, "runs": results})
-    write_csv(output / "comparison.csv", rows)
+    written = [_in_percent(row, results) for row in rows]
+    runs = {model: [in_percent(result) for result in some] for model, some in results.items()}
+    write_json(output / "comparison.json", {"networks": written, "runs": runs, "unit": "percent"})
+    write_csv(output / "comparison.csv", written)
     table = _cells(rows, results)
     lines = [" | ".join(cells) for cells in (table[0], ["---", *["--:"] * (len(table[0]) - 1)], *table[1:])]
     with replacing(output / "comparison.md") as partial:
@@ -190,6 +220,15 @@ def _write(
     curves = {model: [curve for result in runs for curve in curves_of(result)] for model, runs in results.items()}
     first = next(iter(results.values()))[0]
     draw_angle_curves(output / f"rotation.{figure_format}", curves, first["main_score"], rotation_caption(first))
+
+
+def _in_percent(row: dict[str, Any], results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """A row as files hold it: of which data it is, and its scores in percent."""
+    one = results[row["network"]][0]
+    about = {name: one[name] for name in ("data", "split", "n")}
+    scores = tuple(f"{score}_" for score in one["rotation"]["summary"])
+    scaled = {name: round(100 * value, 10) if name.startswith(scores) else value for name, value in row.items()}
+    return {"network": row["network"], **about, **scaled}
 
 
 def _cells(rows: list[dict[str, Any]], results: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
@@ -200,7 +239,10 @@ def _cells(rows: list[dict[str, Any]], results: dict[str, list[dict[str, Any]]])
     header = ["network", *(f"{score}, {text}" for text in shown.values()), *costs]
     cells = [header]
     for row in rows:
-        scores = [f"{100 * row[f'{score}_{name}']:.2f} ± {100 * row[f'{score}_{name}_sd']:.2f}" for name in shown]
+        scores = []
+        for name in (f"{score}_{name}" for name in shown):
+            spread = f" ± {100 * row[f'{name}_sd']:.2f}" if f"{name}_sd" in row else ""
+            scores.append(f"{100 * row[name]:.2f}{spread}")
         cells.append(
             [
                 row["network"],
@@ -219,7 +261,8 @@ def _table(rows: list[dict[str, Any]], results: dict[str, list[dict[str, Any]]])
     names, *figures = zip(*_cells(rows, results), strict=True)
     some = next(iter(results.values()))
     turns = len(some[0]["rotation"]["rows"])
-    table = Table(title=f"{some[0]['data']}, test: {turns} turns, {len(some)} seeds (mean ± sd), scores in percent")
+    seeds = f"{len(some)} seeds (mean ± sd over them)" if len(some) > 1 else f"seed {some[0]['seed']}"
+    table = Table(title=f"{some[0]['data']}, test: {turns} turns, {seeds}, scores in percent")
     for number, name in enumerate(names):
         table.add_column(name if number else "", justify="right" if number else "left")
     for cells in figures:

@@ -13,15 +13,29 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from sre_triton.training.evaluation.results import (
+    checksum_of,
+    home_of,
+    require_writable,
+    result_folder,
+    save_results,
+)
 from sre_triton.training.figures import caption_line, draw_angle_curves
-from sre_triton.training.files import write_csv, write_json
-from sre_triton.training.options import EvaluateOptions, TurningOptions
-from sre_triton.training.runs.folder import folder_of
+from sre_triton.training.options import SCORE_OPTIONS, EvaluateOptions, TurningOptions
+from sre_triton.training.runs.folder import checkpoint_in
 from sre_triton.training.runs.restore import load_task
 from sre_triton.training.tasks.task import Task
 from sre_triton.training.tasks.turning import flip_test, rotation_test, symmetries
 
-__all__ = ["curves_of", "evaluate", "evaluate_task", "rotation_caption", "summary_tables", "write_results"]
+__all__ = [
+    "about_evaluation",
+    "curves_of",
+    "evaluate",
+    "evaluate_task",
+    "rotation_caption",
+    "summary_tables",
+    "write_results",
+]
 
 
 def evaluate_task(
@@ -34,12 +48,13 @@ def evaluate_task(
     flips: bool = True,
     progress: Progress | None = None,
     name: str = "",
+    checkpoint: Path | None = None,
 ) -> dict[str, Any]:
-    """The rotation and flip test of one network, as plain values.
+    """The rotation and flip test of one network, as plain values; scores are shares of one.
 
     Returns:
-        ``data``, ``model``, ``split``, how images were turned, and per test ``rows`` (scores at every turn) and
-        ``summary`` (per score mean, std and its value at some turns).
+        What :func:`about_evaluation` says, and per test ``rows`` (scores at every turn) and ``summary`` (per score
+        mean, std and its value at some turns).
     """
     ndim = task.description["ndim"]
     total = rotations * len(symmetries(ndim, step, turning.reference_protocol)) + flips * (ndim + 1)
@@ -49,16 +64,7 @@ def evaluate_task(
         if progress is not None and bar is not None:
             progress.advance(bar)
 
-    result: dict[str, Any] = {
-        "data": task.description["data"],
-        "model": task.options.model_type,
-        "seed": task.options.seed,
-        "split": split,
-        "n": task.size(split),
-        "interpolation": turning.interpolation,
-        "padding": turning.padding,
-        "main_score": task.main_score,
-    }
+    result = about_evaluation(task, turning, split=split, step=step, checkpoint=checkpoint)
     task.network.eval()
     if rotations:
         result["rotation"] = rotation_test(task, split, turning, step, advance)
@@ -67,11 +73,37 @@ def evaluate_task(
     return result
 
 
+def about_evaluation(
+    task: Task, turning: TurningOptions, *, split: str, step: float | None, checkpoint: Path | None
+) -> dict[str, Any]:
+    """Everything that scores depend on: network, checkpoint, images, how they are turned and answered."""
+    return {
+        "data": task.description["data"],
+        "data_checksum": task.description["data_checksums"].get(split, ""),
+        "split": split,
+        "n": task.size(split),
+        "model": task.options.model_type,
+        "seed": task.options.seed,
+        "checkpoint": str(checkpoint_in(checkpoint)) if checkpoint is not None else "",
+        "checkpoint_checksum": checksum_of(checkpoint) if checkpoint is not None else "",
+        **{name: getattr(task.options, name) for name in SCORE_OPTIONS if hasattr(task.options, name)},
+        **{name: getattr(turning, name) for name in SCORE_OPTIONS if hasattr(turning, name)},
+        "step_degrees": step,
+        "main_score": task.main_score,
+        "averaged": task.averaged,
+    }
+
+
 def evaluate(checkpoints: Sequence[Path], options: EvaluateOptions, console: Console | None = None) -> None:
     """Evaluates checkpoints, prints their table and writes ``evaluation.json``, ``rotation.csv`` and ``rotation.png``.
 
+    They lie in ``--output``, else in the folder ``evaluation-SPLIT`` of each run and, of several, of the folder that
+    they are in. Results of other checkpoints, images or options are never written over: by default a number is added,
+    and ``--output`` is refused.
+
     Raises:
-        ValueError: an argument or a checkpoint is not as it should be, or the checkpoints are of different tasks.
+        ValueError: an argument or a checkpoint is not as it should be, the checkpoints are of different tasks or data,
+            or ``--output`` holds other results.
         OSError: a file is missing or cannot be written.
     """
     console = console or Console()
@@ -79,49 +111,99 @@ def evaluate(checkpoints: Sequence[Path], options: EvaluateOptions, console: Con
     if len(names) != len(checkpoints) or len(set(names)) != len(names):
         raise ValueError(f"--names must name the {len(checkpoints)} checkpoints, each differently, got {names}")
     device = "cuda" if torch.cuda.is_available() and not options.no_cuda else "cpu"
-    results: dict[str, dict[str, Any]] = {}
+    homes = [(options.output, "")] if options.output else [home_of(path) for path in checkpoints]
+    for home, _ in homes:
+        require_writable(home, "--output")
     start = time.perf_counter()
+    tasks, abouts, turnings = {}, {}, {}
+    for name, path in zip(names, checkpoints, strict=True):
+        places: dict[str, Any] = {"data_root": options.data_root, "data": options.data, "fov": options.fov}
+        task = load_task(path, undivided=options.split == "all", **places)
+        task.require(options.split)
+        batch = options.test_batch_size or task.options.test_batch_size
+        turning = dataclasses.replace(options, test_batch_size=batch)
+        about = about_evaluation(task, turning, split=options.split, step=options.step_degrees, checkpoint=path)
+        tasks[name], abouts[name], turnings[name] = task, about, turning
+    _check_alike(abouts)
+    symmetries(next(iter(tasks.values())).description["ndim"], options.step_degrees)  # an error of its step comes first
+    where = _result_folders(names, checkpoints, options, abouts)
+    results: dict[str, dict[str, Any]] = {}
     with Progress(console=console, transient=True) as progress:
         for name, path in zip(names, checkpoints, strict=True):
-            places = {"data_root": options.data_root, "data": options.data, "fov": options.fov}
-            task = load_task(path, undivided=options.split == "all", **places)
+            task = tasks.pop(name)
             task.network.to(device)
-            turning = options
-            if options.test_batch_size == 0:
-                turning = dataclasses.replace(options, test_batch_size=task.options.test_batch_size)
             results[name] = evaluate_task(
                 task,
-                turning,
+                turnings[name],
                 split=options.split,
                 step=options.step_degrees,
                 flips=not options.no_flips,
                 progress=progress,
                 name=name,
+                checkpoint=path,
             )
-            if results[name]["main_score"] != results[names[0]]["main_score"]:
-                raise ValueError(f"{names[0]} and {name} are of different tasks: evaluate them apart")
-    folder = options.output or folder_of(checkpoints[0])
-    write_results(folder, results, options.figure_format)
+            if name in where:
+                write_results(where[name], {name: results[name]}, options.figure_format)
+    folder = where.get("", where.get(names[0], Path()))
+    if "" in where:
+        write_results(folder, results, options.figure_format)
     for table in summary_tables(results):
         console.print(table)
     console.print(
         f"{time.perf_counter() - start:.0f} s on {device}; {folder}/rotation.{options.figure_format}, "
-        f"rotation-polar.{options.figure_format}, rotation.csv, evaluation.json"
+        f"rotation-polar.{options.figure_format}, rotation.csv, evaluation.json",
+        soft_wrap=True,
     )
 
 
+def _check_alike(abouts: dict[str, dict[str, Any]]) -> None:
+    """Makes sure that results can stand in one table.
+
+    Raises:
+        ValueError: they are of different tasks or images.
+    """
+    first, one = next(iter(abouts.items()))
+    for name, other in abouts.items():
+        if other["main_score"] != one["main_score"]:
+            raise ValueError(f"{first} and {name} are of different tasks: evaluate them apart")
+        if (other["data"], other["n"], other["data_checksum"]) != (one["data"], one["n"], one["data_checksum"]):
+            told = " and ".join(
+                f"{key} ({about['data']}, {about['n']} images of {about['split']})"
+                for key, about in ((first, one), (name, other))
+            )
+            raise ValueError(f"{told} are of different images: evaluate them apart, or on the same --data")
+
+
+def _result_folders(
+    names: Sequence[str], checkpoints: Sequence[Path], options: EvaluateOptions, abouts: dict[str, dict[str, Any]]
+) -> dict[str, Path]:
+    """The folder of each checkpoint's results by name, and that of all of them under "".
+
+    Raises:
+        ValueError: ``--output`` holds other results.
+    """
+    if options.output is not None:
+        if result_folder(options.output.parent, options.output.name, abouts) != options.output:
+            raise ValueError(f"--output {options.output} holds results of other networks, images or options")
+        return {"": options.output}
+    where: dict[str, Path] = {}
+    for name, path in zip(names, checkpoints, strict=True):
+        home, stem = home_of(path)
+        title = _title(stem, options, abouts[name])
+        where[name] = result_folder(home, title, {name: abouts[name]}, where.values())
+    if len(names) > 1:
+        home = home_of(checkpoints[0])[0].resolve().parent
+        where[""] = result_folder(home, _title("evaluation", options, abouts[names[0]]), abouts, where.values())
+    return where
+
+
+def _title(stem: str, options: EvaluateOptions, about: dict[str, Any]) -> str:
+    return f"{stem}-{options.split}" + (f"-{about['data']}" if options.data is not None else "")
+
+
 def write_results(folder: Path, results: dict[str, dict[str, Any]], figure_format: str = "png") -> None:
-    """Writes what was measured as JSON and CSV, and the curves as figures."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "evaluation.json", results)
-    rows = [
-        {"name": name, "test": test, **row}
-        for name, result in results.items()
-        for test in ("rotation", "flips")
-        if test in result
-        for row in result[test]["rows"]
-    ]
-    write_csv(folder / "rotation.csv", rows)
+    """Writes what was measured as JSON and CSV, in percent, and the curves as figures."""
+    save_results(folder, results)
     curves = {name: [*curves_of(result)] for name, result in results.items() if "rotation" in result}
     if curves:
         first = next(iter(results.values()))
@@ -135,7 +217,7 @@ def rotation_caption(result: dict[str, Any]) -> str:
     things = "volumes" if len(turned) > angles else "images"
     return caption_line(
         f"{result['data']}, {result['split']}",
-        f"n = {result['n']:,} {things}" if "n" in result else "",  # results of earlier versions do not say it
+        f"n = {result['n']:,} {things}",
         f"{angles} angles, {result['interpolation']} interpolation, {result['padding']} outside",
     )
 
@@ -163,11 +245,16 @@ def summary_tables(results: dict[str, dict[str, Any]]) -> list[Table]:
         table = Table(title=title)
         for header in ("network", "score", *(place.replace("at_", "at ") for place in places)):
             table.add_column(header, justify="left" if header in ("network", "score") else "right")
+        left_out = []
         for name, content in mine.items():
             for score, values in content["summary"].items():
                 cells = (f"{100 * values[place]:.2f}" if place in values else "" for place in places)
                 table.add_row(name, score.replace("_", " "), *cells)
+                if "undefined" in values:
+                    count, of = f"{values['undefined']:.0f}", results[name]["averaged"]
+                    left_out.append(f"{score.replace('_', ' ')} of {name} is undefined for {count} {of}, left out")
             table.add_section()
+        table.caption = "\n".join(left_out) or None
         tables.append(table)
     return tables
 

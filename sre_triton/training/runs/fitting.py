@@ -29,7 +29,7 @@ from sre_triton.training.runs.folder import (
 from sre_triton.training.tasks.task import Task
 from sre_triton.training.tasks.turning import turning_tests
 
-__all__ = ["fit", "prepare_machine"]
+__all__ = ["fit", "is_finished", "prepare_machine"]
 
 
 def prepare_machine(*, threads: int = 0, deterministic: bool = False, cudnn: bool = False) -> None:
@@ -70,7 +70,12 @@ def _fit(task: Task, folder: RunFolder, bar: bool) -> Recorder:
     options = task.options
     resumed = folder.last if folder.last.is_file() else None
     if resumed is not None:
-        read_checkpoint(resumed)  # its error says what is wrong; Lightning's does not
+        content = read_checkpoint(resumed)  # its error says what is wrong; Lightning's does not
+        if _has_ended(content, options):  # nothing is left to do, and what is written stays
+            folder.check(options)
+            ended = Recorder(folder, options.cur_ep)
+            ended.load_state_dict(content["callbacks"][ended.state_key])
+            return ended
     elif options.load_model is not None:
         load_weights(task, options.load_model)
     rank_zero = int(os.environ.get("LOCAL_RANK", "0")) == 0
@@ -117,6 +122,26 @@ def _fit(task: Task, folder: RunFolder, bar: bool) -> Recorder:
         curves = folder.path / f"curves.{options.figure_format}"
         draw_curves(curves, recorder.rows, task.monitor, f"{about}; {sizes}")
     return recorder
+
+
+def is_finished(folder: RunFolder, options: RunOptions) -> bool:
+    """Whether the last checkpoint of a run has had all of its epochs, or as many as ``--early-stop`` let it.
+
+    Raises:
+        ValueError: the checkpoint is damaged.
+    """
+    if not folder.last.is_file():
+        return False
+    return _has_ended(read_checkpoint(folder.last), options)
+
+
+def _has_ended(content: dict[str, Any], options: RunOptions) -> bool:
+    patience = [state for name, state in content["callbacks"].items() if name.startswith(EarlyStop.__name__)]
+    if any(state["wait_count"] >= state["patience"] for state in patience):
+        return True
+    # Lightning counts an epoch as processed once its validation is over, before its checkpoint is written.
+    done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    return bool(done >= (1 if options.dry_run else options.epochs - options.cur_ep))
 
 
 def load_weights(task: Task, path: Path) -> None:

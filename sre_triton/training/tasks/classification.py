@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +23,11 @@ from sre_triton.training.data.patches import PATCHES, ensure_patches
 from sre_triton.training.data.splits import check_own_data, parts_of
 from sre_triton.training.data.warp import Symmetry, centred_square
 from sre_triton.training.figures import draw_images
-from sre_triton.training.options import TrainOptions, TurningOptions
+from sre_triton.training.options import DEFAULT_SIDE, TrainOptions, TurningOptions
 from sre_triton.training.tasks.class_weights import balanced_weights, class_weights
 from sre_triton.training.tasks.networks import classifier
 from sre_triton.training.tasks.task import Task
+from sre_triton.training.tasks.undefined import counted
 
 __all__ = ["ClassificationTask", "Labelled", "classification_scores"]
 
@@ -48,6 +50,7 @@ class ClassificationTask(Task):
     """Cross-entropy over classes, or binary cross-entropy over labels."""
 
     options_type = TrainOptions
+    averaged = "classes"
     options: TrainOptions
 
     def __init__(self, network: nn.Module, options: TrainOptions, images: ImageSet) -> None:
@@ -87,7 +90,7 @@ class ClassificationTask(Task):
     def describe(cls, options: TrainOptions, images: ImageSet) -> dict[str, Any]:
         return {
             "data": images.name,
-            "data_checksum": images.checksum,
+            "data_checksums": images.checksums,
             "sizes": {name: len(split) for name, split in images.splits.items()},
             "classes": images.classes,
             "class_names": list(images.class_names),
@@ -99,6 +102,12 @@ class ClassificationTask(Task):
     @classmethod
     def build_network(cls, options: TrainOptions, about: Mapping[str, Any]) -> nn.Module:
         return classifier(options, about["classes"], about["channels"], about["ndim"])
+
+    @classmethod
+    def as_restored(cls, options: TrainOptions) -> TrainOptions:
+        restored: TrainOptions = super().as_restored(options)
+        own = options.data is not None  # whose images have a side of their own
+        return dataclasses.replace(restored, image_size=options.image_size or DEFAULT_SIDE) if own else restored
 
     @classmethod
     def input_shape(cls, options: TrainOptions, about: Mapping[str, Any]) -> tuple[int, ...]:
@@ -211,7 +220,8 @@ def classification_scores(logits: Tensor, labels: Tensor, multi_label: bool) -> 
 
     For several labels per image, accuracy counts labels, the decision is at a probability of one half, and balanced
     accuracy is the mean over labels of the mean of sensitivity and specificity. Classes (labels) that do not occur
-    have no part in balanced accuracy and AUC.
+    have no part in balanced accuracy and AUC; ``undefined_auc`` and ``undefined_balanced_accuracy`` count them, if
+    there are any.
 
     Args:
         logits: (N, classes).
@@ -231,6 +241,7 @@ def classification_scores(logits: Tensor, labels: Tensor, multi_label: bool) -> 
             "auc": statistics.fmean(auc) if auc else float("nan"),
             "balanced_accuracy": float(((sensitivity + specificity) / 2)[both].mean()),
             "f1": float(f1),
+            **counted(dict.fromkeys(("auc", "balanced_accuracy"), classes - int(both.sum()))),
         }
     found = logits.argmax(dim=1)
     counts = labels.bincount(minlength=classes)
@@ -245,6 +256,7 @@ def classification_scores(logits: Tensor, labels: Tensor, multi_label: bool) -> 
         "auc": float(torch.stack(one_against_rest).mean()) if one_against_rest else float("nan"),
         "balanced_accuracy": float(recall[counts > 0].mean()),
         "f1": float(f1),
+        **counted({"auc": classes - len(one_against_rest), "balanced_accuracy": int((counts == 0).sum())}),
     }
 
 

@@ -25,8 +25,9 @@ from sre_triton.training.figures import draw_images
 from sre_triton.training.options import SegmentOptions, TurningOptions
 from sre_triton.training.tasks.class_weights import class_weights
 from sre_triton.training.tasks.networks import segmenter
-from sre_triton.training.tasks.segmentation_scores import SCORES, mean_of_known, scores_by_threshold
+from sre_triton.training.tasks.segmentation_scores import SCORES, scores_by_threshold
 from sre_triton.training.tasks.task import Task
+from sre_triton.training.tasks.undefined import counted, means_of_known
 
 __all__ = ["CropSet", "SegmentationTask", "slide"]
 
@@ -159,7 +160,7 @@ class SegmentationTask(Task):
     def describe(cls, options: SegmentOptions, photographs: SegmentationSet) -> dict[str, Any]:
         return {
             "data": photographs.name,
-            "data_checksum": photographs.checksum,
+            "data_checksums": photographs.checksums,
             "sizes": {name: len(split) for name, split in photographs.splits.items()},
             "classes": photographs.classes,
             "mask_values": list(photographs.values),
@@ -217,7 +218,7 @@ class SegmentationTask(Task):
                 logits = slide(self.network, symmetry(image, turning), windows).float()
                 labels, field = (symmetry(part, on_mask)[0, 0] for part in (labels, field))
                 table += self._scores(logits, labels, field, [self.description["threshold"]])
-        return {name: mean_of_known([scores[name] for scores in table]) for name in table[0]}
+        return means_of_known(table)
 
     def _scores(
         self, logits: Tensor, labels: Tensor, field: Tensor, thresholds: Sequence[float | None]
@@ -270,9 +271,10 @@ class SegmentationTask(Task):
         means = table.nanmean(dim=0).view(len(self._thresholds), len(names))
         best = int(means[:, names.index("dice")].argmax())
         self.description["threshold"] = self._thresholds[best]
-        self.log_dict(
-            {f"val_{name}": float(value) for name, value in zip(names, means[best], strict=True)}, logger=False
-        )
+        scores = dict(zip(names, means[best].tolist(), strict=True))
+        left_out = table.view(len(table), len(self._thresholds), -1)[:, best].isnan().sum(dim=0)
+        scores |= counted(dict(zip(names, left_out.tolist(), strict=True)))
+        self.log_dict({f"val_{name}": value for name, value in scores.items()}, logger=False)
 
 
 def _centre(x: Tensor, side: int) -> Tensor:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torchmetrics import functional as metrics
 
-__all__ = ["SCORES", "mean_of_known", "scores_by_threshold", "segmentation_scores"]
+from sre_triton.training.tasks.undefined import mean_of_known
+
+__all__ = ["SCORES", "scores_by_threshold", "segmentation_scores"]
 
 SCORES = ("dice", "iou", "auc", "accuracy", "sensitivity", "specificity")
 
@@ -18,8 +19,9 @@ SCORES = ("dice", "iou", "auc", "accuracy", "sensitivity", "specificity")
 def segmentation_scores(probabilities: Tensor, labels: Tensor, threshold: float | None = None) -> dict[str, float]:
     """Dice, IoU, AUC, accuracy, sensitivity and specificity of one image, between 0 and 1.
 
-    All but accuracy are means over the classes from 1 on, each against all others; AUC over those that occur, and NaN
-    if none does.
+    All but accuracy are means over the classes from 1 on, each against all others. Where a class does not occur, its
+    AUC and sensitivity are undefined and left out, as is the specificity of one that is everywhere; NaN stands where
+    that is so of every class. Dice and IoU are 1 where there was nothing to find and nothing was found.
 
     Args:
         probabilities: (classes, pixels).
@@ -56,19 +58,12 @@ def _scores_of_class(found: Tensor, truth: Tensor) -> dict[str, float]:
     hit, miss = float((found & truth).sum()), float((~found & truth).sum())
     alarm, clear = float((found & ~truth).sum()), float((~found & ~truth).sum())
     return {
-        "dice": _ratio(2 * hit, 2 * hit + miss + alarm),
-        "iou": _ratio(hit, hit + miss + alarm),
+        "dice": _ratio(2 * hit, 2 * hit + miss + alarm, 1.0),
+        "iou": _ratio(hit, hit + miss + alarm, 1.0),
         "sensitivity": _ratio(hit, hit + miss),
         "specificity": _ratio(clear, clear + alarm),
     }
 
 
-def _ratio(part: float, whole: float) -> float:
-    """``part / whole``, and 1 where ``whole`` is 0: there was nothing to find, and nothing was missed."""
-    return part / whole if whole else 1.0
-
-
-def mean_of_known(values: Sequence[float]) -> float:
-    """The mean of those that are not NaN, NaN if there are none."""
-    known = [value for value in values if not math.isnan(value)]
-    return statistics.fmean(known) if known else math.nan
+def _ratio(part: float, whole: float, otherwise: float = math.nan) -> float:
+    return part / whole if whole else otherwise

@@ -16,8 +16,8 @@ from torchmetrics import MeanMetric
 from sre_triton.training.data.augment import Share, derived_seed
 from sre_triton.training.data.loading import ResumableLoader, TrainingBatches
 from sre_triton.training.data.warp import Symmetry
-from sre_triton.training.options import RunOptions, TurningOptions
-from sre_triton.training.schema import to_dict
+from sre_triton.training.options import SCORE_OPTIONS, RunOptions, TurningOptions
+from sre_triton.training.schema import to_dict, without_places
 from sre_triton.training.tasks.optimisation import optimiser_and_schedules
 
 __all__ = ["Task"]
@@ -26,9 +26,9 @@ __all__ = ["Task"]
 class Task(LightningModule):
     """A network with a loss, metrics and data.
 
-    A task says in :attr:`monitor` which validation metric chooses the best checkpoint (larger is better), and in
-    :attr:`main_score` which score tables lead with. It implements ``training_step``, ``validation_step``, the loaders
-    and what raises NotImplementedError here.
+    A task says in :attr:`monitor` which validation metric chooses the best checkpoint (larger is better), in
+    :attr:`main_score` which score tables lead with, and in :attr:`averaged` what scores are means over. It implements
+    ``training_step``, ``validation_step``, the loaders and what raises NotImplementedError here.
 
     Args:
         network: from images to logits.
@@ -39,6 +39,7 @@ class Task(LightningModule):
     options_type: ClassVar[type[RunOptions]]
     monitor = ""
     main_score = "accuracy"
+    averaged = "images"
 
     def __init__(self, network: nn.Module, options: RunOptions, data: Any) -> None:
         super().__init__()
@@ -103,6 +104,11 @@ class Task(LightningModule):
     def picture_logits(cls, network: nn.Module, options: Any, about: Mapping[str, Any], pixels: Tensor) -> Tensor:
         """Logits of a picture (1, 3, H, W) in 0 to 1: (1, classes), or (1, classes, H, W) of a segmentation."""
         raise NotImplementedError
+
+    @classmethod
+    def as_restored(cls, options: Any) -> Any:
+        """What of the options in a checkpoint counts: it may be somebody else's, and names no places."""
+        return without_places(options, (*SCORE_OPTIONS, "test_batch_size"))
 
     def _mean(self, name: str) -> Any:
         """The running mean of this name (typed Any, as submodules have no types)."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from sre_triton.training.data.warp import AXES, Symmetry
+from sre_triton.training.data.warp import AXES, FLIPS, Symmetry
 from sre_triton.training.options import TurningOptions
 from sre_triton.training.tasks.task import Task
+from sre_triton.training.tasks.undefined import UNDEFINED, mean_of_known
 
 __all__ = ["flip_test", "rotation_test", "symmetries", "turning_tests"]
 
@@ -28,12 +29,12 @@ def symmetries(ndim: int, step: float | None = None, reference_protocol: bool = 
     Raises:
         ValueError: ``step`` does not divide 360.
     """
-    step = step or (10 if ndim == 2 else 30)
+    step = float(step or (10 if ndim == 2 else 30))
     count = round(360 / step)
     if step <= 0 or abs(count * step - 360) > 1e-9:
         raise ValueError(f"--step-degrees must divide 360, got {step:g}")
     axes = AXES if ndim == 3 else AXES[:1]
-    return [Symmetry(index * step, axis) for axis in axes for index in range(count + reference_protocol)]
+    return [Symmetry(360 * index / count, axis) for axis in axes for index in range(count + reference_protocol)]
 
 
 def rotation_test(
@@ -46,9 +47,11 @@ def rotation_test(
     """Scores at every angle, and per score the mean and standard deviation over the angles and its value at 0 and 90.
 
     The standard deviation is that of the population, as the angles are all there are. At 90 degrees, a volume's
-    score is the mean over its axes.
+    score is the mean over its axes. ``undefined`` of a score is on how many images, or classes, it was not defined and
+    has left them out, at the angle with most of them; it is there only if there were any.
     """
-    rows = _scores(task, split, turning, symmetries(_ndim(task), step, turning.reference_protocol), advance)
+    turns = symmetries(_ndim(task), step, turning.reference_protocol)
+    rows = _scores(task, split, turning, turns, lambda turn: {"angle": turn.angle, "axis": turn.axis}, advance)
     return {"rows": rows, "summary": _summary(rows, ("angle", 0), ("angle", 90))}
 
 
@@ -56,9 +59,9 @@ def flip_test(
     task: Task, split: str, turning: TurningOptions, advance: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
     """Scores of the input as it is and flipped along each of its dimensions."""
-    flips = [Symmetry(flips=flips) for flips in ("", "v", "h", "d")[: _ndim(task) + 1]]
-    rows = _scores(task, split, turning, flips, advance)
-    return {"rows": rows, "summary": _summary(rows, ("flips", ""))}
+    flips = [Symmetry(flips=flips) for flips in list(FLIPS)[: _ndim(task) + 1]]
+    rows = _scores(task, split, turning, flips, lambda turn: {"flip": FLIPS[turn.flips]}, advance)
+    return {"rows": rows, "summary": _summary(rows, ("flip", "none"))}
 
 
 def turning_tests(task: Task, split: str, turning: TurningOptions, *, rotations: bool, flips: bool) -> dict[str, float]:
@@ -82,7 +85,12 @@ def _ndim(task: Task) -> int:
 
 
 def _scores(
-    task: Task, split: str, turning: TurningOptions, turns: Iterable[Symmetry], advance: Callable[[], None]
+    task: Task,
+    split: str,
+    turning: TurningOptions,
+    turns: Iterable[Symmetry],
+    place: Callable[[Symmetry], Row],
+    advance: Callable[[], None],
 ) -> list[Row]:
     task.require(split)
     rows: list[Row] = []
@@ -91,18 +99,21 @@ def _scores(
         same = symmetry if symmetry.angle % 360 else Symmetry(flips=symmetry.flips)
         if same not in known:
             known[same] = task.turned_scores(split, same, turning)
-        rows.append({**symmetry._asdict(), **known[same]})
+        rows.append(place(symmetry) | known[same])
         advance()
     return rows
 
 
 def _summary(rows: Sequence[Row], *places: tuple[str, Any]) -> dict[str, dict[str, float]]:
     summary = {}
-    for score in (name for name in rows[0] if name not in Symmetry._fields):
-        values = [row[score] for row in rows]
-        summary[score] = {"mean": statistics.fmean(values), "std": float(np.std(values))}
+    for score in (name for name in rows[0] if name not in ("angle", "axis", "flip") and not name.startswith(UNDEFINED)):
+        values = [row[score] for row in rows if not math.isnan(row[score])]
+        summary[score] = {"mean": mean_of_known(values), "std": float(np.std(values)) if values else math.nan}
         for field, place in places:
             there = [row[score] for row in rows if row[field] == place]
             if there:
-                summary[score][f"at_{place or 'none'}" if field == "flips" else f"at_{place}"] = statistics.fmean(there)
+                summary[score][f"at_{place}"] = mean_of_known(there)
+        left_out = max(row.get(UNDEFINED + score, 0) for row in rows)
+        if left_out:
+            summary[score]["undefined"] = left_out
     return summary

@@ -1,0 +1,257 @@
+"""Results of evaluations: of what they are, in what unit, and that none is lost, mixed with another or stale."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sre_triton.training.evaluation.results import in_percent, kept_results, result_folder, save_results
+from sre_triton.training.tasks.classification import classification_scores
+from sre_triton.training.tasks.segmentation_scores import segmentation_scores
+from sre_triton.training.tasks.undefined import means_of_known
+from tests.training.conftest import TINY, TINY_UNET, Command, MakeSet
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def train(sre: Command, *arguments: str | Path, name: str = "tiny") -> None:
+    assert sre("train", *TINY, "--med-mnist", name, "--epochs", "1", *arguments) == 0
+
+
+def test_results_lie_by_run_and_split_and_say_what_they_are(make_set: MakeSet, sre: Command, tmp_path: Path) -> None:
+    make_set("tiny", counts=(12, 6, 5))
+    for model in ("sre_resnet18", "resnet18"):
+        train(sre, "--model-type", model)
+    runs = [tmp_path / "logs" / "task" / f"tiny-{model}-seed1" for model in ("sre_resnet18", "resnet18")]
+    assert sre("evaluate", *runs, "--step-degrees", "90") == 0
+    assert sre("evaluate", runs[0], "--step-degrees", "90", "--split", "val") == 0
+    both = read(runs[0].parent / "evaluation-test" / "evaluation.json")
+    for run in runs:
+        own = read(run / "evaluation-test" / "evaluation.json")[run.name]
+        assert own == both[run.name]
+        assert own["unit"] == "percent"
+        accuracy = own["rotation"]["rows"][0]["accuracy"]
+        assert accuracy == pytest.approx(20 * round(accuracy / 20))  # of five images
+    with (runs[0] / "evaluation-test" / "rotation.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["data"], row["split"], row["n"], row["seed"]) for row in rows} == {("tiny", "test", "5", "1")}
+    assert {row["checkpoint"] for row in rows} == {str(runs[0] / "best.ckpt")}
+    assert [row["angle"] for row in rows] == ["0.0", "90.0", "180.0", "270.0", "", "", ""]
+    assert [row["flip"] for row in rows] == ["", "", "", "", "none", "upside down", "left to right"]
+    assert float(rows[0]["accuracy"]) == both[runs[0].name]["rotation"]["rows"][0]["accuracy"]
+    assert read(runs[0] / "evaluation-val" / "evaluation.json")[runs[0].name]["n"] == 6
+
+
+def test_results_of_something_else_are_kept(
+    make_set: MakeSet, sre: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_set("tiny")
+    train(sre)
+    run = tmp_path / "logs" / "task" / "tiny-sre_resnet18-seed1"
+    evaluate = ["evaluate", run, "--step-degrees", "180"]
+    assert sre(*evaluate) == 0
+    first = read(run / "evaluation-test" / "evaluation.json")
+    assert sre(*evaluate, "--no-flips") == 0  # the same: in the same place, and the flips stay
+    assert read(run / "evaluation-test" / "evaluation.json") == first
+    assert sre(*evaluate, "--interpolation", "bilinear") == 0
+    assert read(run / "evaluation-test" / "evaluation.json") == first
+    assert read(run / "evaluation-test-2" / "evaluation.json")[run.name]["interpolation"] == "bilinear"
+    output = tmp_path / "chosen"
+    assert sre(*evaluate, "--output", output) == 0
+    assert sre(*evaluate, "--output", output) == 0
+    capsys.readouterr()
+    assert sre(*evaluate, "--output", output, "--padding", "reflect") == 2
+    assert f"--output {output} holds results of other networks, images or options" in capsys.readouterr().err
+    assert read(output / "evaluation.json") == first
+
+
+def test_runs_of_different_data_are_refused_before_the_first_evaluation(
+    make_set: MakeSet, sre: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sre_triton.training.tasks.classification import ClassificationTask
+
+    make_set("tiny")
+    make_set("other", counts=(12, 6, 5))
+    train(sre)
+    train(sre, name="other")
+    runs = [tmp_path / "logs" / "task" / f"{name}-sre_resnet18-seed1" for name in ("tiny", "other")]
+    monkeypatch.setattr(ClassificationTask, "turned_scores", lambda *_: pytest.fail("it began to evaluate"))
+    assert sre("evaluate", *runs) == 2
+    assert "are of different images: evaluate them apart" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
+def test_a_place_that_cannot_be_written_to_is_said_first(
+    make_set: MakeSet, sre: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_set("tiny")
+    train(sre)
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o500)
+    run = tmp_path / "logs" / "task" / "tiny-sre_resnet18-seed1"
+    assert sre("evaluate", run, "--output", locked / "more") == 2
+    assert f"--output {locked / 'more'}: cannot write there" in capsys.readouterr().err
+
+
+def test_an_output_below_a_file_is_said_first(
+    make_set: MakeSet, sre: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert sre("evaluate", tmp_path / "nothing", "--output", tmp_path / "file" / "more") == 2
+    error = capsys.readouterr().err
+    assert f"--output {tmp_path / 'file' / 'more'}: cannot write there" in error
+    assert error.count("\n") == 1
+
+
+def test_folders_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:
+    about = {"data": "a", "split": "test", "n": 2, "seed": 1, "checkpoint": "best.ckpt"}
+    one = {"net": {**about, "rotation": {"rows": [{"angle": 0.0, "dice": 0.125, "undefined_dice": 2.0}],
+                                             "summary": {"dice": {"mean": 0.125, "std": math.nan}}}}}  # fmt: skip
+    folder = result_folder(tmp_path, "evaluation-test", one)
+    assert folder == tmp_path / "evaluation-test"
+    save_results(folder, one)
+    text = (folder / "evaluation.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["net"]["rotation"]["rows"] == [{"angle": 0.0, "dice": 12.5, "undefined_dice": 2.0}]
+    kept = kept_results(folder)
+    assert kept is not None
+    assert kept["net"]["rotation"]["rows"] == one["net"]["rotation"]["rows"]  # type: ignore[index]
+    assert in_percent(kept["net"])["rotation"]["summary"]["dice"]["mean"] == 12.5
+    assert result_folder(tmp_path, "evaluation-test", one) == folder
+    assert result_folder(tmp_path, "evaluation-test", {"net": {**about, "data": "b"}}) == tmp_path / "evaluation-test-2"
+    assert result_folder(tmp_path, "evaluation-test", one, [folder]) == tmp_path / "evaluation-test-2"
+    (folder / "evaluation.json").write_text("{")  # damaged: not ours to replace
+    assert result_folder(tmp_path, "evaluation-test", one) == tmp_path / "evaluation-test-2"
+
+
+# The comparison ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison that does not measure memory, for which it would start a process each time."""
+    from sre_triton.training.evaluation import compare
+
+    monkeypatch.setattr(compare, "peak_training_memory", lambda *_: None)
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_compare_measures_again_what_would_be_measured_otherwise(sre: Command, tmp_path: Path) -> None:
+    output = tmp_path / "comparison"
+    arguments = ["compare segment", *TINY_UNET, "--epochs", "1", "--models", "sre_unet", "--seeds", "1",
+                 "--output", output]  # fmt: skip
+    run = output / "sre_unet" / "seed-1"
+
+    def score() -> float:
+        result: float = read(output / "comparison.json")["runs"]["sre_unet"][0]["rotation"]["rows"][1]["auc"]
+        return result
+
+    assert sre(*arguments) == 0
+    files = ("config.json", "versions.json", "last.ckpt", "metrics.csv")
+    before = {name: (run / name).read_bytes() for name in files}
+    whole, first = score(), (run / "evaluation-test" / "evaluation.json").read_bytes()
+    assert sre(*arguments, "--test-crop", "32") == 0
+    cropped = read(run / "evaluation-test-2" / "evaluation.json")["sre_unet"]
+    assert cropped["test_crop"] == 32
+    assert score() == cropped["rotation"]["rows"][1]["auc"] != whole
+    assert sre(*arguments, "--window-size", "16", "--overlap", "0.25") == 0
+    windows = read(run / "evaluation-test-3" / "evaluation.json")["sre_unet"]
+    assert (windows["window_size"], windows["overlap"]) == (16, 0.25)
+    assert sre(*arguments, "--reference-protocol") == 0
+    assert len(read(run / "evaluation-test-4" / "evaluation.json")["sre_unet"]["rotation"]["rows"]) == 37
+    assert sre(*arguments) == 0  # as at first: from the first file
+    assert score() == whole
+    assert (run / "evaluation-test" / "evaluation.json").read_bytes() == first
+    assert {name: (run / name).read_bytes() for name in files} == before
+    assert not (run / "resumed.json").exists()
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_compare_of_more_epochs_is_of_the_longer_training(make_set: MakeSet, sre: Command, tmp_path: Path) -> None:
+    make_set("tiny")
+    output = tmp_path / "comparison"
+    steady = [option for option in TINY if option != "--cos"]
+    arguments = ["compare train", *steady, "--med-mnist", "tiny", "--models", "sre_resnet18", "--seeds", "1"]
+    for epochs in (1, 2):
+        assert sre(*arguments, "--epochs", str(epochs), "--output", output) == 0
+        state = torch.load(output / "sre_resnet18" / "seed-1" / "last.ckpt", weights_only=True)
+        assert state["epoch"] == epochs - 1
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_spread_over_seeds_needs_two(make_set: MakeSet, sre: Command, tmp_path: Path, capsys: Any) -> None:
+    make_set("tiny")
+    arguments = ["compare train", *TINY, "--med-mnist", "tiny", "--epochs", "1", "--models", "sre_resnet18"]
+    output = tmp_path / "comparison"
+    assert sre(*arguments, "--seeds", "1", "--output", output) == 0
+    said = capsys.readouterr().out
+    assert "±" not in said
+    assert "accuracy over angles: mean" in said
+    assert "±" not in (output / "comparison.md").read_text()
+    assert not any(name.endswith("_sd") for name in read(output / "comparison.json")["networks"][0])
+    assert sre(*arguments, "--seeds", "1", "2", "--output", output) == 0
+    assert "±" in (output / "comparison.md").read_text()
+    with (output / "comparison.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    cell = (output / "comparison.md").read_text().splitlines()[2].split("|")[2].strip()
+    assert cell == f"{float(row['accuracy_mean']):.2f} ± {float(row['accuracy_mean_sd']):.2f}"
+    assert (row["data"], row["split"], row["n"]) == ("tiny", "test", "6")
+
+
+# Scores that are not defined --------------------------------------------------------------------------
+
+
+def test_scores_of_an_empty_mask_are_undefined_and_left_out() -> None:
+    vessel = torch.tensor([0.9, 0.8, 0.2, 0.1])
+    answers = torch.stack([1 - vessel, vessel])
+    full = segmentation_scores(answers, torch.tensor([1, 0, 1, 0]))
+    empty = segmentation_scores(answers, torch.zeros(4))
+    assert {name for name, value in empty.items() if math.isnan(value)} == {"auc", "sensitivity"}
+    assert (empty["dice"], empty["specificity"]) == (0, 0.5)
+    everywhere = segmentation_scores(answers, torch.ones(4))
+    assert {name for name, value in everywhere.items() if math.isnan(value)} == {"auc", "specificity"}
+    means = means_of_known([full, empty, empty, full])
+    assert means["auc"] == full["auc"]
+    assert means["dice"] == full["dice"] / 2
+    assert (means["undefined_auc"], means["undefined_sensitivity"]) == (2, 2)
+    assert "undefined_dice" not in means
+    assert math.isnan(means_of_known([empty])["auc"])
+
+
+def test_classes_that_do_not_occur_are_counted() -> None:
+    logits = torch.tensor([[2.0, 1, 0], [2, 1, 0], [0, 1, 0], [0, 2, 0]])
+    scores = classification_scores(logits, torch.tensor([0, 0, 0, 1]), multi_label=False)
+    assert (scores["undefined_auc"], scores["undefined_balanced_accuracy"]) == (1, 1)
+    every = classification_scores(logits, torch.tensor([0, 1, 2, 1]), multi_label=False)
+    assert not any(name.startswith("undefined") for name in every)
+    several = classification_scores(logits[:, :2], torch.tensor([[1, 0], [0, 0], [1, 0], [1, 0]]), multi_label=True)
+    assert several["undefined_auc"] == 1
+
+
+def test_what_is_left_out_is_said(sre: Command, tmp_path: Path, capsys: Any) -> None:
+    from tests.training.photographs import write_image, write_mask
+
+    for number in range(6):
+        truth = write_image(tmp_path / "one" / "images" / f"{number}.png", number)
+        write_mask(tmp_path / "one" / "masks" / f"{number}.png", truth & (number % 2 == 0))
+    split = tmp_path / "split.csv"
+    split.write_text("image,split\n0.png,train\n1.png,train\n2.png,val\n3.png,val\n4.png,test\n5.png,test\n")
+    arguments = ["--data", tmp_path / "one", "--split", split, "--epochs", "1", "--crop-size", "32"]
+    assert sre("segment", *TINY_UNET, *arguments, "--eval-rot") == 0
+    said = capsys.readouterr().out
+    assert "auc of sre_unet is undefined for 1 images, left out" in " ".join(said.split())
+    run = tmp_path / "logs" / "task" / "one-sre_unet-seed1"
+    result = read(run / "evaluation-test" / "evaluation.json")["sre_unet"]["rotation"]
+    assert result["summary"]["auc"]["undefined"] == 1
+    assert 0 < result["summary"]["auc"]["mean"] <= 100
+    assert read(run / "logs.json")["val_undefined_auc"] == [1.0]
