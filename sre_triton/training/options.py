@@ -280,5 +280,12 @@ class VisualizeOptions:
     interpolation: str = option(
         "bilinear", "interpolation of turned images", group="visualization", choices=("nearest", "bilinear", "bicubic")
     )
+    padding: str = option("zeros", "what comes in from outside", group="visualization", choices=("zeros", "reflect"))
+    against: Path | None = option(
+        None, "second network, beside it in the film: run or checkpoint", group="visualization", metavar="CKPT"
+    )
+    mask: Path | None = option(None, "mask to score a segmentation by", group="visualization", metavar="FILE")
+    film: str = option("gif", "format of the film", group="visualization", choices=("gif", "mp4", "none"))
+    figure_format: str = option("png", "format of figures", group="visualization", choices=FIGURE_FORMATS)
     no_cuda: bool = option(False, "stay on the CPU", group="visualization")
     quiet: bool = _quiet(group="visualization")

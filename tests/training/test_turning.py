@@ -17,7 +17,7 @@ from sre_triton.training.options import TrainOptions, TurningOptions
 from sre_triton.training.tasks.classification import classification_scores
 from sre_triton.training.tasks.segmentation_scores import segmentation_scores
 from sre_triton.training.tasks.turning import symmetries
-from tests.training.conftest import TINY, TINY_UNET, Command, MakeSet
+from tests.training.conftest import TINY, Command, MakeSet
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -225,29 +225,3 @@ def test_compare_goes_on_where_it_stopped(make_set: MakeSet, sre: Command, tmp_p
     assert rings["accuracy_mean_sd"] == pytest.approx(np.std(means, ddof=1))
     assert (output / "comparison.md").read_text().count("\n") == 4
     assert sre("compare train", *arguments, "--seeds", "1", "--lr", "1") == 2
-
-
-@pytest.mark.parametrize("kind", ["train", "segment"])
-def test_visualize_turns_the_maps_back(kind: str, make_set: MakeSet, sre: Command, tmp_path: Path) -> None:
-    from PIL import Image
-    from skimage.data import retina
-
-    make_set("tiny")
-    Image.fromarray(retina()[::16, ::16]).save(tmp_path / "image.png")
-    arguments = [*TINY, "--med-mnist", "tiny"] if kind == "train" else TINY_UNET
-    assert sre(kind, *arguments, "--epochs", "1") == 0
-    (run,) = (tmp_path / "logs" / "task").iterdir()
-    output = tmp_path / "visualization"
-    arguments = ["--checkpoint", run, "--output", output, "--step-degrees", "90", "--size", "32"]
-    assert sre("visualize", tmp_path / "image.png", *arguments) == 0
-    for name in ("turning.png", "turning.gif", "kernels.png", "profiles.png"):
-        assert (output / name).stat().st_size > 0
-    with Image.open(output / "turning.gif") as picture:
-        assert picture.n_frames == 4
-    found = json.loads((output / "visualization.json").read_text())
-    # Quarter turns of a ring network: the maps turned back are the same maps.
-    assert max(found["feature_map_deviation"]) < 1e-3
-    assert max(found["output_deviation"]) < 1e-4
-    assert sre("visualize", tmp_path / "image.png", *arguments, "--layer", "nothing") == 2
-    (tmp_path / "image.png").write_bytes(b"no picture")
-    assert sre("visualize", tmp_path / "image.png", *arguments) == 2

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from sre_triton.training.data.warp import turn
 from sre_triton.training.evaluation.compare import compare
-from sre_triton.training.figures import drawing
+from sre_triton.training.figures.film import Act, write_film
+from sre_triton.training.figures.maps import PictureRow, draw_rows, overlay
 from sre_triton.training.options import CompareOptions, SegmentOptions
 from sre_triton.training.runs.fitting import prepare_machine
 from sre_triton.training.runs.predictor import Predictor, load
@@ -24,6 +26,7 @@ __all__ = ["run_demo"]
 _NETWORKS = {"sre_unet": "ring U-Net", "unet": "ordinary U-Net"}
 _SHOWN = (0, 30, 90, 160)
 _STEP = 10
+_ANGLES = range(0, 360, _STEP)
 _DRAWN_SIDE = 256
 _PHOTOGRAPH_SIDE = 640
 
@@ -33,9 +36,9 @@ def run_demo(output: Path, seed: int = 1, console: Console | None = None) -> Non
 
     Trains a ring U-Net and an ordinary one on drawn vessels and writes their comparison over 36 angles (see
     :mod:`.compare`). Then shows scikit-image's fundus photograph at 36 angles: to the pretrained network `vessels`
-    (``fundus.png``), and smaller to the two of the comparison (``drawn.png``). What is found is turned back. That it is
-    the same at every angle does not say that it is right; the card of `vessels` has scores against masks. Run again, it
-    shows what was trained before.
+    (``fundus.png``), and smaller to the two of the comparison (``drawn.png``), both as films too (``fundus.gif``,
+    ``drawn.gif``). What is found is turned back. That it is the same at every angle does not say that it is right; the
+    card of `vessels` has scores against masks. Run again, it shows what was trained before.
 
     Args:
         output: folder of it all.
@@ -64,7 +67,9 @@ def run_demo(output: Path, seed: int = 1, console: Console | None = None) -> Non
     _draw(output / "fundus.png", _photograph(_PHOTOGRAPH_SIDE), {"vessels, pretrained": pretrained})
     named = {f"{title}, trained on drawn vessels": answers for title, answers in found.items()}
     console.print(_table({"vessels, pretrained on photographs": pretrained, **named}))
-    console.print(f"{output}/fundus.png (pretrained), drawn.png (trained just now on drawn vessels)", soft_wrap=True)
+    console.print(
+        f"{output}/fundus.png, fundus.gif (pretrained), drawn.png, drawn.gif (trained just now)", soft_wrap=True
+    )
 
 
 def _photograph(side: int) -> Tensor:
@@ -98,7 +103,7 @@ class _Answers(NamedTuple):
 
 def _at_every_angle(network: Predictor, photograph: Tensor) -> _Answers:
     answers = []
-    for angle in range(0, 360, _STEP):
+    for angle in _ANGLES:
         turned = turn(photograph, angle, interpolation="bilinear").clamp(0, 1)
         vessel = torch.from_numpy(network.probabilities(turned[0])[1])
         answers.append(turn(vessel[None, None], -angle, interpolation="bilinear")[0, 0])
@@ -116,34 +121,36 @@ def _table(found: dict[str, _Answers]) -> Table:
 
 
 def _draw(path: Path, photograph: Tensor, found: dict[str, _Answers]) -> None:
-    """The turned photograph, what each network finds, turned back, and where its answers differ over all angles."""
-    rows, columns = 1 + len(found), len(_SHOWN) + 1
-    with drawing(path, 7.2, 1.6 * rows, layout="compressed") as figure:
-        _draw_panels(figure, figure.subplots(rows, columns), photograph, found)
-
-
-def _draw_panels(figure: Any, axes: Any, photograph: Tensor, found: dict[str, _Answers]) -> None:
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for column, angle in enumerate(_SHOWN):
-        turned = turn(photograph, angle, interpolation="bilinear")[0].permute(1, 2, 0)
-        _show(axes[0, column], turned, f"turned by {angle}°" if angle else "photograph")
-    for row, (title, answers) in enumerate(found.items(), start=1):
-        for column, angle in enumerate(_SHOWN):
-            _show(
-                axes[row, column],
-                answers.probabilities[angle // _STEP],
-                f"{title}: {angle}°" + (", turned back" if angle else ""),
+    """The turned photograph, what each network finds, turned back, and where its answers differ over all angles; and
+    the same as a film."""
+    upright = photograph[0].movedim(0, -1).numpy()
+    turned = [_colours(turn(photograph, angle, interpolation="bilinear")) for angle in _ANGLES]
+    rows = [PictureRow("photograph", np.stack([turned[angle // _STEP] for angle in _SHOWN]))]
+    acts = []
+    for title, answers in found.items():
+        agreements = [100 * float(value) for value in answers.agreements()]
+        spread = answers.probabilities.std(dim=0, correction=0).numpy()
+        rows.append(
+            PictureRow(
+                title,
+                answers.probabilities[[angle // _STEP for angle in _SHOWN]].numpy(),
+                [f"{agreements[angle // _STEP]:.1f} %" for angle in _SHOWN],
+                unit="probability",
+                spread=spread,
+                largest=0.5,
             )
-        spread = answers.probabilities.std(dim=0, correction=0)
-        least = 100 * float(answers.agreements().min())
-        panel = axes[row, -1]
-        image = _show(panel, spread, f"deviation over {360 // _STEP} angles", "magma", 0.5)
-        figure.colorbar(image, ax=panel, shrink=0.7)
-        panel.text(0.5, -0.03, f"Dice with upright at least {least:.0f}%", transform=panel.transAxes, ha="center",
-                   va="top", fontsize=8)  # fmt: skip
+        )
+        masks = (answers.probabilities >= answers.threshold).numpy()
+        acts.append(Act(title, np.stack([overlay(upright, mask) for mask in masks]), agreements))
+    headings = [*(f"{angle}°" for angle in _SHOWN), f"sd, {len(_ANGLES)} angles"]
+    side = photograph.shape[-1]
+    caption = (
+        f"Photograph of scikit-image at {side} x {side} pixels, turned; probability of a vessel, turned back; "
+        "above: Dice with upright, within the circle that stays in the frame"
+    )
+    draw_rows(path, rows, headings, caption)
+    write_film(path.with_suffix(".gif"), _ANGLES, np.stack(turned), acts, "Dice with upright")
 
 
-def _show(axis: Any, pixels: Tensor, title: str, colours: str = "gray", high: float = 1.0) -> Any:
-    axis.set_title(title, fontsize=8)
-    return axis.imshow(pixels.clamp(0, 1).numpy(), cmap=colours, vmin=0, vmax=high)
+def _colours(photograph: Tensor) -> Any:
+    return (255 * photograph[0].clamp(0, 1).movedim(0, -1)).round().to(torch.uint8).numpy()

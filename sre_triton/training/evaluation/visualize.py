@@ -1,188 +1,256 @@
-"""What a network looks at while its input turns: Grad-CAM and feature maps turned back, and its kernels."""
+"""What a network looks at while its input turns: Grad-CAM, feature maps and answers turned back, a film, kernels."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sre_triton.functional import expand_kernel
 from sre_triton.layers import RingConvNd
+from sre_triton.training.data.masks import MaskClasses
 from sre_triton.training.data.pictures import read_picture
-from sre_triton.training.data.warp import turn
-from sre_triton.training.figures import draw_kernels, draw_profiles, drawing
-from sre_triton.training.files import replacing, write_json
+from sre_triton.training.evaluation.turned_maps import TurnedMaps, turned_maps
+from sre_triton.training.figures import caption_line, draw_kernels, draw_profiles
+from sre_triton.training.figures.film import Act, check_film_format, write_film
+from sre_triton.training.figures.maps import OUTSIDE, PictureRow, draw_rows, heat, overlay
+from sre_triton.training.figures.style import HEAT
+from sre_triton.training.files import write_json
 from sre_triton.training.options import VisualizeOptions
-from sre_triton.training.runs.restore import load_network
-from sre_triton.training.tasks.registry import task_type
+from sre_triton.training.runs.predictor import Predictor, load
 
-__all__ = ["Visualization", "visualize_image", "visualized_turns"]
+__all__ = ["visualize_image"]
 
 _PICTURED = (0, 30, 45, 90, 160)
 
 
-@dataclass(frozen=True)
-class Visualization:
-    """What a network makes of an image at each angle; every map is turned back to the upright image.
-
-    Attributes:
-        angles: in degrees, (A,).
-        inputs: (A, C, H, W).
-        cams: Grad-CAM, (A, H, W), 0 to 1.
-        maps: feature maps of the chosen channels, (A, channels, H, W).
-        outputs: class probabilities (A, classes); of a segmentation the share of each class of all pixels.
-    """
-
-    angles: tuple[float, ...]
-    inputs: Tensor
-    cams: Tensor
-    maps: Tensor
-    outputs: Tensor
-
-    def deviation(self, what: Tensor) -> Tensor:
-        """How much maps change with the angle, relative to how much the upright map varies over its pixels.
-
-        Both are standard deviations; only the disc that stays in the frame at every angle counts.
-        """
-        side = what.shape[-1]
-        steps = torch.arange(side) - (side - 1) / 2
-        inside = (steps[:, None] ** 2 + steps**2).sqrt() < 0.8 * side / 2
-        spread = what.std(dim=0, correction=0)[..., inside].square().mean(dim=-1).sqrt()
-        return spread / what[0][..., inside].std(dim=-1).clamp(min=1e-12)
-
-
 def visualize_image(path: Path, options: VisualizeOptions, console: Console | None = None) -> None:
-    """Turns a picture, and writes what the network of a checkpoint makes of it.
+    """Turns a picture, and writes what the network of a checkpoint makes of it, and that of a second one beside it.
 
-    Writes ``turning.gif``, ``turning.png``, ``kernels.png``, ``profiles.png`` and ``visualization.json``.
+    Writes ``turning.png``, ``kernels.png``, ``profiles.png``, for a second network ``turning-against.png`` and so on
+    (or PDF, SVG), the film ``turning.gif`` (or MP4) of all, and ``visualization.json``.
 
     Raises:
-        ValueError: an option, the picture or the checkpoint is not as it should be.
+        ValueError: an option, the picture or a checkpoint is not as it should be.
         OSError: a file is missing or cannot be written.
+        ImportError: a film is asked for that cannot be written.
     """
-    console = console or Console()
-    network, about, trained = load_network(options.checkpoint)
-    if about["ndim"] != 2:
-        raise ValueError(f"{options.checkpoint} is of a network for volumes: visualize takes pictures")
+    console = console or Console(quiet=options.quiet)
+    check_film_format(options.film)
+    pixels = torch.from_numpy(read_picture(path))[None]  # first, as it is what one mistypes
     device = "cuda" if torch.cuda.is_available() and not options.no_cuda else "cpu"
-    pixels = torch.from_numpy(read_picture(path))[None]
-    image = task_type(trained).prepare_picture(trained, about, pixels, options.size).to(device)
-    found = visualized_turns(network.to(device), image, options)
+    networks = _networks(options, device)
+    truth = _truth(next(iter(networks.values())), options.mask, pixels)
+    seen = {name: turned_maps(network, pixels, options, truth, name) for name, network in networks.items()}
     options.output.mkdir(parents=True, exist_ok=True)
-    _draw_turning(options.output / "turning.png", found)
-    _animate(options.output / "turning.gif", found)
-    _draw_weights(options.output, network, trained.model_type, "png")
-    cam, maps = float(found.deviation(found.cams)), found.deviation(found.maps)
-    summary = {
-        "image": str(path),
-        "checkpoint": str(options.checkpoint),
-        "angles": found.angles,
-        "grad_cam_deviation": cam,
-        "feature_map_deviation": [float(value) for value in maps],
+    written, summary = [], []
+    for suffix, (name, network) in zip(("", "-against"), networks.items(), strict=False):
+        found = seen[name]
+        caption = caption_line(f"{path.name}, {name}", *_manner(found, pixels, options, network.task == "segmentation"))
+        files = [f"{stem}{suffix}.{options.figure_format}" for stem in ("turning", "kernels", "profiles")]
+        _draw_turning(options.output / files[0], network, found, caption, options)
+        _draw_weights(options.output / files[1], options.output / files[2], network.network, name)
+        written += files
+        summary.append({"network": name, **_summary(network, found, options)})
+        console.print(_line(name, network, found), soft_wrap=True)
+    if options.film != "none":
+        written.append(f"turning.{options.film}")
+        _film(options.output / written[-1], networks, seen, options)
+    content = {"image": str(path), "angles": next(iter(seen.values())).angles, "networks": summary}
+    write_json(options.output / "visualization.json", content)
+    console.print(f"{options.output}: {', '.join([*written, 'visualization.json'])}", soft_wrap=True)
+
+
+def _networks(options: VisualizeOptions, device: str) -> dict[str, Predictor]:
+    """The networks by the names of their kinds, or where these are the same, of their folders."""
+    paths = [options.checkpoint, *([options.against] if options.against is not None else [])]
+    networks = [load(path, device=device) for path in paths]
+    names = [network.options.model_type for network in networks]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({path.name or path.resolve().name})" for name, path in zip(names, paths, strict=True)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--against must be of another network than --checkpoint, got {options.against} twice")
+    first, last = networks[0], networks[-1]
+    if (first.task, first.classes) != (last.task, last.classes):
+        raise ValueError(
+            f"--against must know the classes of --checkpoint, {', '.join(map(str, first.classes))} of {first.task}, "
+            f"got {', '.join(map(str, last.classes))} of {last.task}"
+        )
+    return dict(zip(names, networks, strict=True))
+
+
+def _truth(network: Predictor, path: Path | None, pixels: Tensor) -> Tensor | None:
+    if path is None:
+        return None
+    if network.task != "segmentation":
+        raise ValueError(f"--mask is for segmentations, and the network is of a {network.task}")
+    values = tuple(int(value) for value in network.classes)
+    mask = torch.from_numpy(MaskClasses(values, (), getattr(network.options, "mask_threshold", None)).read(path))[0]
+    if mask.shape != pixels.shape[2:]:
+        raise ValueError(f"--mask must be of the picture's size {tuple(pixels.shape[2:])}, got {tuple(mask.shape)}")
+    return mask
+
+
+def _class_name(network: Predictor, number: int) -> str:
+    return f"class {network.classes[number]}"
+
+
+def _manner(found: TurnedMaps, pixels: Tensor, options: VisualizeOptions, is_segmentation: bool) -> Sequence[str]:
+    """How the picture was turned, for the caption."""
+    height, width = found.upright.shape[1:]
+    whole = f"{pixels.shape[3]} x {pixels.shape[2]} pixels"
+    cut = abs(pixels.shape[3] / pixels.shape[2] - width / height) > 0.05
+    comes = "the mirrored picture" if options.padding == "reflect" else "black" if is_segmentation else "mid-grey"
+    return (
+        f"{'the middle of ' if cut else ''}{whole} seen at {width} x {height}",
+        f"{len(found.angles)} angles, {options.interpolation} interpolation",
+        f"{comes} comes in from outside the frame; light grey: outside the frame",
+    )
+
+
+def _score_name(network: Predictor, found: TurnedMaps, options: VisualizeOptions) -> str:
+    if network.task != "segmentation":
+        return f"Probability of {_class_name(network, found.target)}"
+    return "Dice with the mask" if options.mask is not None else "Dice with upright"
+
+
+def _summary(network: Predictor, found: TurnedMaps, options: VisualizeOptions) -> dict[str, Any]:
+    def known(value: Tensor) -> float | None:
+        return float(value) if math.isfinite(value) else None
+
+    return {
+        "class": network.classes[found.target],
+        "layer": found.layer,
+        "channels": found.channels,
+        "score": _score_name(network, found, options),
+        "scores": found.scores,
+        "grad_cam_is_zero": not bool(found.cams.any()),
+        "grad_cam_deviation": known(found.deviation(found.cams)),
+        "feature_map_deviation": [known(value) for value in found.deviation(found.maps)],
+        "outputs": [[float(value) for value in row] for row in found.outputs],
         "output_deviation": [float(value) for value in found.outputs.std(dim=0, correction=0)],
     }
-    write_json(options.output / "visualization.json", summary)
-    console.print(
-        f"Standard deviation over {len(found.angles)} angles, relative to that over the image: "
-        f"Grad-CAM {cam:.3f}, feature maps {float(maps.mean()):.3f}; "
-        f"outputs {float(found.outputs.std(dim=0, correction=0).max()):.4f}"
+
+
+def _line(name: str, network: Predictor, found: TurnedMaps) -> str:
+    """What a terminal says of a network."""
+    of_class = _class_name(network, found.target)
+    zero = [angle for angle, cam in zip(found.angles, found.cams, strict=True) if not cam.any()]
+    if len(zero) == len(found.angles):
+        cam = f"Grad-CAM of {of_class} is zero everywhere: nothing in layer {found.layer} speaks for it"
+    else:
+        cam = f"Grad-CAM of {of_class} {_said(found.deviation(found.cams))}"
+        cam += f" (zero everywhere at {len(zero)} of the angles)" if zero else ""
+    maps = found.deviation(found.maps)
+    scores = 100 * np.array(found.scores)
+    what = "Dice" if network.task == "segmentation" else f"probability of {of_class}"
+    known = _said(maps[maps.isfinite()].mean())
+    return (
+        f"{name}: {what} {scores.min():.1f} to {scores.max():.1f} % over {len(scores)} angles\n"
+        f"  standard deviation over the angles, relative to that over the picture: {cam}; "
+        f"feature maps of layer {found.layer} {known}"
     )
-    console.print(f"{options.output}/turning.gif, turning.png, kernels.png, profiles.png, visualization.json")
 
 
-def visualized_turns(network: nn.Module, image: Tensor, options: VisualizeOptions) -> Visualization:
-    """Turns an image (1, C, H, W) through the full circle and looks at a network's layer.
-
-    Raises:
-        ValueError: there is no such layer or class, or the step does not divide the circle.
-    """
-    from monai.visualize import GradCAM
-
-    count = round(360 / options.step_degrees) if options.step_degrees > 0 else 0
-    if count < 1 or abs(count * options.step_degrees - 360) > 1e-9:
-        raise ValueError(f"--step-degrees must divide 360, got {options.step_degrees:g}")
-    pooled = _Pooled(network).eval()
-    name = options.layer or _last_spatial(pooled, image)
-    if name not in dict(network.named_modules()):
-        raise ValueError(f"--layer {name!r}: the network has no such layer")
-    with torch.no_grad():
-        upright = pooled(image)
-    target = options.target_class
-    if target is None:
-        target = 1 if pooled.segments else int(upright.argmax())  # vessels; the predicted class
-    if not 0 <= target < upright.shape[1]:
-        raise ValueError(f"--target-class must be 0 to {upright.shape[1] - 1}, got {target}")
-    seen: list[Tensor] = []
-    hook = network.get_submodule(name).register_forward_hook(lambda _, __, output: seen.append(output.detach()))
-    cam = GradCAM(nn_module=pooled, target_layers=f"network.{name}", register_backward=True)
-    angles = tuple(index * options.step_degrees for index in range(count))
-    inputs, cams, maps, outputs = [], [], [], []
-    channels: Tensor | None = None
-    try:
-        for angle in track(angles, "turning", transient=True):
-            turned = turn(image, angle, interpolation=options.interpolation)
-            seen.clear()
-            heat = torch.as_tensor(cam(turned, class_idx=target)).detach()
-            features = F.interpolate(seen[-1], image.shape[2:], mode="bilinear", align_corners=False)
-            if channels is None:
-                channels = features[0].flatten(1).std(dim=1).argsort(descending=True)[: options.channels]
-            back = turn(torch.cat([heat, features[:, channels]], dim=1), -angle, interpolation="bilinear")
-            inputs.append(turned[0].cpu())
-            cams.append(back[0, 0].cpu())
-            maps.append(back[0, 1:].cpu())
-            outputs.append(pooled.probabilities(turned)[0].cpu())
-    finally:
-        hook.remove()
-    return Visualization(angles, torch.stack(inputs), torch.stack(cams), torch.stack(maps), torch.stack(outputs))
+def _said(value: Tensor) -> str:
+    return f"{float(value):.3f}" if math.isfinite(value) else "without meaning, as the map is the same everywhere"
 
 
-class _Pooled(nn.Module):
-    """A network with one logit per class; those of a segmentation are averaged over the image."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.segments = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(x)
-        self.segments = logits.dim() == 4
-        return logits.mean(dim=(2, 3)) if self.segments else logits
-
-    @torch.no_grad()
-    def probabilities(self, x: Tensor) -> Tensor:
-        logits = self.network(x).softmax(dim=1)
-        return logits.mean(dim=(2, 3)) if logits.dim() == 4 else logits
-
-
-def _last_spatial(pooled: _Pooled, image: Tensor) -> str:
-    """Name of the last convolution whose output has spatial extent and more channels than classes."""
-    names: list[str] = []
-    kinds = (RingConvNd, nn.Conv2d)
-    hooks = [
-        module.register_forward_hook(
-            lambda _, __, output, name=name: names.append(name) if output.shape[-1] > 1 else None
+def _draw_turning(path: Path, network: Predictor, found: TurnedMaps, caption: str, options: VisualizeOptions) -> None:
+    """Rows: input, answer, Grad-CAM and maps; columns: some angles, and the standard deviation over all."""
+    nearest = [min(range(len(found.angles)), key=lambda i: abs(found.angles[i] - angle)) for angle in _PICTURED]
+    chosen = list(dict.fromkeys(nearest))
+    of_class = _class_name(network, found.target)
+    rows = [PictureRow("input", _colours(found.inputs[chosen]))]
+    scores = [f"{100 * found.scores[index]:.1f} %" for index in chosen]
+    if found.found is not None and found.probabilities is not None:
+        rows.append(PictureRow("answer", _answers(found, options, chosen), scores))
+        rows.append(_map_row(found, chosen, of_class, found.probabilities, (0, 1), "probability", "gray"))
+    high = float(found.cams.max())
+    label = f"Grad-CAM\n{of_class}" if high > 0 else f"Grad-CAM {of_class}:\nzero everywhere"
+    cam = _map_row(found, chosen, label, found.cams / (high or 1.0), (0, 1), "of the highest", HEAT)
+    rows.append(dataclasses.replace(cam, titles=scores if found.found is None else ()))
+    for number, channel in enumerate(found.channels):
+        maps = found.maps[:, number]
+        rows.append(
+            _map_row(found, chosen, f"channel {channel}", maps, _limits(maps[found.inside]), "activation", "viridis")
         )
-        for name, module in pooled.network.named_modules()
-        if isinstance(module, kinds)
-    ]
-    try:
-        with torch.no_grad():
-            classes = pooled(image).shape[1]
-    finally:
-        for hook in hooks:
-            hook.remove()
-    wide = [name for name in names if pooled.network.get_submodule(name).out_channels > classes]  # type: ignore[operator]
-    if not wide:
-        raise ValueError("the network has no convolution to look at: name a layer with --layer")
-    return wide[-1]
+    headings = [*(f"{found.angles[index]:g}°" for index in chosen), f"sd, {len(found.angles)} angles"]
+    score = _score_name(network, found, options).lower()
+    above = f"above the {'Grad-CAM' if found.found is None else 'answer'}: {score}"
+    draw_rows(path, rows, headings, caption_line(caption, f"layer {found.layer}", above))
+
+
+def _map_row(
+    found: TurnedMaps,
+    chosen: Sequence[int],
+    label: str,
+    maps: Tensor,
+    limits: tuple[float, float],
+    unit: str,
+    colours: str,
+) -> PictureRow:
+    """A row of maps (A, H, W) at some angles, and how they differ over all."""
+    spread = found.spread(maps)
+    return PictureRow(
+        label,
+        maps[chosen].where(found.inside[chosen], torch.nan).numpy(),
+        limits=limits,
+        unit=unit,
+        colours=colours,
+        spread=spread.numpy(),
+        largest=float(spread[found.middle()].max()),
+    )
+
+
+def _limits(values: Tensor) -> tuple[float, float]:
+    """Hundredth and last hundredth of the values, so that a single pixel does not set the scale."""
+    sample = values.flatten()[:: max(1, values.numel() // 100_000)].double()
+    low, high = (float(torch.quantile(sample, share)) for share in (0.01, 0.99))
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def _colours(pictures: Tensor) -> Any:
+    return (255 * pictures.movedim(1, -1)).round().to(torch.uint8).numpy()
+
+
+def _answers(found: TurnedMaps, options: VisualizeOptions, indices: Sequence[int]) -> Any:
+    """The upright picture under what was found, or under the Grad-CAM, at some angles, (angles, H, W, 3)."""
+    upright = found.upright.movedim(0, -1).numpy()
+    high = float(found.cams.max()) or 1.0
+    pictures = []
+    for index in indices:
+        if found.found is not None:
+            picture = overlay(upright, found.found[index].numpy())
+        else:
+            picture = heat(upright, (found.cams[index] / high).numpy())
+        pictures.append(np.where(found.inside[index, ..., None].numpy(), picture, np.array(OUTSIDE, np.uint8)))
+    return np.stack(pictures)
+
+
+def _film(path: Path, networks: dict[str, Predictor], seen: dict[str, TurnedMaps], options: VisualizeOptions) -> None:
+    acts = []
+    for name, network in networks.items():
+        found = seen[name]
+        notes = [] if found.found is not None else [_note(network, row, found.target) for row in found.outputs]
+        scores = [100 * score for score in found.scores]
+        acts.append(Act(name, _answers(found, options, range(len(found.angles))), scores, notes))
+    first = next(iter(seen.values()))
+    score = _score_name(next(iter(networks.values())), first, options)
+    write_film(path, first.angles, _colours(first.inputs), acts, score)
+
+
+def _note(network: Predictor, outputs: Tensor, target: int) -> str:
+    said = network.decide(outputs.numpy())
+    answer = ", ".join(map(str, said)) if isinstance(said, list) else str(said)
+    return f"answer: {answer or 'none'}; {_class_name(network, target)}: {100 * float(outputs[target]):.1f} %"
 
 
 def _first_convolution(network: nn.Module) -> tuple[str, RingConvNd | nn.Conv2d]:
@@ -192,7 +260,7 @@ def _first_convolution(network: nn.Module) -> tuple[str, RingConvNd | nn.Conv2d]
     raise ValueError("the network has no convolution larger than 1x1")
 
 
-def _draw_weights(folder: Path, network: nn.Module, caption: str, figure_format: str) -> None:
+def _draw_weights(kernels: Path, profiles: Path, network: nn.Module, caption: str) -> None:
     """The kernels of the network's first convolution, for its first input channel."""
     name, layer = _first_convolution(network)
     if isinstance(layer, RingConvNd):
@@ -201,72 +269,11 @@ def _draw_weights(folder: Path, network: nn.Module, caption: str, figure_format:
         dense = expand_kernel(weights, layer.kernel_size, geometry.circular, geometry.antialias)
         # A last ring that is the corner taps alone has no width of its own.
         places = [*geometry.edges, geometry.edges[-1] + 0.5][: geometry.num_rings + 1]
-        profiles = weights[:, 0].cpu().numpy()
+        values = weights[:, 0].cpu().numpy()
     else:
         dense = layer.weight.detach()
         steps = np.arange(layer.kernel_size[0]) - (layer.kernel_size[0] - 1) / 2
         places = np.hypot(steps[:, None], steps).flatten().tolist()
-        profiles = dense[:, 0].flatten(1).cpu().numpy()
-    draw_kernels(folder / f"kernels.{figure_format}", dense[:, 0].cpu().numpy(), name, caption)
-    draw_profiles(
-        folder / f"profiles.{figure_format}", profiles, np.array(places), name, caption,
-        is_steps=isinstance(layer, RingConvNd),
-    )  # fmt: skip
-
-
-def _rows(found: Visualization) -> list[tuple[str, Tensor, str]]:
-    rows = [("input", found.inputs, "gray"), ("Grad-CAM, turned back", found.cams, "magma")]
-    rows += [(f"map {i + 1}, turned back", found.maps[:, i], "viridis") for i in range(found.maps.shape[1])]
-    return rows
-
-
-def _pixels(row: Tensor, index: int) -> Any:
-    shown = row[index]
-    if shown.dim() == 3:
-        low, high = row.min(), row.max()
-        shown = ((shown - low) / (high - low).clamp(min=1e-12)).permute(1, 2, 0).squeeze(-1)
-    return shown.numpy()
-
-
-def _draw_turning(path: Path, found: Visualization) -> None:
-    """Rows: input, Grad-CAM and maps; columns: some angles, and the standard deviation over all."""
-    nearest = [min(range(len(found.angles)), key=lambda i: abs(found.angles[i] - angle)) for angle in _PICTURED]
-    chosen = list(dict.fromkeys(nearest))
-    rows = _rows(found)
-    with drawing(path, 7.2, 7.2 * len(rows) / (len(chosen) + 1), layout="compressed") as figure:
-        _draw_rows(figure.subplots(len(rows), len(chosen) + 1, squeeze=False), rows, chosen, found)
-
-
-def _draw_rows(axes: Any, rows: list[tuple[str, Tensor, str]], chosen: list[int], found: Visualization) -> None:
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for line, (title, row, colours) in zip(axes, rows, strict=True):
-        scale = {"vmin": float(row[0].min()), "vmax": float(row[0].max())} if row.dim() == 3 else {}
-        for axis, index in zip(line, chosen, strict=False):
-            axis.imshow(_pixels(row, index), cmap=colours, **scale)
-            axis.set_title(f"{title} {found.angles[index]:g}°", fontsize=7)
-        if row.dim() == 3:
-            spread = row.std(dim=0, correction=0).numpy()
-            line[-1].imshow(spread, cmap="magma", vmin=0, vmax=float(row[0].std()) or 1.0)
-            line[-1].set_title("deviation over angles", fontsize=7)
-
-
-def _animate(path: Path, found: Visualization, scale: int = 160) -> None:
-    """One frame per angle: input, Grad-CAM and maps side by side."""
-    import matplotlib
-    from PIL import Image
-
-    frames = []
-    rows = _rows(found)
-    for index in range(len(found.angles)):
-        tiles = []
-        for _, row, colours in rows:
-            pixels = _pixels(row, index)
-            if pixels.ndim == 2:
-                low, high = (float(row[0].min()), float(row[0].max())) if row.dim() == 3 else (0.0, 1.0)
-                pixels = matplotlib.colormaps[colours]((pixels - low) / max(high - low, 1e-12))[..., :3]
-            tile = Image.fromarray((255 * np.clip(pixels, 0, 1)).astype(np.uint8))
-            tiles.append(np.asarray(tile.resize((scale, scale), Image.Resampling.NEAREST)))
-        frames.append(Image.fromarray(np.concatenate(tiles, axis=1)))
-    with replacing(path) as partial:
-        frames[0].save(partial, format="GIF", save_all=True, append_images=frames[1:], duration=120, loop=0)
+        values = dense[:, 0].flatten(1).cpu().numpy()
+    draw_kernels(kernels, dense[:, 0].cpu().numpy(), name, caption)
+    draw_profiles(profiles, values, np.array(places), name, caption, is_steps=isinstance(layer, RingConvNd))

@@ -24,6 +24,7 @@ __all__ = [
     "SPREAD",
     "caption_line",
     "drawing",
+    "house_style",
     "legend_above",
     "robust_limits",
     "score_name",
@@ -69,7 +70,7 @@ _STYLE: dict[str, Any] = {
     "legend.handlelength": 2.4,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
-    "image.interpolation": "nearest",
+    "image.interpolation": "antialiased",  # nearest where pixels are shown enlarged
     "savefig.dpi": 300,
     "pdf.fonttype": 42,  # whole fonts, as publishers ask for
     "svg.hashsalt": "sre_triton",  # the same figure is the same file
@@ -99,6 +100,15 @@ def caption_line(*parts: str) -> str:
 
 
 @contextmanager
+def house_style() -> Iterator[None]:
+    """What is drawn within is drawn in this style."""
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+@contextmanager
 def drawing(
     path: Path,
     width: float,
@@ -118,14 +128,13 @@ def drawing(
         ValueError: no such format.
         OSError: the file cannot be written.
     """
-    import matplotlib
     from matplotlib.figure import Figure
 
     kind = path.suffix.removeprefix(".")
     if kind not in FIGURE_FORMATS:
         raise ValueError(f"a figure's format must be one of {', '.join(FIGURE_FORMATS)}, got {path.name!r}")
     lines = textwrap.wrap(caption, int(width / text_width("n")))
-    with matplotlib.rc_context(_STYLE):
+    with house_style():
         # Not of pyplot, whose backend belongs to the process: a notebook goes on showing its own figures.
         figure = Figure(figsize=(width, height + 0.13 * len(lines)), layout=layout)
         yield figure

@@ -116,7 +116,15 @@ class ClassificationTask(Task):
     @classmethod
     def prepare_picture(cls, options: TrainOptions, about: Mapping[str, Any], pixels: Tensor, side: int = 0) -> Tensor:
         side = side or Preparation(options, 2).side
-        return Preparation(options, 2).pad(normalise(centred_square(pixels, side, about["channels"])))
+        return normalise(centred_square(pixels, side, about["channels"]))
+
+    @classmethod
+    def finish_picture(cls, options: TrainOptions, turned: Tensor) -> Tensor:
+        return Preparation(options, 2).pad(turned)
+
+    @classmethod
+    def as_colours(cls, prepared: Tensor) -> Tensor:
+        return prepared / 2 + 0.5
 
     @classmethod
     def preprocess(cls, options: TrainOptions, images: Tensor) -> Tensor:
@@ -126,7 +134,7 @@ class ClassificationTask(Task):
     def picture_logits(
         cls, network: nn.Module, options: TrainOptions, about: Mapping[str, Any], pixels: Tensor
     ) -> Tensor:
-        return network(cls.prepare_picture(options, about, pixels)).float()
+        return network(cls.finish_picture(options, cls.prepare_picture(options, about, pixels))).float()
 
     def train_dataloader(self) -> DataLoader[Any]:
         labelled = Labelled(self.images.splits["train"])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from sre_triton.training.data.augment import Share, derived_seed
@@ -20,7 +21,7 @@ from sre_triton.training.data.photographs import Photograph
 from sre_triton.training.data.segmentation_set import SegmentationSet, read_segmentation_set
 from sre_triton.training.data.splits import parts_of
 from sre_triton.training.data.standardise import mean_and_deviation, standardise
-from sre_triton.training.data.warp import PADDING_MODES, Symmetry, centred_square
+from sre_triton.training.data.warp import PADDING_MODES, Symmetry
 from sre_triton.training.figures import draw_images
 from sre_triton.training.options import SegmentOptions, TurningOptions
 from sre_triton.training.tasks.class_weights import class_weights
@@ -31,6 +32,7 @@ from sre_triton.training.tasks.undefined import counted, means_of_known
 
 __all__ = ["CropSet", "SegmentationTask", "slide"]
 
+_LARGEST_PICTURED = 512  # longer side of a picture that is looked into, unless another is asked for
 _THRESHOLDS = tuple(number / 50 for number in range(1, 50))
 
 
@@ -181,8 +183,18 @@ class SegmentationTask(Task):
     def prepare_picture(
         cls, options: SegmentOptions, about: Mapping[str, Any], pixels: Tensor, side: int = 0
     ) -> Tensor:
-        side = min(side or options.test_crop or min(pixels.shape[2:]), 512)
-        return standardise(centred_square(pixels, side, about["channels"]), options.normalise)
+        longest = max(pixels.shape[2:])
+        side = side or min(longest, _LARGEST_PICTURED)
+        size = [max(1, round(length * side / longest)) for length in pixels.shape[2:]]
+        return F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
+
+    @classmethod
+    def finish_picture(cls, options: SegmentOptions, turned: Tensor) -> Tensor:
+        return standardise(turned, options.normalise)
+
+    @classmethod
+    def as_colours(cls, prepared: Tensor) -> Tensor:
+        return prepared
 
     @classmethod
     def preprocess(cls, options: SegmentOptions, images: Tensor) -> Tensor:

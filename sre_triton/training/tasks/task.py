@@ -87,12 +87,22 @@ class Task(LightningModule):
 
     @classmethod
     def prepare_picture(cls, options: Any, about: Mapping[str, Any], pixels: Tensor, side: int = 0) -> Tensor:
-        """A picture as the network is used to: its size, channels and range of values.
+        """A picture as the rotation test turns it: its size, channels and range of values.
 
         Args:
-            pixels: (1, 3, H, W) in 0 to 1; what is longer than it is wide, or the other way round, loses its ends.
-            side: of the result; 0 for that of the training.
+            pixels: (1, 3, H, W) in 0 to 1. A classifier takes its middle square, a segmentation all of it.
+            side: of the result, or its longer side; 0 for that of the training.
         """
+        raise NotImplementedError
+
+    @classmethod
+    def finish_picture(cls, options: Any, turned: Tensor) -> Tensor:
+        """What the network sees of a prepared picture, turned or not, (N, C, H, W)."""
+        raise NotImplementedError
+
+    @classmethod
+    def as_colours(cls, prepared: Tensor) -> Tensor:
+        """A prepared picture in 0 to 1."""
         raise NotImplementedError
 
     @classmethod

@@ -29,9 +29,10 @@ def symmetries(ndim: int, step: float | None = None, reference_protocol: bool = 
     Raises:
         ValueError: ``step`` does not divide 360.
     """
-    step = float(step or (10 if ndim == 2 else 30))
-    count = round(360 / step)
-    if step <= 0 or abs(count * step - 360) > 1e-9:
+    if step is None:
+        step = 10 if ndim == 2 else 30
+    count = round(360 / step) if step > 0 else 0
+    if count < 1 or abs(count * step - 360) > 1e-9:
         raise ValueError(f"--step-degrees must divide 360, got {step:g}")
     axes = AXES if ndim == 3 else AXES[:1]
     return [Symmetry(360 * index / count, axis) for axis in axes for index in range(count + reference_protocol)]

@@ -1,0 +1,143 @@
+"""Rows of pictures with one scale each, and masks laid over pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sre_triton.training.figures.style import DOUBLE, HEAT, SPREAD, drawing
+
+__all__ = ["OUTSIDE", "PictureRow", "draw_rows", "heat", "overlay"]
+
+Floats = npt.NDArray[np.floating[Any]]
+Colours = npt.NDArray[np.uint8]
+
+OUTSIDE = (200, 200, 200)
+"""Colour of what was outside the frame."""
+
+# Bright ones of Okabe and Ito's: they show on dark tissue, and differ for the colour-blind too.
+_OVER = np.array([(86, 180, 233), (240, 228, 66), (204, 121, 167), (0, 158, 115), (230, 159, 0), (213, 94, 0)])
+_RIGHT, _MISSED, _FALSE = _OVER[0], _OVER[5], _OVER[1]
+
+_BARS = 1.5  # inches of a row beside its pictures: label, two colour bars
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """A row: pictures on one scale, and how far they differ.
+
+    Attributes:
+        label: what it shows.
+        pictures: (columns, H, W) of numbers, or (columns, H, W, 3) of colours, 0 to 255. NaN is drawn as outside.
+        titles: over each picture.
+        limits: of the scale.
+        unit: of the scale; empty draws no colour bar.
+        colours: matplotlib's name of the colour map.
+        spread: standard deviation over all angles, (H, W), drawn in a further column.
+        largest: of the scale of the deviations.
+    """
+
+    label: str
+    pictures: Floats | Colours
+    titles: Sequence[str] = ()
+    limits: tuple[float, float] = (0.0, 1.0)
+    unit: str = ""
+    colours: str = "gray"
+    spread: Floats | None = None
+    largest: float = 1.0
+
+
+def draw_rows(path: Path, rows: Sequence[PictureRow], headings: Sequence[str], caption: str = "") -> None:
+    """Rows of pictures under common headings.
+
+    Args:
+        path: of the figure; its suffix is the format.
+        rows: from top to bottom.
+        headings: of the columns, the column of deviations included.
+        caption: what is shown.
+    """
+    columns = len(headings)
+    side = (DOUBLE - _BARS) / columns
+    aspects = [row.pictures.shape[1] / row.pictures.shape[2] for row in rows]
+    heights = [side * aspect + 0.17 * bool(row.titles) + 0.05 for row, aspect in zip(rows, aspects, strict=True)]
+    with drawing(path, DOUBLE, sum(heights) + 0.25, caption, "compressed") as figure:
+        axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+        for line, row in zip(axes, rows, strict=True):
+            _draw_row(figure, line, row)
+        for axis, heading in zip(axes[0], headings, strict=True):
+            above = axis.get_title()
+            axis.set_title(f"{heading}\n{above}" if above else heading, pad=2)
+
+
+def _draw_row(figure: Any, line: Sequence[Any], row: PictureRow) -> None:
+    for axis in line:
+        axis.set(xticks=[], yticks=[])
+        for side in axis.spines.values():
+            side.set_visible(False)
+    line[0].set_ylabel(row.label)
+    for number, (axis, picture) in enumerate(zip(line, row.pictures, strict=False)):
+        image = _show(axis, picture, row.colours, *row.limits)
+        if row.titles:
+            axis.set_title(row.titles[number], pad=2)
+    shown = line[: len(row.pictures)]
+    if row.unit:
+        _bar(figure, image, shown, row.unit)
+    for axis in line[len(row.pictures) + (row.spread is not None) :]:
+        axis.set_axis_off()
+    if row.spread is not None:
+        image = _show(line[len(row.pictures)], row.spread, SPREAD, 0, row.largest or 1.0)
+        _bar(figure, image, line[len(row.pictures) : len(row.pictures) + 1], "sd")
+
+
+def _show(axis: Any, picture: Floats | Colours, colours: str, low: float, high: float) -> Any:
+    import matplotlib
+
+    if picture.ndim == 3:
+        return axis.imshow(picture)
+    scale = matplotlib.colormaps[colours].with_extremes(bad=[value / 255 for value in OUTSIDE])
+    return axis.imshow(np.ma.masked_invalid(picture), cmap=scale, vmin=low, vmax=high)
+
+
+def _bar(figure: Any, image: Any, axes: Sequence[Any], label: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    bar = figure.colorbar(image, ax=list(axes), fraction=0.05, pad=0.01, aspect=12, ticks=MaxNLocator(2))
+    bar.set_label(label)
+    bar.ax.tick_params(pad=1, length=2)
+
+
+def overlay(picture: Floats, found: npt.NDArray[Any], truth: npt.NDArray[Any] | None = None) -> Colours:
+    """A picture with its classes but the ground in colours, half transparent.
+
+    Args:
+        picture: (H, W, 3), 0 to 1.
+        found: class of each pixel, (H, W), 0 for the ground.
+        truth: of two classes, what is right. What was found and right is then blue, what was missed orange, and what
+            was found wrongly yellow.
+
+    Returns:
+        (H, W, 3), 0 to 255.
+    """
+    if truth is None:
+        marked, colours = found > 0, _OVER[(found.astype(np.int64) - 1) % len(_OVER)]
+    else:
+        marked = (found > 0) | (truth > 0)
+        wrong = np.where((truth > 0)[..., None], _MISSED, _FALSE)
+        colours = np.where(((found > 0) & (truth > 0))[..., None], _RIGHT, wrong)
+    blended = np.where(marked[..., None], 0.3 * 255 * picture + 0.7 * colours, 255 * picture)
+    return blended.round().clip(0, 255).astype(np.uint8)
+
+
+def heat(picture: Floats, warm: Floats) -> Colours:
+    """A grey picture (H, W, 3), 0 to 1, under a map (H, W), 0 to 1, in colours, as (H, W, 3), 0 to 255."""
+    import matplotlib
+
+    grey = picture.mean(axis=-1, keepdims=True)
+    over = matplotlib.colormaps[HEAT](np.nan_to_num(warm))[..., :3]
+    strength = 0.75 * np.nan_to_num(warm)[..., None]
+    return (255 * (grey * (1 - strength) + over * strength)).round().clip(0, 255).astype(np.uint8)
