@@ -187,6 +187,26 @@ def test_images_of_many_tiles(
 
 
 @needs_native
+@pytest.mark.parametrize(
+    ("channels", "size", "groups"), [((34, 50), (61, 45), 1), ((36, 20), (41, 43), 2), ((64, 3), (5, 5), 1)]
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_bfloat16_gradients_are_as_near_as_outputs(
+    channels: tuple[int, int], size: tuple[int, int], groups: int, layout: torch.memory_format
+) -> None:
+    """Pairs of positions are multiplied at once, also in tiles of an odd number of them."""
+    spec = conv_spec(2, 5, 3, True, False, (1, 1), (2, 2), (1, 1), groups)
+    x = torch.randn(3, channels[0], *size).bfloat16().to(memory_format=layout)
+    grad_y = torch.randn(3, channels[1], *size).bfloat16().to(memory_format=layout)
+    weight = torch.randn(channels[1], channels[0] // groups, 3).bfloat16()
+    truth = dense.backward(grad_y.double(), x.double(), weight.double(), spec)
+    alone = native.weight_grad(x, grad_y, spec)
+    for grad, true in zip((*native.backward(grad_y, x, weight, spec), alone), (*truth, truth[1]), strict=True):
+        # Ring sums and results are rounded once each, to within 2^-9.
+        assert (grad.double() - true).norm() < 3e-3 * true.norm()
+
+
+@needs_native
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_every_run_gives_the_same_bits(threads: int) -> None:
     spec = conv_spec(2, 5, 3, True, False, (1, 1), (2, 2), (1, 1), 1)

@@ -112,7 +112,8 @@ void copy_positions(T* to, Index pitch, const S* from, Index step, Index count, 
         copy_run(to + i * pitch, from + i * step, channels);
     }
   } else if (step == 1) {
-    transpose<T>([=](Index i) { return to + i * pitch; }, from, channel_stride, channels, count);
+    using Between = std::conditional_t<std::is_arithmetic_v<T>, T, float>;
+    transpose<Between>([=](Index i) { return to + i * pitch; }, from, channel_stride, channels, count);
   } else {
     for (Index i = 0; i < count; ++i)
       for (Index c = 0; c < channels; ++c) to[i * pitch + c] = cast_to<T>(from[i * step + c * channel_stride]);

@@ -61,26 +61,6 @@ class Product {
   std::vector<T> packed_, start_;
 };
 
-// total (rows, columns in `pitch`) += left (positions, rows)^T right (positions, columns)
-template <class T>
-void add_outer(const T* left, Index left_pitch, Index rows, const T* right, Index pitch, Index columns, Index positions,
-               T* total) {
-  const Panels<T> panels{columns};
-  const Index blocks = divide_up(rows, kRows);
-  for (Index b = 0, r = 0; b < blocks; ++b) {
-    const Index height = balanced(rows, r, blocks - b);
-    for (Index panel = 0; panel < panels.count(); ++panel) {
-      const Index first = panels.start(panel);
-      const auto block =
-          panels.vectors(panel) == 1 ? grad_block_of<T, 1>(height, Heights()) : grad_block_of<T, 2>(height, Heights());
-      for (Index p = 0; p < positions; p += kAddedInTurn)
-        block(left + p * left_pitch + r, left_pitch, right + p * pitch + first, pitch,
-              std::min(kAddedInTurn, positions - p), total + r * pitch + first, pitch);
-    }
-    r += height;
-  }
-}
-
 // Runs of `features` elements, `pitch` elements apart. Constants make vector moves of what else were calls.
 template <class T, Index kFeatures>
 void copy_runs_of(T* to, Index to_pitch, const T* from, Index from_pitch, Index runs) {
@@ -354,8 +334,8 @@ void add_invariants_backward_of(const Tensor& grad_map, const Tensor& z_map, con
           c.give(grad_rows, a, b);
         }
         for (Index k = 0; k < form.count() && inside; ++k)
-          add_outer(values + k * size, features, features, grad_row + p * pitch, pitch, addition.channels, count,
-                    of_weight + k * features * pitch);
+          add_outer(values + k * size, features, features, grad_row + p * pitch, pitch, addition.channels, count, true,
+                    of_weight + k * features * pitch, pitch);
       });
     };
     // The gradient of a row of z, and what it contributes to that of the projection.
@@ -365,7 +345,8 @@ void add_invariants_backward_of(const Tensor& grad_map, const Tensor& z_map, con
       const T *z_row = recent.at_hand(image, a, b), *grad_row = recent_grads.at_hand(image, a, b);
       in_chunks(z.width, features, [&](Index p, Index count) {
         const T* of_features = row + p * features;
-        add_outer(of_features, features, features, z_row + p * pitch, pitch, addition.channels, count, of_project);
+        add_outer(of_features, features, features, z_row + p * pitch, pitch, addition.channels, count, true, of_project,
+                  pitch);
         addition.project_back(of_features, features, 0, count, mixed);
         grad_z.write_sum(mixed, grad_row + p * pitch, pitch, image, a, b, p, count);
       });

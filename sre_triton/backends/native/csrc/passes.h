@@ -20,7 +20,7 @@ namespace sre_triton {
 template <class S, class T, class F>
 class Mixer {
  public:
-  using Factor = std::conditional_t<std::is_same_v<T, F>, T, at::BFloat16>;
+  using Factor = FactorOf<T, F>;
 
   Mixer(const Tensor& y, const RingWeight<S>& weight, const std::optional<Tensor>& bias, Groups groups)
       : y_(y),
@@ -99,9 +99,11 @@ class Mixer {
   std::vector<T> starts_;
 };
 
-template <class S, class T>
+template <class S, class T, class F>
 class Gradient {
  public:
+  using Factor = FactorOf<T, F>;
+
   Gradient(const Tensor& thin, Index rings, Groups groups)
       : thin_(thin),
         groups_(groups),
@@ -114,62 +116,66 @@ class Gradient {
     totals_ = totals_memory.take<T>(started_.size() * size_);
   }
 
-  Index thin_pitch() const { return round_up(thin_.channels, kLanes<T>); }
-
-  // Before a thread's first tile.
-  void start() {
-    started_[at::get_thread_num()] = true;
-    std::fill_n(total(), size_, T(0));
+  // What a tile of this many positions needs to be multiplied.
+  struct Rows {
+    Factor* thin;           // (positions, thin_pitch)
+    T *thin_pairs, *pairs;  // positions in pairs: of all that, and of one ring's sums
+  };
+  size_t bytes(Index positions) const {
+    return Scratch::size<Factor>(positions * thin_pitch()) + Scratch::size<T>(pairs(positions) * thin_pitch()) +
+           Scratch::size<T>(pairs(positions) * channels_);
+  }
+  Rows take(Scratch& memory, Index positions) const {
+    return {memory.take<Factor>(positions * thin_pitch()), memory.take<T>(pairs(positions) * thin_pitch()),
+            memory.take<T>(pairs(positions) * channels_)};
   }
 
   // Adds what a tile contributes, from its ring sums (rings, positions, channels).
-  void add(const Tile& tile, const T* sums, T* rows) const {
-    load_positions(rows, thin_pitch(), thin_, tile);
+  void add(const Tile& tile, const Factor* sums, const Rows& rows) {
+    load_positions(rows.thin, thin_pitch(), thin_, tile);
     const Index positions = tile.positions();
-    T* part = total();
+    char& started = started_[at::get_thread_num()];
+    T* part = totals_ + at::get_thread_num() * size_;
+    if constexpr (kPairs) pair_positions(rows.thin_pairs, rows.thin, positions, thin_pitch());
     for (Index ring = 0; ring < rings_; ++ring, sums += positions * channels_, part += channels_ * pitch_) {
-      if (groups_.depthwise()) {
-        add_depthwise(sums, channels_, rows, thin_pitch(), positions, part, pitch_);
-        continue;
-      }
-      for (Index g = 0; g < groups_.count; ++g) {
-        const Index c = g * groups_.inputs;
-        add_group(sums + c, rows + g * groups_.outputs, positions, part + c * pitch_);
+      if constexpr (kPairs) {
+        pair_positions(rows.pairs, sums, positions, channels_);
+        add_ring(reinterpret_cast<const F*>(rows.pairs), rows.thin_pairs, pairs(positions), started, part);
+      } else if (groups_.depthwise()) {
+        if (!started) std::fill_n(part, channels_ * pitch_, T(0));
+        add_depthwise(sums, channels_, rows.thin, thin_pitch(), positions, part, pitch_);
+      } else {
+        add_ring(sums, rows.thin, positions, started, part);
       }
     }
+    started = true;
   }
 
   // After all tiles. Threads are added up in the order of their numbers, so that every run gives the same bits.
   void finish(const RingWeight<S>& grad) {
-    at::parallel_for(0, size_, 1 << 15, [&](Index begin, Index end) {
-      for (size_t t = 1; t < started_.size(); ++t) {
-        if (!started_[t]) continue;
-        const T* part = totals_ + t * size_;
-        for (Index i = begin; i < end; ++i) totals_[i] += part[i];
-      }
-    });
-    unpack(totals_, pitch_, grad, groups_);
+    std::vector<const T*> parts;
+    for (size_t t = 0; t < started_.size(); ++t)
+      if (started_[t]) parts.push_back(totals_ + t * size_);
+    T* const total = const_cast<T*>(parts[0]);
+    if (parts.size() > 1)
+      at::parallel_for(0, size_, 1 << 15, [&](Index begin, Index end) {
+        for (size_t t = 1; t < parts.size(); ++t)
+          for (Index i = begin; i < end; ++i) total[i] += parts[t][i];
+      });
+    unpack(total, pitch_, grad, groups_);
     totals_memory.shrink();
   }
 
  private:
-  T* total() const { return totals_ + at::get_thread_num() * size_; }
+  static constexpr bool kPairs = !std::is_same_v<T, F>;
+  static Index pairs(Index positions) { return kPairs ? divide_up(positions, 2) : 0; }
+  Index thin_pitch() const { return round_up(thin_.channels, kLanes<T>); }
 
-  void add_group(const T* sums, const T* rows, Index positions, T* part) const {
-    const Panels<T> panels{groups_.outputs};
-    const Index blocks = divide_up(groups_.inputs, kRows);
-    for (Index b = 0, c = 0; b < blocks; ++b) {
-      const Index height = balanced(groups_.inputs, c, blocks - b);
-      for (Index panel = 0; panel < panels.count(); ++panel) {
-        const Index first = panels.start(panel);
-        const auto block = panels.vectors(panel) == 1 ? grad_block_of<T, 1>(height, Heights())
-                                                      : grad_block_of<T, 2>(height, Heights());
-        for (Index p = 0; p < positions; p += kAddedInTurn)
-          block(sums + p * channels_ + c, channels_, rows + p * thin_pitch() + first, thin_pitch(),
-                std::min(kAddedInTurn, positions - p), part + c * pitch_ + first, pitch_);
-      }
-      c += height;
-    }
+  // One ring's sums (steps, channels) and what they are multiplied with (steps, thin_pitch).
+  void add_ring(const F* sums, const T* thin, Index steps, bool started, T* part) const {
+    for (Index g = 0; g < groups_.count; ++g)
+      add_outer(sums + g * groups_.inputs, channels_, groups_.inputs, thin + g * groups_.outputs, thin_pitch(),
+                groups_.outputs, steps, started, part + g * groups_.inputs * pitch_, pitch_);
   }
 
   Activation<S> thin_;

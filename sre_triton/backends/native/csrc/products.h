@@ -23,6 +23,8 @@ struct BFloat16Pair {
 };
 
 // Factors are T itself or pairs of narrower numbers; products are added up in T.
+template <class T, class F>
+using FactorOf = std::conditional_t<std::is_same_v<T, F>, T, at::BFloat16>;
 template <class T>
 inline void multiply_add(Vector<T>& sum, const T* factor, Vector<T> weights) {
   sum += *factor * weights;
@@ -36,6 +38,18 @@ inline void multiply_add(Vector<float>& sum, const BFloat16Pair* factor, Vector<
 }
 #endif
 
+// (positions, width) to (half of that, rounded up, width) pairs of positions, held as T.
+template <class T>
+void pair_positions(T* to, const at::BFloat16* from, Index positions, Index width) {
+  static_assert(sizeof(T) == sizeof(BFloat16Pair));
+  uint32_t* pairs = reinterpret_cast<uint32_t*>(to);
+  const uint16_t* rows = reinterpret_cast<const uint16_t*>(from);
+  for (; positions > 1; positions -= 2, pairs += width, rows += 2 * width)
+    for (Index i = 0; i < width; ++i) pairs[i] = rows[i] | uint32_t(rows[width + i]) << 16;
+  if (positions)
+    for (Index i = 0; i < width; ++i) pairs[i] = rows[i];
+}
+
 // out (kHeight rows out_pitch apart, kWidth vectors) = start + sums (kHeight positions, rings x depth) weights (rings x
 // depth, kWidth vectors)
 template <class T, class F, int kHeight, int kWidth>
@@ -43,14 +57,18 @@ __attribute__((noinline)) void mix_block(const F* sums, Index position_stride, I
                                          Index depth, const T* weights, const T* start, T* out, Index out_pitch) {
   constexpr int kGroups = (kHeight + 2) / 3;
   Vector<T> sum[kHeight][kWidth];
+#pragma GCC unroll 16
   for (int r = 0; r < kHeight; ++r)
+#pragma GCC unroll 2
     for (int v = 0; v < kWidth; ++v) sum[r][v] = load(start + v * kLanes<T>);
   for (Index ring = 0; ring < rings; ++ring) {
     // Three rows share a pointer: fourteen would not fit the registers.
     const F* rows[kGroups];
+#pragma GCC unroll 16
     for (int g = 0; g < kGroups; ++g) rows[g] = sums + ring * ring_stride + 3 * g * position_stride;
     for (Index c = 0; c < depth; ++c) {
       Vector<T> weight[kWidth];
+#pragma GCC unroll 2
       for (int v = 0; v < kWidth; ++v) weight[v] = load(weights + v * kLanes<T>);
       weights += kWidth * kLanes<T>;
 #pragma GCC unroll 16
@@ -59,30 +77,35 @@ __attribute__((noinline)) void mix_block(const F* sums, Index position_stride, I
         for (int v = 0; v < kWidth; ++v) multiply_add(sum[r][v], rows[r / 3] + r % 3 * position_stride + c, weight[v]);
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < kHeight; ++r)
+#pragma GCC unroll 2
     for (int v = 0; v < kWidth; ++v) store(out + r * out_pitch + v * kLanes<T>, sum[r][v]);
 }
 
 // Terms of a weight gradient that are added up before they join the rest: rounding errors grow with such runs.
 constexpr Index kAddedInTurn = 64;
 
-// grad (kHeight channels, kWidth vectors) += sums (P, kHeight channels)^T thin (P, kWidth vectors)
-template <class T, int kHeight, int kWidth>
-__attribute__((noinline)) void grad_block(const T* sums, Index sums_pitch, const T* thin, Index thin_pitch,
-                                          Index positions, T* grad, Index grad_pitch) {
-  Vector<T> total[kHeight][kWidth] = {};
-  for (Index p = 0; p < positions; ++p, sums += sums_pitch, thin += thin_pitch) {
-    Vector<T> right[kWidth];
-    for (int v = 0; v < kWidth; ++v) right[v] = load(thin + v * kLanes<T>);
+// total (kHeight rows total_pitch apart, kWidth vectors) = or += left (steps, kHeight)^T right (steps, kWidth vectors)
+template <class T, class F, int kHeight, int kWidth>
+__attribute__((noinline)) void outer_block(const F* left, Index left_pitch, const T* right, Index right_pitch,
+                                           Index steps, bool add, T* total, Index total_pitch) {
+  Vector<T> sum[kHeight][kWidth] = {};
+  for (Index i = 0; i < steps; ++i, left += left_pitch, right += right_pitch) {
+    Vector<T> row[kWidth];
+#pragma GCC unroll 2
+    for (int v = 0; v < kWidth; ++v) row[v] = load(right + v * kLanes<T>);
 #pragma GCC unroll 16
     for (int r = 0; r < kHeight; ++r)
 #pragma GCC unroll 2
-      for (int v = 0; v < kWidth; ++v) total[r][v] += sums[r] * right[v];
+      for (int v = 0; v < kWidth; ++v) multiply_add(sum[r][v], left + r, row[v]);
   }
+#pragma GCC unroll 16
   for (int r = 0; r < kHeight; ++r)
+#pragma GCC unroll 2
     for (int v = 0; v < kWidth; ++v) {
-      T* to = grad + r * grad_pitch + v * kLanes<T>;
-      store(to, load(to) + total[r][v]);
+      T* to = total + r * total_pitch + v * kLanes<T>;
+      store(to, add ? load(to) + sum[r][v] : sum[r][v]);
     }
 }
 
@@ -118,17 +141,17 @@ void add_depthwise(const T* sums, Index channels, const T* thin, Index thin_pitc
 
 template <class T, class F>
 using MixBlock = void (*)(const F*, Index, Index, Index, Index, const T*, const T*, T*, Index);
-template <class T>
-using GradBlock = void (*)(const T*, Index, const T*, Index, Index, T*, Index);
+template <class T, class F>
+using OuterBlock = void (*)(const F*, Index, const T*, Index, Index, bool, T*, Index);
 
 template <class T, class F, int kWidth, int... kHeights>
 MixBlock<T, F> mix_block_of(Index height, std::integer_sequence<int, kHeights...>) {
   static constexpr MixBlock<T, F> blocks[] = {mix_block<T, F, kHeights + 1, kWidth>...};
   return blocks[height - 1];
 }
-template <class T, int kWidth, int... kHeights>
-GradBlock<T> grad_block_of(Index height, std::integer_sequence<int, kHeights...>) {
-  static constexpr GradBlock<T> blocks[] = {grad_block<T, kHeights + 1, kWidth>...};
+template <class T, class F, int kWidth, int... kHeights>
+OuterBlock<T, F> outer_block_of(Index height, std::integer_sequence<int, kHeights...>) {
+  static constexpr OuterBlock<T, F> blocks[] = {outer_block<T, F, kHeights + 1, kWidth>...};
   return blocks[height - 1];
 }
 
@@ -148,5 +171,25 @@ struct Panels {
   }
   Index padded() const { return round_up(columns, kLanes<T>); }
 };
+
+// total (rows, columns) = or += left (steps, rows)^T right (steps, columns). A step is a position or a pair of them.
+template <class T, class F>
+void add_outer(const F* left, Index left_pitch, Index rows, const T* right, Index right_pitch, Index columns,
+               Index steps, bool add, T* total, Index pitch) {
+  const Panels<T> panels{columns};
+  const Index blocks = divide_up(rows, kRows);
+  for (Index b = 0, r = 0; b < blocks; ++b) {
+    const Index height = balanced(rows, r, blocks - b);
+    for (Index panel = 0; panel < panels.count(); ++panel) {
+      const Index first = panels.start(panel);
+      const auto block = panels.vectors(panel) == 1 ? outer_block_of<T, F, 1>(height, Heights())
+                                                    : outer_block_of<T, F, 2>(height, Heights());
+      for (Index i = 0; i < steps; i += kAddedInTurn)
+        block(left + i * left_pitch + r, left_pitch, right + i * right_pitch + first, right_pitch,
+              std::min(kAddedInTurn, steps - i), add || i > 0, total + r * pitch + first, pitch);
+    }
+    r += height;
+  }
+}
 
 }  // namespace sre_triton

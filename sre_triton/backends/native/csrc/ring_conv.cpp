@@ -1,7 +1,7 @@
 // Ring convolution on the CPU, one tile of output positions at a time: load what the tile reads between zeros,
 // add it up to ring sums, multiply them by the ring weights while they are in the cache.
 //
-// Everything that tells one convolution from another comes as data (see launch.py): the window, the additions, and
+// Everything that tells one convolution from another comes as data (see passes.py): the window, the additions, and
 // tensors with any strides. Dimensions are always three; those that a 1-D or 2-D convolution lacks have size 1.
 
 #include <torch/library.h>
@@ -23,9 +23,8 @@ void fill(const Tensor& y, const std::optional<Tensor>& bias) {
   if (bias) y.transpose(1, -1).add_(*bias);
 }
 
-// S: type in memory. T: type of additions and products. P: type of ring sums as they are kept. F: type of factors of
-// outputs; those of weight gradients are T.
-template <class S, class T, class P, class F>
+// S: type in memory. T: type of additions and products. F: type of factors, T or pairs of something narrower.
+template <class S, class T, class F>
 void run(const Call& call, const Window& w) {
   const Activation<S> x(call.source);
   const Index others = (call.y ? *call.y : *call.thin).size(1);
@@ -39,56 +38,44 @@ void run(const Call& call, const Window& w) {
   const Index most = tiling.images * tiling.size[0] * tiling.size[1] * tiling.size[2];
   const Index rings = w.rings.size();
 
-  using Products = Mixer<S, T, F>;
-  using Factor = typename Products::Factor;
-  std::optional<Products> mixer;
-  std::optional<Gradient<S, T>> gradient;
+  using Factor = FactorOf<T, F>;
+  std::optional<Mixer<S, T, F>> mixer;
+  std::optional<Gradient<S, T, F>> gradient;
   if (call.y) {
     const RingWeight<S> weight(*call.weight, call.groups, call.transposed, w.rings);
     mixer.emplace(*call.y, weight, call.bias, channels(call, *call.y));
   }
   if (call.thin) gradient.emplace(*call.thin, rings, channels(call, *call.thin));
 
-  const Index sums_size = rings * most * x.channels, products_size = Products::products(most);
-  const Index rows_size = gradient ? most * gradient->thin_pitch() : 0;
-  const Index factors_size = mixer && !std::is_same_v<P, Factor> ? sums_size : 0;
-  size_t bytes = Scratch::size<P>(sums_size) + Scratch::size<Factor>(factors_size) + Scratch::size<Index>(most) +
-                 Scratch::size<T>(products_size) + Scratch::size<T>(rows_size);
+  const Index sums_size = rings * most * x.channels, products_size = Mixer<S, T, F>::products(most);
+  size_t bytes = Scratch::size<Factor>(sums_size) + Scratch::size<Index>(most) + Scratch::size<T>(products_size) +
+                 (gradient ? gradient->bytes(most) : 0);
   std::vector<Index> buffer_sizes;
   for (Index level : w.levels) {
-    const Triple e = Adder<T, P>::extent(w, tiling.size, level);
+    const Triple e = Adder<T, Factor>::extent(w, tiling.size, level);
     buffer_sizes.push_back(e[0] * e[1] * e[2] * x.channels);
     bytes += Scratch::size<T>(buffer_sizes.back());
   }
 
   at::parallel_for(0, tiling.count(), 1, [&](Index begin, Index end) {
     scratch.reset(bytes);
-    P* sums = scratch.take<P>(sums_size);
-    Factor* factors = scratch.take<Factor>(factors_size);
+    Factor* sums = scratch.take<Factor>(sums_size);
     Index* offsets = scratch.take<Index>(most);
     T* products = scratch.take<T>(products_size);
-    T* rows = scratch.take<T>(rows_size);
     std::vector<T*> buffers;
     for (Index size : buffer_sizes) buffers.push_back(scratch.take<T>(size));
-    if (gradient) gradient->start();
+    typename Gradient<S, T, F>::Rows rows;
+    if (gradient) rows = gradient->take(scratch, most);
 
     for (Index i = begin; i < end; ++i) {
       const Tile tile = tiling.tile(i, x.images, w);
-      Adder<T, P> adder(w, x.channels, tile, buffers, sums, tile.positions() * x.channels);
+      Adder<T, Factor> adder(w, x.channels, tile, buffers, sums, tile.positions() * x.channels);
       for (Index n = 0; n < tile.images; ++n) {
         load_input(buffers[0], x, w, tile, tile.image + n);
         adder.add(n);
       }
-      if (mixer) {
-        if constexpr (std::is_same_v<P, Factor>) {
-          factors = sums;
-        } else {
-          copy_run(factors, sums, rings * tile.positions() * x.channels);
-        }
-        mixer->write(tile, factors, x.channels, products, offsets);
-      }
-      if constexpr (std::is_same_v<T, P>)
-        if (gradient) gradient->add(tile, sums, rows);
+      if (mixer) mixer->write(tile, sums, x.channels, products, offsets);
+      if (gradient) gradient->add(tile, sums, rows);
     }
     scratch.shrink();
   });
@@ -106,21 +93,19 @@ void ring_conv(const Tensor& source, const Tensor& numbers, const Tensor& factor
   if (!y && !grad) return;
   const Call call{source, groups, transposed, weight, bias, y, thin, grad};
   check(call, w);
-  auto go = [&](auto s, auto t, auto p, auto f) { run<decltype(s), decltype(t), decltype(p), decltype(f)>(call, w); };
+  auto go = [&](auto s, auto t, auto f) { run<decltype(s), decltype(t), decltype(f)>(call, w); };
   switch (source.scalar_type()) {
     case at::kFloat:
-      return go(float(), float(), float(), float());
+      return go(float(), float(), float());
     case at::kDouble:
-      return go(double(), double(), double(), double());
+      return go(double(), double(), double());
     case at::kHalf:
-      return go(at::Half(), float(), float(), float());
+      return go(at::Half(), float(), float());
     case at::kBFloat16:
 #if defined(__AVX512BF16__)
-      if (source.size(1) / groups % 2 == 0)
-        return grad ? go(at::BFloat16(), float(), float(), BFloat16Pair())
-                    : go(at::BFloat16(), float(), at::BFloat16(), BFloat16Pair());
+      if (source.size(1) / groups % 2 == 0) return go(at::BFloat16(), float(), BFloat16Pair());
 #endif
-      return go(at::BFloat16(), float(), float(), float());
+      return go(at::BFloat16(), float(), float());
     default:
       TORCH_CHECK_TYPE(false, "source must be of a floating type, got ", source.scalar_type());
   }

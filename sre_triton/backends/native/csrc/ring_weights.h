@@ -135,25 +135,30 @@ void clear(const Tensor& weight) {
 // total (rings, groups x inputs, outputs in rows of `pitch`) to its place.
 template <class T, class S>
 void unpack(const T* total, Index pitch, const RingWeight<S>& weight, Groups groups) {
-  constexpr Index kBlock = 16;
+  constexpr Index kBlock = kLanes<T>;
   const Index rings = weight.rings.size(), blocks = divide_up(groups.inputs, kBlock);
   const Index ring_stride = groups.count * groups.inputs * pitch;
   at::parallel_for(0, groups.count * blocks, 4, [&](Index begin, Index end) {
+    alignas(kVectorBytes) T square[kBlock * kBlock];
+    auto put = [](S* to, Index step, const T* from, Index count) {
+      for (Index i = 0; i < count; ++i) to[i * step] = cast_to<S>(from[i]);
+    };
     for (Index task = begin; task < end; ++task) {
-      const Index g = task / blocks, c0 = task % blocks * kBlock;
+      const Index g = task / blocks, c0 = task % blocks * kBlock, height = std::min(kBlock, groups.inputs - c0);
+      const T* rows = total + (g * groups.inputs + c0) * pitch;
+      if (weight.input > weight.output) {  // rows of the total are rows of the weight, with gaps for other rings
+        for (Index c = 0; c < height; ++c)
+          for (Index b = 0; b < rings; ++b)
+            put(weight.of(g, c0 + c, 0) + weight.rings[b] * weight.ring, weight.output,
+                rows + b * ring_stride + c * pitch, groups.outputs);
+        continue;
+      }
       for (Index o0 = 0; o0 < groups.outputs; o0 += kBlock) {
-        auto put = [&](Index c, Index o) {
-          const T* from = total + (g * groups.inputs + c) * pitch + o;
-          S* to = weight.of(g, c, o);
-          for (Index b = 0; b < rings; ++b) to[weight.rings[b] * weight.ring] = cast_to<S>(from[b * ring_stride]);
-        };
-        const Index c1 = std::min(c0 + kBlock, groups.inputs), o1 = std::min(o0 + kBlock, groups.outputs);
-        if (weight.input < weight.output) {
-          for (Index o = o0; o < o1; ++o)
-            for (Index c = c0; c < c1; ++c) put(c, o);
-        } else {
-          for (Index c = c0; c < c1; ++c)
-            for (Index o = o0; o < o1; ++o) put(c, o);
+        const Index width = std::min(kBlock, groups.outputs - o0);
+        for (Index b = 0; b < rings; ++b) {
+          transpose<T>([&](Index o) { return square + o * kBlock; }, rows + b * ring_stride + o0, pitch, height, width);
+          for (Index o = 0; o < width; ++o)
+            put(weight.of(g, c0, o0 + o) + weight.rings[b] * weight.ring, weight.input, square + o * kBlock, height);
         }
       }
     }
