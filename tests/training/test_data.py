@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from sre_triton.training.data.crops import CropSet
 from sre_triton.training.data.medmnist import KNOWN_SETS, read_image_set
 from sre_triton.training.data.patches import PHOTOGRAPHS, cut_patches, ensure_patches
 from sre_triton.training.data.photographs import Kept, KeptArrays, LazyList, Photograph
 from sre_triton.training.data.segmentation_set import read_segmentation_set
 from sre_triton.training.data.vessels import draw_vessels
 from sre_triton.training.options import SegmentOptions
-from sre_triton.training.tasks.segmentation import CropSet
 from tests.training.conftest import MakeSet
 
 

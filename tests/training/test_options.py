@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import sre_triton
+from sre_triton.training.data.crops import CropSet
 from sre_triton.training.data.photographs import Photograph
 from sre_triton.training.data.standardise import standardise
 from sre_triton.training.options import SegmentOptions
 from sre_triton.training.tasks.optimisation import optimiser_and_schedules
-from sre_triton.training.tasks.segmentation import CropSet, slide
+from sre_triton.training.tasks.segmentation import slide
 from tests.training.conftest import TINY, TINY_UNET, Command, MakeSet
 
 

@@ -9,6 +9,7 @@ only moves pixels; every other map interpolates.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -72,21 +73,30 @@ def rotation_matrix(angles: Tensor, axis: str, ndim: int) -> Tensor:
     return matrix
 
 
-def affine(x: Tensor, matrix: Tensor, interpolation: str = "nearest", padding: str = "zeros") -> Tensor:
-    """Maps each item of a batch by its own matrix, in the frame of the input.
+def affine(
+    x: Tensor,
+    matrix: Tensor,
+    interpolation: str = "nearest",
+    padding: str = "zeros",
+    size: Sequence[int] | None = None,
+) -> Tensor:
+    """Maps each item of a batch by its own matrix.
 
     Args:
         x: (N, C, *space).
         matrix: (N, ndim, ndim + 1); see the module.
         interpolation: "nearest", "bilinear" (trilinear in 3-D) or, in 2-D, "bicubic".
         padding: "zeros" or "reflect".
+        size: of the result; None for that of the input.
     """
     if interpolation == "bicubic" and x.dim() == 5:
         raise ValueError("interpolation 'bicubic' is for images only: use 'nearest' or 'bilinear' for volumes")
+    size = tuple(x.shape[2:] if size is None else size)
     half = torch.tensor(x.shape[:1:-1], dtype=torch.float64, device=x.device) / 2
-    linear = matrix[:, :, :-1].double() * half[None, None, :] / half[None, :, None]
+    reach = torch.tensor(size[::-1], dtype=torch.float64, device=x.device) / 2
+    linear = matrix[:, :, :-1].double() * reach[None, None, :] / half[None, :, None]
     offset = matrix[:, :, -1:].double() / half[None, :, None]
-    grid = F.affine_grid(torch.cat([linear, offset], dim=-1), list(x.shape), align_corners=False)
+    grid = F.affine_grid(torch.cat([linear, offset], dim=-1), [*x.shape[:2], *size], align_corners=False)
     return F.grid_sample(x, grid.to(x), interpolation, PADDING_MODES[padding], align_corners=False)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from sre_triton.training.data.augment import Share, derived_seed
-from sre_triton.training.data.contrast import Contrast
+from sre_triton.training.data.augment import Share
+from sre_triton.training.data.crops import CropSet
 from sre_triton.training.data.loading import EvaluationBatches, TrainingBatches, loader
 from sre_triton.training.data.photographs import Photograph
 from sre_triton.training.data.segmentation_set import SegmentationSet, read_segmentation_set
 from sre_triton.training.data.splits import parts_of
-from sre_triton.training.data.standardise import mean_and_deviation, standardise
-from sre_triton.training.data.warp import PADDING_MODES, Symmetry
+from sre_triton.training.data.standardise import standardise
+from sre_triton.training.data.warp import Symmetry
 from sre_triton.training.figures import draw_images
 from sre_triton.training.options import SegmentOptions, TurningOptions
 from sre_triton.training.tasks.class_weights import class_weights
@@ -30,76 +29,10 @@ from sre_triton.training.tasks.segmentation_scores import SCORES, scores_by_thre
 from sre_triton.training.tasks.task import Task
 from sre_triton.training.tasks.undefined import counted, means_of_known
 
-__all__ = ["CropSet", "SegmentationTask", "slide"]
+__all__ = ["SegmentationTask", "slide"]
 
 _LARGEST_PICTURED = 512  # longer side of a picture that is looked into, unless another is asked for
 _THRESHOLDS = tuple(number / 50 for number in range(1, 50))
-
-
-class CropSet(Dataset[tuple[Tensor, Tensor]]):
-    """Crops at random places of photographs, which ``--affine-prob`` scales and shears at random first.
-
-    A crop is turned and flipped, standardised by the mean and deviation of its whole photograph, then given another
-    contrast. It depends on the seed, the epoch and its own number alone.
-    """
-
-    def __init__(self, photographs: Sequence[Photograph], options: SegmentOptions) -> None:
-        from monai.transforms import (
-            CenterSpatialCropd,
-            Compose,
-            EnsureTyped,
-            RandAffined,
-            RandFlipd,
-            RandRotated,
-            RandSpatialCropd,
-            SpatialPadd,
-        )
-
-        self.photographs, self.options, self.epoch = photographs, options, 0
-        keys = ("image", "labels")
-        how = {"mode": (options.interpolation, "nearest"), "padding_mode": PADDING_MODES[options.padding]}
-        affine = RandAffined(
-            keys,
-            prob=options.affine_prob,
-            shear_range=(options.shear_ratio,) * 2,
-            scale_range=(options.scale_ratio,) * 2,
-            **how,
-        )
-        # A crop that is turned is cut out larger, so that nothing comes in from outside but at the photograph's edge.
-        side = math.ceil(math.sqrt(2) * options.crop_size) if options.train_rotate else options.crop_size
-        turn = RandRotated(keys, range_x=math.radians(options.train_degree), prob=1.0, **how)
-        flips = [RandFlipd(keys, prob=options.train_flip_p, spatial_axis=axis) for axis in (0, 1)]
-        self.geometry = Compose(
-            [
-                SpatialPadd(keys, (side, side)),
-                *([affine] if options.affine_prob > 0 else []),
-                RandSpatialCropd(keys, (side, side), random_size=False),
-                *([turn] if options.train_rotate else []),
-                CenterSpatialCropd(keys, (options.crop_size,) * 2),
-                *(flips if options.train_flip_p > 0 else []),
-                EnsureTyped(keys, track_meta=False),
-            ]
-        )
-        self.contrast = Contrast(options)
-        self._scales: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def __len__(self) -> int:
-        return len(self.photographs) * self.options.crops_per_image
-
-    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        crops = []
-        for index in indices:
-            number = index % len(self.photographs)
-            photograph = self.photographs[number]
-            if number not in self._scales:
-                self._scales[number] = mean_and_deviation(torch.from_numpy(photograph.image), self.options.normalise)
-            mean, deviation = self._scales[number]
-            seed = derived_seed(self.options.seed, self.epoch, index) % 2**32
-            self.geometry.set_random_state(seed)
-            crop = self.geometry({"image": photograph.image, "labels": photograph.labels})
-            crops.append(crop | {"image": self.contrast((crop["image"] - mean) / deviation, seed)})
-        images, labels = (torch.stack([crop[key] for crop in crops]) for key in ("image", "labels"))
-        return images, labels.long()
 
 
 class _Whole(Dataset[tuple[Tensor, Tensor, Tensor]]):
