@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=Path,
         help="where to write the figures (default, if complete: results/cpu.json, or cpu-pure.json without native)",
     )
-    parser.add_argument("--png", type=Path, default=RESULTS / "cpu.png", help="where to draw them")
+    parser.add_argument("--png", type=Path, default=RESULTS / "cpu.png", help="where to draw them (.png, .pdf, .svg)")
     parser.add_argument(
         "--planner-check", action="store_true", help="race the planned path against the dense one instead"
     )
@@ -51,11 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status or 1
     rows = report.rows(benchmarks)
     environment = report.environment(options.threads)
-    caption = (
+    measured = (
         f"{environment['cpu']}, {options.threads} threads, {'with' if environment['native'] else 'without'} the native "
-        "kernel. Fastest rounds; nn.Conv in its faster memory format. "
-        "Lower is better in 'time / floor' and 'memory' (of a training step, over nn.Conv's)."
+        "kernel. Fastest rounds; nn.Conv in its faster memory format."
     )
+    caption = f"{measured} Lower is better in 'time / floor' and 'memory' (of a training step, over nn.Conv's)."
     Console(width=None if sys.stdout.isatty() else 200).print(report.table(rows, caption))
     complete = not (options.quick or options.filter or options.k != "3,5,9")
     name = "cpu.json" if environment["native"] else "cpu-pure.json"
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(report.to_json(rows, environment) + "\n")
     options.png.parent.mkdir(parents=True, exist_ok=True)
-    report.draw(rows, options.png)
+    report.draw(rows, options.png, measured)
     return status
 
 

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from bench.layers import DENSE, FLOOR, GMR, OURS, SRE
 from sre_triton.backends import native
+from sre_triton.training.figures.style import COLOURS, DOUBLE, MARKERS, drawing
 
 __all__ = ["Row", "draw", "environment", "means", "rows", "table", "to_json"]
 
@@ -158,20 +159,26 @@ def to_json(rows: Sequence[Row], environment: dict[str, Any]) -> str:
     return json.dumps({"environment": environment, "means": means(rows), "cases": cases}, indent=1)
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Bars of the speed-up over nn.Conv at inference, and the speed-up of the floor as a line."""
-    from matplotlib.figure import Figure
-
+def draw(rows: Sequence[Row], path: Path, caption: str = "") -> None:
+    """The speed-up over nn.Conv at inference, and that of the floor, a line of the figure for each layer."""
     shown = [row for row in rows if "infer" in row.modes]
-    figure = Figure(figsize=(max(6, 0.22 * len(shown)), 5), layout="constrained")
-    axes = figure.subplots()
-    ours = [row.modes["infer"]["ratio"][DENSE] for row in shown]
-    floor = [dense / row.modes["infer"]["ratio"][FLOOR] for row, dense in zip(shown, ours, strict=True)]
-    axes.bar(range(len(shown)), ours, label="sre_triton")
-    axes.plot(range(len(shown)), floor, "k.-", linewidth=1, label="floor: one product, ring sums for nothing")
-    axes.axhline(1, color="grey", linewidth=0.8)
-    axes.set_yscale("log")
-    axes.set_ylabel("times faster than nn.Conv, inference")
-    axes.set_xticks(range(len(shown)), [f"{row.case} k={row.k}" for row in shown], rotation=90, fontsize=7)
-    axes.legend()
-    figure.savefig(path, dpi=120)
+    devices = {row.device for row in shown}
+    names = [f"{row.case} ({row.device})" if len(devices) > 1 else row.case for row in shown]
+    places = {name: -place for place, name in enumerate(dict.fromkeys(names))}
+    caption = f"{caption} Hollow: the floor, one product with ring sums for nothing.".strip()
+    with drawing(path, DOUBLE, 0.14 * len(places) + 0.8, caption) as figure:
+        axes = figure.subplots()
+        for number, k in enumerate(sorted({row.k for row in shown})):
+            mine = [(places[name], row) for name, row in zip(names, shown, strict=True) if row.k == k]
+            style = {"linestyle": "none", "marker": MARKERS[number], "markersize": 4, "color": COLOURS[number]}
+            ours = [row.modes["infer"]["ratio"][DENSE] for _, row in mine]
+            floor = [dense / row.modes["infer"]["ratio"][FLOOR] for (_, row), dense in zip(mine, ours, strict=True)]
+            axes.plot(ours, [place for place, _ in mine], label=f"kernel size {k}", **style)
+            axes.plot(floor, [place for place, _ in mine], markerfacecolor="none", **style)
+        axes.axvline(1, color="#606060", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_xlabel("Times faster than nn.Conv, inference")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_yticks(list(places.values()), list(places))
+        axes.set_ylim(-len(places) + 0.4, 0.6)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4)

@@ -6,5 +6,6 @@ Its packages import in one direction::
 
 ``data`` reads, draws and augments images; ``tasks`` are classification and segmentation: network, loss and scores;
 ``runs`` trains a task in a folder and restores it, or a predictor, from there; ``evaluation`` turns images and
-compares networks. ``schema``, ``options``, ``files`` and ``figures`` know none of these and may be imported by all.
+compares networks. ``schema``, ``options``, ``files`` and ``figures`` (all that is drawn, in one style) know none of
+these and may be imported by all.
 """

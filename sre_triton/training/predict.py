@@ -19,6 +19,7 @@ from rich.progress import Progress
 from sre_triton.training.data.masks import MaskClasses, read_field
 from sre_triton.training.data.pairs import pair_by_name
 from sre_triton.training.data.pictures import is_nifti, is_tiff, page_count, picture_files, picture_name, read_picture
+from sre_triton.training.figures.maps import overlay
 from sre_triton.training.files import read_json, replacing, sweep, write_csv, write_json
 from sre_triton.training.options import PredictOptions
 from sre_triton.training.runs.folder import checkpoint_in
@@ -266,7 +267,9 @@ def _write_maps(output: Path, path: Path, predictor: Predictor, answers: list[Pi
         _write_map(
             output / f"{name}_probability{suffix}", path, np.stack([probabilities[number] for probabilities in answers])
         )
-    overlays = [_overlay(image, predictor.found(found)) for image, found in zip(images, answers, strict=True)]
+    overlays = [
+        overlay(np.moveaxis(image, 0, -1), predictor.found(found)) for image, found in zip(images, answers, strict=True)
+    ]
     _write_map(output / f"{name}_overlay", path, np.stack(overlays))
 
 
@@ -302,13 +305,3 @@ def _write_png(path: Path, values: npt.NDArray[Any]) -> None:
 
     with replacing(path) as partial:
         Image.fromarray(values).save(partial, format="PNG")
-
-
-def _overlay(image: npt.NDArray[np.float32], found: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """The picture with its classes but the ground in colours, half transparent, (H, W, 3)."""
-    import matplotlib
-
-    colours = np.array([matplotlib.colormaps["tab10"](index)[:3] for index in range(10)])
-    picture = np.moveaxis(image, 0, -1)
-    blended = np.where((found > 0)[..., None], 0.5 * picture + 0.5 * colours[(found - 1) % 10], picture)
-    return (255 * blended).round().astype(np.uint8)

@@ -40,7 +40,6 @@ def visualize_image(path: Path, options: VisualizeOptions, console: Console | No
     Raises:
         ValueError: an option, the picture or a checkpoint is not as it should be.
         OSError: a file is missing or cannot be written.
-        ImportError: a film is asked for that cannot be written.
     """
     console = console or Console(quiet=options.quiet)
     check_film_format(options.film)
@@ -130,7 +129,8 @@ def _summary(network: Predictor, found: TurnedMaps, options: VisualizeOptions) -
         "layer": found.layer,
         "channels": found.channels,
         "score": _score_name(network, found, options),
-        "scores": found.scores,
+        "scores": [100 * score for score in found.scores],
+        "unit": "percent",
         "grad_cam_is_zero": not bool(found.cams.any()),
         "grad_cam_deviation": known(found.deviation(found.cams)),
         "feature_map_deviation": [known(value) for value in found.deviation(found.maps)],
@@ -183,8 +183,8 @@ def _draw_turning(path: Path, network: Predictor, found: TurnedMaps, caption: st
             _map_row(found, chosen, f"channel {channel}", maps, _limits(maps[found.inside]), "activation", "viridis")
         )
     headings = [*(f"{found.angles[index]:g}°" for index in chosen), f"sd, {len(found.angles)} angles"]
-    score = _score_name(network, found, options).lower()
-    above = f"above the {'Grad-CAM' if found.found is None else 'answer'}: {score}"
+    score = _score_name(network, found, options)
+    above = f"above the {'Grad-CAM' if found.found is None else 'answer'}: {score}; scale of sd: the picture's middle"
     draw_rows(path, rows, headings, caption_line(caption, f"layer {found.layer}", above))
 
 
@@ -241,7 +241,8 @@ def _film(path: Path, networks: dict[str, Predictor], seen: dict[str, TurnedMaps
         found = seen[name]
         notes = [] if found.found is not None else [_note(network, row, found.target) for row in found.outputs]
         scores = [100 * score for score in found.scores]
-        acts.append(Act(name, _answers(found, options, range(len(found.angles))), scores, notes))
+        shows = "answer, turned back" if found.found is not None else "Grad-CAM, turned back"
+        acts.append(Act(name, _answers(found, options, range(len(found.angles))), scores, shows, notes))
     first = next(iter(seen.values()))
     score = _score_name(next(iter(networks.values())), first, options)
     write_film(path, first.angles, _colours(first.inputs), acts, score)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sre_triton.training.figures.maps import OUTSIDE
 from sre_triton.training.figures.style import COLOURS, LINES, house_style
 from sre_triton.training.files import replacing
 
@@ -30,12 +31,14 @@ class Act:
         name: of the network.
         frames: its answer, turned back, (angles, H, W, 3), 0 to 255.
         scores: in percent, (angles,).
+        shows: what the frames are.
         notes: said beside the score at each angle.
     """
 
     name: str
     frames: Colours
     scores: Sequence[float]
+    shows: str = "answer, turned back"
     notes: Sequence[str] = ()
 
 
@@ -43,10 +46,10 @@ def check_film_format(kind: str) -> None:
     """Makes sure that films of a format can be written.
 
     Raises:
-        ImportError: MP4 is asked for, and imageio's ffmpeg is not installed.
+        ValueError: MP4 is asked for, and imageio's ffmpeg is not installed.
     """
     if kind == "mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise ImportError("--film mp4 needs imageio's ffmpeg: pip install 'imageio[ffmpeg]', or take --film gif")
+        raise ValueError("--film mp4 needs imageio's ffmpeg: pip install 'sre-triton[film]', or take --film gif")
 
 
 def write_film(
@@ -63,8 +66,7 @@ def write_film(
         seconds: that a full turn takes.
 
     Raises:
-        ImportError: see :func:`check_film_format`.
-        ValueError: no such format.
+        ValueError: no such format, or see :func:`check_film_format`.
         OSError: the file cannot be written.
     """
     kind = path.suffix.removeprefix(".")
@@ -108,7 +110,7 @@ def _frames(angles: Sequence[float], turning: Colours, acts: Sequence[Act], scor
             panels[0].set_title(f"image, turned by {angle:g}°\n ")
             for panel, line, dot, act in zip(panels[1:], lines, dots, acts, strict=True):
                 note = act.notes[index] if act.notes else f"{score}: {act.scores[index]:.1f} %"
-                panel.set_title(f"{act.name}, turned back\n{note}")
+                panel.set_title(f"{act.name}: {act.shows}\n{note}")
                 line.set_data(angles[: index + 1], act.scores[: index + 1])
                 dot.set_data([angle], [act.scores[index]])
             canvas.draw()
@@ -130,19 +132,34 @@ def _write_gif(path: Path, frames: Sequence[Colours], seconds: float) -> None:
     pictures = [Image.fromarray(frame) for frame in frames]
     # One palette for all frames, of some of them: with one each, still parts would flicker.
     some = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 4)]))
-    palette = some.quantize(256, method=Image.Quantize.MEDIANCUT)
-    colours = np.array(palette.getpalette(), np.uint8).reshape(-1, 3)
-    colours[colours.min(axis=1) > 244] = 255  # the ground, which is averaged with the rims of letters
-    palette.putpalette(colours.tobytes())
+    drawn = np.array([*(_rgb(colour) for colour in COLOURS[:6]), (0, 0, 0), (255, 255, 255), OUTSIDE], np.uint8)
+    palette = some.quantize(256 - len(drawn), method=Image.Quantize.MEDIANCUT)
+    colours = np.array(palette.getpalette(), np.uint8).reshape(-1, 3)[: 256 - len(drawn)]
+    # Lines, ground and type are few pixels: they keep their colours, and none that is nearly one of them.
+    distances = np.abs(colours[:, None].astype(int) - drawn).max(axis=2)
+    near = distances.min(axis=1) < 12
+    colours[near] = drawn[distances.argmin(axis=1)[near]]
+    palette.putpalette(np.concatenate([colours, drawn]).tobytes())
     indexed = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     indexed[0].save(
         path, format="GIF", save_all=True, append_images=indexed[1:], duration=round(1000 * seconds), loop=0
     )
 
 
-def _write_mp4(path: Path, frames: Sequence[Colours], seconds: float) -> None:
-    import imageio.v2 as imageio
+def _rgb(colour: str) -> tuple[int, ...]:
+    return tuple(bytes.fromhex(colour.removeprefix("#")))
 
-    imageio.mimwrite(
-        path, list(frames), format="FFMPEG", fps=1 / seconds, codec="libx264", quality=8, output_params=["-f", "mp4"]
+
+def _write_mp4(path: Path, frames: Sequence[Colours], seconds: float) -> None:
+    import imageio_ffmpeg
+
+    height, width = frames[0].shape[:2]
+    writer = imageio_ffmpeg.write_frames(
+        path, (width, height), fps=1 / seconds, codec="libx264", quality=8, output_params=["-f", "mp4"]
     )
+    try:
+        writer.send(None)  # starts ffmpeg
+        for frame in frames:
+            writer.send(np.ascontiguousarray(frame))
+    finally:
+        writer.close()

@@ -77,5 +77,5 @@ def draw_profiles(
                 axis.stairs(values, places, baseline=None, linewidth=1.2, linestyle=LINES[channel % 4], **style)
             else:
                 axis.plot(places, values, linestyle="none", marker=MARKERS[channel], alpha=0.8, **style)
-        axis.set(xlabel="Distance from the centre (pixels)", ylabel="Weight", xlim=(0, None))
+        axis.set(xlabel="Distance from the centre (pixels)", ylabel="Weight", xlim=(0 if is_steps else -0.1, None))
         figure.legend(*axis.get_legend_handles_labels(), loc="outside upper left", ncols=3)

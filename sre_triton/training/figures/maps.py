@@ -129,7 +129,7 @@ def overlay(picture: Floats, found: npt.NDArray[Any], truth: npt.NDArray[Any] | 
         marked = (found > 0) | (truth > 0)
         wrong = np.where((truth > 0)[..., None], _MISSED, _FALSE)
         colours = np.where(((found > 0) & (truth > 0))[..., None], _RIGHT, wrong)
-    blended = np.where(marked[..., None], 0.3 * 255 * picture + 0.7 * colours, 255 * picture)
+    blended = np.where(marked[..., None], 0.2 * 255 * picture + 0.8 * colours, 255 * picture)
     return blended.round().clip(0, 255).astype(np.uint8)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sre_triton.training.figures.style import (
     COLOURS,
@@ -21,6 +22,8 @@ from sre_triton.training.figures.style import (
 )
 
 __all__ = ["Curve", "draw_angle_curves"]
+
+Floats = npt.NDArray[np.float64]
 
 Curve = tuple[str, Sequence[float], Sequence[float]]
 """Of one run: axis of rotation, angles in degrees, scores between 0 and 1."""
@@ -63,7 +66,7 @@ def _draw(path: Path, curves: Mapping[str, Sequence[Curve]], score: str, caption
         len(curves) / columns
     )
     if is_polar:
-        caption = caption_line(caption, f"radius: {score_name(score).lower()} (%), from {low:g} at the centre")
+        caption = caption_line(caption, f"radius: {score_name(score, begins=False)} (%), from {low:g} at the centre")
     from matplotlib.ticker import MaxNLocator
 
     with drawing(path, width, height, caption) as figure:
@@ -100,24 +103,36 @@ def _draw_curve(
     panel: Any, runs: Sequence[tuple[Sequence[float], Sequence[float]]], number: int, name: str, *, is_polar: bool
 ) -> None:
     angles = np.asarray(runs[0][0], dtype=float)
-    scores = 100 * np.array([run for _, run in runs], dtype=float)
-    if len(angles) > 1 and angles[-1] + (angles[1] - angles[0]) == 360:
+    mean, deviation = _mean_and_deviation([scores for _, scores in runs])
+    if len(angles) > 1 and math.isclose(angles[-1] + (angles[1] - angles[0]), 360):
         angles = np.append(angles, 360.0)  # the circle is closed: 360 degrees are 0
-        scores = np.concatenate([scores, scores[:, :1]], axis=1)
-    mean = scores.mean(axis=0)
+        mean, deviation = (np.append(values, values[0]) for values in (mean, deviation))
     if is_polar:
         angles = np.deg2rad(angles)
     style = {"color": COLOURS[number % 8], "linestyle": LINES[number % 4], "marker": MARKERS[number % 8]}
     panel.plot(angles, mean, label=name, markevery=max(1, len(angles) // 36), **style)
-    if len(scores) > 1:
-        deviation = scores.std(axis=0, ddof=1)
+    if len(runs) > 1:
         panel.fill_between(angles, mean - deviation, mean + deviation, color=style["color"], alpha=0.2, linewidth=0)
 
 
+def _mean_and_deviation(runs: Sequence[Sequence[float]]) -> tuple[Floats, Floats]:
+    """In percent, over the runs at each angle; the sample's deviation, 0 of one run."""
+    scores = 100 * np.array(runs, dtype=float)
+    return scores.mean(axis=0), scores.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(scores.shape[1])
+
+
 def _limits(curves: Mapping[str, Sequence[Curve]]) -> tuple[float, float]:
-    """Whole percents around all curves; at least five apart, so that noise does not look like an effect."""
-    values = [100 * value for entries in curves.values() for _, _, scores in entries for value in scores]
-    values = [value for value in values if math.isfinite(value)] or [0.0, 100.0]
-    low, high = min(values), max(values)
+    """Whole percents around all lines and bands; at least five apart, so that noise does not look like an effect."""
+    edges = [
+        edge
+        for entries in curves.values()
+        for axis in _axes(curves)
+        if (runs := [scores for entry, _, scores in entries if entry == axis])
+        for mean, deviation in [_mean_and_deviation(runs)]
+        for edge in (mean - deviation, mean + deviation)
+    ]
+    values = np.concatenate(edges) if edges else np.zeros(0)
+    values = values[np.isfinite(values)] if np.isfinite(values).any() else np.array([0.0, 100.0])
+    low, high = float(values.min()), float(values.max())
     margin = max(0.05 * (high - low), (5 - (high - low)) / 2, 0.5)
     return max(0.0, float(math.floor(low - margin))), min(100.0, float(math.ceil(high + margin)))

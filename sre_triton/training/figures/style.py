@@ -76,22 +76,20 @@ _STYLE: dict[str, Any] = {
     "svg.hashsalt": "sre_triton",  # the same figure is the same file
 }
 
-_SCORES = {
-    "accuracy": "Accuracy",
-    "auc": "AUC",
-    "balanced_accuracy": "Balanced accuracy",
-    "dice": "Dice",
-    "f1": "Macro F1",
-    "iou": "IoU",
-    "top5": "Top-5 accuracy",
-}
+_SCORES = {"auc": "AUC", "dice": "Dice", "f1": "macro F1", "iou": "IoU", "top5": "top-5 accuracy"}
 
 
-def score_name(name: str) -> str:
-    """What a score is called in a figure: ``balanced_accuracy`` is "Balanced accuracy"."""
+def score_name(name: str, *, begins: bool = True) -> str:
+    """What a score is called in a figure: ``balanced_accuracy`` is "Balanced accuracy".
+
+    Args:
+        name: of the score.
+        begins: whether it begins a line, else it stands within one.
+    """
     if name.startswith("whole_"):
-        return f"{score_name(name.removeprefix('whole_'))}, whole image"
-    return _SCORES.get(name, name.replace("_", " ").capitalize())
+        return f"{score_name(name.removeprefix('whole_'), begins=begins)}, whole image"
+    words = _SCORES.get(name, name.replace("_", " "))
+    return words[0].upper() + words[1:] if begins else words
 
 
 def caption_line(*parts: str) -> str:

@@ -23,6 +23,8 @@ from sre_triton.training.figures.style import (
 
 __all__ = ["draw_curves", "draw_images"]
 
+_PARTS = {"train": "training", "val": "validation"}
+
 
 def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], monitor: str = "", caption: str = "") -> None:
     """Loss, scores in percent and learning rate against the epoch.
@@ -105,9 +107,7 @@ def _named(column: str) -> str:
     kind, _, name = column.partition("_")
     if not name:
         return column
-    words = score_name(name)
-    words = words if words.isupper() else words[0].lower() + words[1:]
-    return f"{ {'train': 'training', 'val': 'validation'}.get(kind, kind) } {words}"
+    return f"{_PARTS.get(kind, kind)} {score_name(name, begins=False)}"
 
 
 def draw_images(path: Path, images: Tensor, caption: str = "") -> None:
