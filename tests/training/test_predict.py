@@ -62,7 +62,7 @@ def test_a_classifier_answers_by_name(classifier: Path, tmp_path: Path) -> None:
     images = task.images.splits["test"].images
     (entry,) = (path for path in images._pictures.entries[:1])
     with torch.no_grad():
-        expected = task.network(task.preparation.evaluated(torch.from_numpy(images[[0]]))).softmax(dim=1)[0]
+        expected = task.network(task.preparation.evaluated(torch.from_numpy(images[[0]]), [0])).softmax(dim=1)[0]
     # The set keeps 8 bits of the resized picture.
     assert np.allclose(model.probabilities(Image.open(entry)), expected, atol=5e-3)
     grey = pixels[..., 0]

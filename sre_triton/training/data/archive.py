@@ -102,7 +102,29 @@ def _mapped(path: Path, start: int) -> npt.NDArray[np.generic]:
         offset = file.tell()
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
-    return np.memmap(path, dtype, "c", offset, shape, "F" if fortran else "C")
+    return _Mapped(path, dtype, "c", offset, shape, "F" if fortran else "C")
+
+
+class _Mapped(np.memmap[Any, Any]):
+    """A mapped array, or a view of one, that is pickled as the place where it lies, and not as all that it holds."""
+
+    def __reduce__(self) -> Any:
+        whole: Any = self
+        while isinstance(whole.base, np.ndarray):
+            whole = whole.base
+        if not isinstance(whole, np.memmap) or whole.filename is None:  # a copy
+            return super().__reduce__()
+        first = self.__array_interface__["data"][0] - whole.__array_interface__["data"][0] + whole.offset
+        return _reopened, (whole.filename, self.dtype, first, self.shape, self.strides)
+
+
+def _reopened(
+    path: Path, dtype: np.dtype[Any], first: int, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> npt.NDArray[np.generic]:
+    """The array whose first element is at byte ``first`` of a file."""
+    content = _Mapped(path, np.uint8, "c")
+    mapped = np.ndarray(shape, dtype, content, first, strides)  # type: ignore[arg-type]
+    return mapped.view(_Mapped)
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -7,7 +7,7 @@ the same images as an uninterrupted run in one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -68,24 +68,33 @@ class Preparation:
     def _contrast(self) -> Contrast:
         return Contrast(self.options)
 
-    def evaluated(self, images: Tensor, seed: int = 0) -> Tensor:
-        """Prepares a batch of a test set, (N, C, *space), as float32; ``seed`` feeds what is random in it."""
+    def evaluated(self, images: Tensor, numbers: Sequence[int]) -> Tensor:
+        """Prepares a batch of a validation or test set, (N, C, *space), as float32.
+
+        Args:
+            numbers: of the images in their set; what is random depends on the seed and an image's number alone.
+        """
+        return self.pad(self._as_tested(images, numbers))
+
+    def turned(self, images: Tensor, numbers: Sequence[int], symmetry: Symmetry, turning: TurningOptions) -> Tensor:
+        """Prepares a batch of a test set for the rotation test: as :meth:`evaluated` does, then turned."""
+        return self.pad(symmetry(self._as_tested(images, numbers), turning))
+
+    def _as_tested(self, images: Tensor, numbers: Sequence[int]) -> Tensor:
         options = self.options
         x = normalise(self._resize(images))
         if options.rotate:
-            generator = torch.Generator().manual_seed(seed)
-            angles = _angles(len(x), options.degree, options.fix_rotate, generator)
-            x = self._warp(x, warp.rotation_matrix(angles, options.aug_axis, self.ndim))
+            draws = self._draw_each(numbers, 0, lambda g: _angles(1, options.degree, options.fix_rotate, g))
+            x = self._warp(x, warp.rotation_matrix(draws, options.aug_axis, self.ndim))
         if options.test_translation:
-            generator = torch.Generator().manual_seed(derived_seed(seed, 1))
             reach = options.translate_ratio if options.test_translate_ratio is None else options.test_translate_ratio
-            x = self._warp(x, _shifts(len(x), x.shape[2:], reach, generator))
-        x = warp.flip(x, "v" * options.vflip + "h" * options.hflip + "d" * options.dflip)
-        return self.pad(x)
+            x = self._warp(x, self._draw_each(numbers, 1, lambda g: _shifts(1, x.shape[2:], reach, g)))
+        return warp.flip(x, "v" * options.vflip + "h" * options.hflip + "d" * options.dflip)
 
-    def turned(self, images: Tensor, symmetry: Symmetry, turning: TurningOptions) -> Tensor:
-        """Prepares a batch of a test set for the rotation test: normalised first, then turned."""
-        return self.pad(symmetry(normalise(self._resize(images)), turning))
+    def _draw_each(self, numbers: Sequence[int], purpose: int, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+        """What is drawn for each image by itself, so that it does not depend on batches and processes."""
+        seeds = (derived_seed(self.options.seed, purpose, number) for number in numbers)
+        return torch.cat([draw(torch.Generator().manual_seed(seed)) for seed in seeds])
 
     def trained(self, images: Tensor, seed: int, share: Share | None = None) -> Tensor:
         """Prepares a batch of the training set, with augmentation.

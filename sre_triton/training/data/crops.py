@@ -24,11 +24,12 @@ class CropSet(Dataset[tuple[Tensor, Tensor]]):
     """Crops at random places of photographs, which ``--affine-prob`` scales and shears and ``--train-rotate`` turns.
 
     They are flipped, standardised by the mean and deviation of their whole photograph, then given another contrast. A
-    crop depends on the seed, the epoch and its own number alone.
+    crop depends on the seed and its number alone; numbers count on from epoch to epoch, so that processes that load
+    crops need not be told of a new one.
     """
 
     def __init__(self, photographs: Sequence[Photograph], options: SegmentOptions) -> None:
-        self.photographs, self.options, self.epoch = photographs, options, 0
+        self.photographs, self.options = photographs, options
         self._is_mapped = options.affine_prob > 0 or options.train_rotate
         self._cut = _cutter(options)
         self.contrast = Contrast(options)
@@ -37,17 +38,18 @@ class CropSet(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.photographs) * self.options.crops_per_image
 
-    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        images, labels = zip(*map(self._crop, indices), strict=True)
+    def __getitem__(self, numbers: list[int]) -> tuple[Tensor, Tensor]:
+        images, labels = zip(*map(self._crop, numbers), strict=True)
         return torch.stack(images), torch.stack(labels).long()
 
-    def _crop(self, index: int) -> tuple[Tensor, Tensor]:
-        number = index % len(self.photographs)
-        photograph = self.photographs[number]
-        if number not in self._scales:
-            self._scales[number] = mean_and_deviation(torch.from_numpy(photograph.image), self.options.normalise)
-        mean, deviation = self._scales[number]
-        seed = derived_seed(self.options.seed, self.epoch, index) % 2**32
+    def _crop(self, number: int) -> tuple[Tensor, Tensor]:
+        epoch, index = divmod(number, len(self))
+        which = index % len(self.photographs)
+        photograph = self.photographs[which]
+        if which not in self._scales:
+            self._scales[which] = mean_and_deviation(torch.from_numpy(photograph.image), self.options.normalise)
+        mean, deviation = self._scales[which]
+        seed = derived_seed(self.options.seed, epoch, index) % 2**32
         if self._is_mapped:
             image, labels = _mapped(photograph, self.options, torch.Generator().manual_seed(seed))
         else:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ class PictureStack:
         self, paths: Sequence[Path], side: int, channels: int, *, deep: bool, max_value: float | None, kept: KeptArrays
     ) -> None:
         read = partial(_read, side=side, channels=channels, deep=deep, max_value=max_value)
-        self._pictures = LazyList(paths, read, lambda pixels: pixels.nbytes, kept)
+        self._pictures = LazyList(paths, read, attrgetter("nbytes"), kept)
 
     def __len__(self) -> int:
         return len(self._pictures)

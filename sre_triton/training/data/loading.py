@@ -86,7 +86,10 @@ class ResumableLoader(DataLoader[Any]):
 
 
 def loader(dataset: Dataset[Any], batches: Sampler[list[int]], workers: int) -> DataLoader[Any]:
-    """A loader for a dataset whose ``__getitem__`` takes a list of indices and returns a whole batch."""
+    """A loader for a dataset whose ``__getitem__`` takes a list of indices and returns a whole batch.
+
+    Processes that load are started once a training, and are given the dataset then.
+    """
     kind = ResumableLoader if isinstance(batches, TrainingBatches) else DataLoader
     return kind(
         dataset,
@@ -94,5 +97,5 @@ def loader(dataset: Dataset[Any], batches: Sampler[list[int]], workers: int) -> 
         batch_size=None,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=False,
+        persistent_workers=workers > 0,
     )

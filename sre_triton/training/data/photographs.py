@@ -40,7 +40,8 @@ class Photograph:
 
 
 class Kept:
-    """What was read last, up to a number of bytes; one for all lists of a set.
+    """What was read last, up to a number of bytes; one for all lists of a set. Pickled, it is empty: a
+    process that loads has a share of its own to fill.
 
     Args:
         limit: bytes to keep at most.
@@ -49,6 +50,9 @@ class Kept:
     def __init__(self, limit: int) -> None:
         self._limit, self._bytes = limit, 0
         self._items: OrderedDict[tuple[object, int], tuple[Any, int]] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Kept, (self._limit,)
 
     def get(self, key: tuple[object, int], read: Callable[[], Any], size: Callable[[Any], int]) -> Any:
         """What is kept under a key, or else what ``read`` returns."""
@@ -67,7 +71,7 @@ class Kept:
 
 class KeptArrays:
     """:class:`Kept` for arrays of one shape and type, in one block: as thousands of separate arrays that come and go
-    they would leave holes of a third of their size.
+    they would leave holes of a third of their size. Pickled, it is empty, too.
 
     Args:
         limit: bytes to keep at most.
@@ -78,6 +82,9 @@ class KeptArrays:
         self._limit, self._most = limit, most
         self._block: npt.NDArray[Any] | None = None
         self._places: OrderedDict[tuple[object, int], int] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return KeptArrays, (self._limit, self._most)
 
     def get(self, key: tuple[object, int], read: Callable[[], Any], size: Callable[[Any], int]) -> Any:
         """A copy of what is kept under a key, or else what ``read`` returns."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from operator import attrgetter
 from typing import Any
 
 from sre_triton.training.data.checksum import checksums
@@ -74,7 +75,7 @@ def read_segmentation_set(options: SegmentOptions) -> SegmentationSet:
     read = partial(_read, classes=classes, max_value=options.max_value)
     kept = Kept(cache_limit(options))
     splits = {
-        split: LazyList([source.entries[index] for index in members], read, lambda one: one.nbytes, kept)
+        split: LazyList([source.entries[index] for index in members], read, attrgetter("nbytes"), kept)
         for split, members in indices.items()
     }
     counted = ", ".join(f"{len(members)} {split}" for split, members in indices.items())

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import statistics
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from sre_triton.training.evaluation.evaluate import (
     write_results,
 )
 from sre_triton.training.evaluation.footprint import interleaved_ms, parameter_count, peak_training_memory
+from sre_triton.training.evaluation.fresh import in_fresh_process
 from sre_triton.training.evaluation.results import in_percent, result_folder, results_in
 from sre_triton.training.figures import draw_angle_curves
 from sre_triton.training.files import replacing, write_csv, write_json
@@ -95,8 +95,12 @@ class _Run:
     path: Path
     first: bool = False
 
-    def finished(self) -> dict[str, Any]:
-        """The evaluation of the run: read if it is there, else after training from the start or the last checkpoint."""
+    def finished(self, *, alone: bool) -> dict[str, Any]:
+        """The evaluation of the run: read if it is there, else after training from the start or the last checkpoint.
+
+        Args:
+            alone: nothing else is trained at the same time, so that a bar may show how far it is.
+        """
         options, folder = self.options, RunFolder(self.path)
         task = task_type(options).from_options(options)
         kept = self._kept()
@@ -106,7 +110,6 @@ class _Run:
         if self.first:
             print(*(f"  {note}\n" for note in task.notes), sep="", end="", flush=True)
         task.require("test")
-        alone = multiprocessing.parent_process() is None
         fit(task, folder, bar=alone)
         best = load_task(folder.best, options)
         best.network.to(_device(options))
@@ -143,15 +146,14 @@ class _Run:
 
 def _all_finished(runs: list[_Run], jobs: int) -> list[dict[str, Any]]:
     if jobs == 1:
-        return [run.finished() for run in runs]
+        return [run.finished(alone=True) for run in runs]
     first = runs[0].options
     task_type(first).from_options(
         first
     )  # data that have to be written are written once, and what is wrong with them is said once
     machine: dict[str, Any] = {"threads": first.threads, "deterministic": first.deterministic, "cudnn": first.cudnn}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=partial(prepare_machine, **machine)) as pool:
-        futures = [pool.submit(_Run.finished, run) for run in runs]
+    with ThreadPoolExecutor(jobs) as pool:  # each thread waits for a process
+        futures = [pool.submit(in_fresh_process, _finished_there, run, machine) for run in runs]
         try:
             return [future.result() for future in futures]
         except BaseException as error:
@@ -159,6 +161,11 @@ def _all_finished(runs: list[_Run], jobs: int) -> list[dict[str, Any]]:
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted("stopped; run the same command again to go on") from error
             raise
+
+
+def _finished_there(run: _Run, machine: dict[str, Any]) -> dict[str, Any]:
+    prepare_machine(**machine)
+    return run.finished(alone=False)
 
 
 def _home(output: Path, model: str) -> Path:

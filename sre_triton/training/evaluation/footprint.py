@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from sre_triton.training.evaluation.fresh import in_fresh_process
 
 __all__ = ["interleaved_ms", "parameter_count", "peak_training_memory"]
 
@@ -97,6 +98,9 @@ def peak_training_memory(build: Callable[[], nn.Module], shape: Sequence[int], d
     """
     if device == "cpu" and not _CLEAR.is_file():
         return None
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as pool:
-        return float(pool.apply(_Step(build, tuple(shape), device)))
+    return in_fresh_process(_measured, _Step(build, tuple(shape), device), torch.get_num_threads())
+
+
+def _measured(step: _Step, threads: int) -> float:
+    torch.set_num_threads(threads)
+    return step()

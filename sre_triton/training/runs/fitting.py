@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 
+from sre_triton.training.data.augment import Share
 from sre_triton.training.figures import draw_curves
 from sre_triton.training.options import RunOptions
 from sre_triton.training.runs.callbacks import AtomicCheckpoints, EarlyStop, Interruption, Recorder
@@ -85,7 +86,8 @@ def _fit(task: Task, folder: RunFolder, bar: bool) -> Recorder:
     if options.compile:
         task.network.compile()
     if options.log_img and rank_zero:
-        task.draw_batch(folder.path / f"batch.{options.figure_format}")
+        share = Share(0, options.world_size if options.ddp else 1)
+        task.draw_batch(folder.path / f"batch.{options.figure_format}", share)
     on_terminal = bar and sys.stdout.isatty()
     recorder = Recorder(folder, options.cur_ep, lines=not on_terminal)
     recorder.tests = partial(_periodic_tests, task)

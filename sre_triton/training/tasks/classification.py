@@ -31,6 +31,8 @@ from sre_triton.training.tasks.undefined import counted
 
 __all__ = ["ClassificationTask", "Labelled", "classification_scores"]
 
+_DRAWN = 32
+
 
 class Labelled(Dataset[tuple[Tensor, Tensor]]):
     """A split, asked for whole batches by lists of indices."""
@@ -138,16 +140,16 @@ class ClassificationTask(Task):
 
     def train_dataloader(self) -> DataLoader[Any]:
         labelled = Labelled(self.images.splits["train"])
-        return self.resumable(loader(labelled, self.training_batches(), self.options.num_workers))
+        return self.resumable(loader(labelled, self.training_batches(self.share), self.options.num_workers))
 
-    def training_batches(self) -> TrainingBatches:
+    def training_batches(self, share: Share) -> TrainingBatches:
         split, weights = self.images.splits["train"], None
         if self.options.balanced_sampler:
             if self.images.multi_label:
                 raise ValueError(f"--balanced-sampler: an image of {self.images.name} can have several labels")
             labels = torch.from_numpy(split.labels)
             weights = balanced_weights(labels.bincount(minlength=self.images.classes))[labels]
-        return TrainingBatches(len(split), self.options.batch_size, self.options.seed, self.share, weights)
+        return TrainingBatches(len(split), self.options.batch_size, self.options.seed, share, weights)
 
     def size(self, split: str) -> int:
         return sum(len(self.images.splits[part]) for part in parts_of(split))
@@ -159,14 +161,13 @@ class ClassificationTask(Task):
         for labelled in (Labelled(self.images.splits[part]) for part in parts_of(split)):
             for indices in EvaluationBatches(len(labelled), turning.test_batch_size, Share()):
                 images, targets = (part.to(device) for part in labelled[indices])
-                logits.append(self.network(self.preparation.turned(images, symmetry, turning)).float())
+                logits.append(self.network(self.preparation.turned(images, indices, symmetry, turning)).float())
                 labels.append(targets)
         return classification_scores(torch.cat(logits), torch.cat(labels), self.images.multi_label)
 
-    def draw_batch(self, path: Path) -> None:
-        labelled = Labelled(self.images.splits["train"])
-        images, _ = labelled[list(range(min(32, self.options.batch_size, len(labelled))))]
-        draw_images(path, self.preparation.trained(images, self.options.seed) / 2 + 0.5)
+    def draw_batch(self, path: Path, share: Share) -> None:
+        images, _ = Labelled(self.images.splits["train"])[next(iter(self.training_batches(share)))]
+        draw_images(path, self.preparation.trained(images, self.step_seed(0), share)[:_DRAWN] / 2 + 0.5)
 
     def val_dataloader(self) -> DataLoader[Any]:
         split = self.images.splits["val"]
@@ -198,8 +199,9 @@ class ClassificationTask(Task):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        seed = self.options.seed + batch_idx
-        self._validated.append((self(self.preparation.evaluated(images, seed)).float(), labels))
+        first = batch_idx * self.options.test_batch_size
+        numbers = [self.share.rank + self.share.world * number for number in range(first, first + len(images))]
+        self._validated.append((self(self.preparation.evaluated(images, numbers)).float(), labels))
 
     def on_validation_epoch_end(self) -> None:
         logits, labels = (torch.cat(parts) for parts in zip(*self._validated, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from sre_triton.training.tasks.undefined import counted, means_of_known
 __all__ = ["SegmentationTask", "slide"]
 
 _LARGEST_PICTURED = 512  # longer side of a picture that is looked into, unless another is asked for
+_DRAWN = 32
 _THRESHOLDS = tuple(number / 50 for number in range(1, 50))
 
 
@@ -53,15 +54,15 @@ class _Whole(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
 
 class _CropBatches(TrainingBatches):
-    """Passes the epoch on to the crops, which are drawn anew in each."""
+    """Numbers of crops, which are others in each epoch."""
 
     def __init__(self, crops: CropSet, options: SegmentOptions, share: Share) -> None:
         super().__init__(len(crops), options.batch_size, options.seed, share)
         self.crops = crops
 
-    def set_epoch(self, epoch: int) -> None:
-        super().set_epoch(epoch)
-        self.crops.epoch = epoch
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self.epoch * len(self.crops)
+        return ([first + index for index in indices] for indices in super().__iter__())
 
 
 class SegmentationTask(Task):
@@ -140,11 +141,11 @@ class SegmentationTask(Task):
         return slide(network, pixels, options).float()
 
     def train_dataloader(self) -> DataLoader[Any]:
-        batches = self.training_batches()
+        batches = self.training_batches(self.share)
         return self.resumable(loader(batches.crops, batches, self.options.num_workers))
 
-    def training_batches(self) -> _CropBatches:
-        return _CropBatches(CropSet(self.photographs.splits["train"], self.options), self.options, self.share)
+    def training_batches(self, share: Share) -> _CropBatches:
+        return _CropBatches(CropSet(self.photographs.splits["train"], self.options), self.options, share)
 
     def size(self, split: str) -> int:
         return sum(len(self.photographs.splits[part]) for part in parts_of(split))
@@ -177,9 +178,9 @@ class SegmentationTask(Task):
             rows = [row | {f"whole_{k}": v for k, v in more.items()} for row, more in zip(rows, whole, strict=True)]
         return rows
 
-    def draw_batch(self, path: Path) -> None:
-        crops = CropSet(self.photographs.splits["train"], self.options)
-        images = crops[list(range(min(32, len(crops))))][0]
+    def draw_batch(self, path: Path, share: Share) -> None:
+        batches = self.training_batches(share)
+        images = batches.crops[next(iter(batches))[:_DRAWN]][0]
         draw_images(path, images if self.options.normalise == "none" else images / 4 + 0.5)
 
     def val_dataloader(self) -> DataLoader[Any]:

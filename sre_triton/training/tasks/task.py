@@ -137,15 +137,15 @@ class Task(LightningModule):
         return derived_seed(self.options.seed, 1 + self.current_epoch, batch_idx)
 
     def configure_optimizers(self) -> Any:
-        steps = math.ceil(len(self.training_batches()) / self.options.accumulate)
+        steps = math.ceil(len(self.training_batches(self.share)) / self.options.accumulate)
         optimiser, schedules = optimiser_and_schedules(self.network, self.options, steps)
         # An interval in steps, as Lightning then advances a schedule before it writes the epoch's checkpoint.
         return [optimiser], [
             {"scheduler": schedule, "interval": "step", "frequency": frequency} for schedule, frequency in schedules
         ]
 
-    def training_batches(self) -> TrainingBatches:
-        """The batches of this process, as indices of training items."""
+    def training_batches(self, share: Share) -> TrainingBatches:
+        """The batches of a process, as indices of training items."""
         raise NotImplementedError
 
     def size(self, split: str) -> int:
@@ -174,8 +174,8 @@ class Task(LightningModule):
         """
         raise NotImplementedError
 
-    def draw_batch(self, path: Path) -> None:
-        """Writes a picture of the first training batch as the network sees it."""
+    def draw_batch(self, path: Path, share: Share) -> None:
+        """Writes a picture of the first training batch of a process, at most 32 images, as the network sees them."""
         raise NotImplementedError
 
     def on_train_epoch_start(self) -> None:
