@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sre_triton.cli import main
+from sre_triton.training.figures import style
 
 _NEEDED = ("lightning", "torchmetrics", "monai", "skimage", "matplotlib", "rich")
 collect_ignore_glob = [] if all(map(importlib.util.find_spec, _NEEDED)) else ["test_*.py"]
@@ -24,6 +25,12 @@ def backend_flags() -> Iterator[None]:
     """Lets a trainer set its flags: PyTorch's own test utilities, which other tests import, forbid it to all."""
     with torch.backends.__allow_nonbracketed_mutation():
         yield
+
+
+@pytest.fixture(autouse=True)
+def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws figures with fewer dots, which takes half the time and changes nothing else."""
+    monkeypatch.setitem(style._STYLE, "savefig.dpi", 60)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from sre_triton.training.figures import (
     draw_profiles,
     drawing,
 )
+from sre_triton.training.figures.maps import PictureRow, draw_rows
 from sre_triton.training.figures.style import robust_limits
 
 ANGLES = list(range(0, 360, 30))
@@ -60,6 +61,23 @@ FIGURES: dict[str, Callable[[Path], Any]] = {
     "rotation of volumes": lambda path: draw_angle_curves(path, {"rings": [_curve(0.8, a) for a in "xyz"]}, "auc"),
     "batch": lambda path: draw_images(path, torch.rand(5, 3, 20, 30)),
     "kernels": lambda path: draw_kernels(path, np.ones((20, 5, 5)), "stem", "sre_resnet18"),
+    "rows": lambda path: draw_rows(
+        path,
+        [
+            PictureRow("input", np.zeros((2, 20, 30, 3), np.uint8)),
+            PictureRow(
+                "Grad-CAM:\nzero everywhere",
+                -1e3 * np.ones((2, 20, 30)),
+                ["100.0 %", "99.9 %"],
+                (-2e3, 0),
+                "activation",
+                spread=1e-3 * np.ones((20, 30)),
+                largest=2e-3,
+            ),
+        ],
+        ["0°", "160°", "sd, 36 angles"],
+        "fundus.png",
+    ),
     "profile": lambda path: draw_profiles(path, np.ones((9, 3)), np.arange(4.0), "stem", is_steps=True),
     "taps": lambda path: draw_profiles(path, np.ones((2, 9)), np.arange(9.0), "stem", is_steps=False),
     "confusion": lambda path: confusion_matrix_figure(path, [[9, 1, 0], [0, 0, 0], [4, 5, 12_345_678]], LONG, "test"),

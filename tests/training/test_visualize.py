@@ -295,3 +295,17 @@ def test_visualize_turns_the_maps_back(
     assert sre("visualize", tmp_path / "image.png", *arguments, "--layer", "nothing") == 2
     (tmp_path / "image.png").write_bytes(b"no picture")
     assert sre("visualize", tmp_path / "image.png", *arguments) == 2
+
+
+def test_answers_show_what_the_mask_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What was found and right, missed, and found wrongly have three colours."""
+    shown: dict[str, Any] = {}
+    monkeypatch.setattr(visualize, "draw_rows", lambda path, rows, *_: shown.update({row.label: row for row in rows}))
+    truth = torch.zeros(1, 3, 64, 64)
+    truth[..., 16:22, 43:60] = 1  # half of the spot, and more beside it
+    mask = _save(truth, tmp_path / "mask.png")
+    _visualize(monkeypatch, tmp_path, {"a": _segmenter()}, _spot(), mask=mask, film="none", step_degrees=90.0)
+    answer = shown["answer"].pictures[0]
+    colours = [tuple(answer[18, column]) for column in (41, 44, 55, 10)]
+    assert len(set(colours)) == 4
+    assert shown["answer"].titles[0] == f"{100 * 36 / (36 + 6 * 17):.1f} %"

@@ -35,6 +35,7 @@ class TurnedMaps:
         outputs: class probabilities (A, classes); of a segmentation the share of each class of the pixels inside.
         probabilities: of ``target`` at each pixel of a segmentation, (A, H, W); else None.
         found: class of each pixel of a segmentation, (A, H, W); else None.
+        truth: that of the mask, (H, W), if there is one.
         scores: probability of ``target``, or Dice of a segmentation with the mask (without one, with what was found
             upright), 0 to 1, (A,).
         layer: that was looked at.
@@ -51,6 +52,7 @@ class TurnedMaps:
     outputs: Tensor
     probabilities: Tensor | None
     found: Tensor | None
+    truth: Tensor | None
     scores: tuple[float, ...]
     layer: str
     channels: tuple[int, ...]
@@ -160,6 +162,7 @@ def turned_maps(
         upright=task.as_colours(picture)[0].expand(3, -1, -1).clamp(0, 1).cpu(),
         probabilities=None if answers is None else answers[:, target],
         found=found,
+        truth=truth,
         scores=scores,
         layer=layer,
         channels=tuple(channels.tolist()),

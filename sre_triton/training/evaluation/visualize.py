@@ -110,13 +110,13 @@ def _manner(found: TurnedMaps, pixels: Tensor, options: VisualizeOptions, is_seg
     return (
         f"{'the middle of ' if cut else ''}{whole} seen at {width} x {height}",
         f"{len(found.angles)} angles, {options.interpolation} interpolation",
-        f"{comes} comes in from outside the frame; light grey: outside the frame",
+        f"{comes} comes in from outside the frame; {_key(found)}",
     )
 
 
 def _score_name(network: Predictor, found: TurnedMaps, options: VisualizeOptions) -> str:
     if network.task != "segmentation":
-        return f"Probability of {_class_name(network, found.target)}"
+        return f"probability of {_class_name(network, found.target)}"
     return "Dice with the mask" if options.mask is not None else "Dice with upright"
 
 
@@ -225,10 +225,11 @@ def _answers(found: TurnedMaps, options: VisualizeOptions, indices: Sequence[int
     """The upright picture under what was found, or under the Grad-CAM, at some angles, (angles, H, W, 3)."""
     upright = found.upright.movedim(0, -1).numpy()
     high = float(found.cams.max()) or 1.0
+    truth = found.truth if found.outputs.shape[1] == 2 else None
     pictures = []
     for index in indices:
         if found.found is not None:
-            picture = overlay(upright, found.found[index].numpy())
+            picture = overlay(upright, found.found[index].numpy(), None if truth is None else truth.numpy())
         else:
             picture = heat(upright, (found.cams[index] / high).numpy())
         pictures.append(np.where(found.inside[index, ..., None].numpy(), picture, np.array(OUTSIDE, np.uint8)))
@@ -245,7 +246,14 @@ def _film(path: Path, networks: dict[str, Predictor], seen: dict[str, TurnedMaps
         acts.append(Act(name, _answers(found, options, range(len(found.angles))), scores, shows, notes))
     first = next(iter(seen.values()))
     score = _score_name(next(iter(networks.values())), first, options)
-    write_film(path, first.angles, _colours(first.inputs), acts, score)
+    write_film(path, first.angles, _colours(first.inputs), acts, score, _key(first))
+
+
+def _key(found: TurnedMaps) -> str:
+    """What the colours of answers mean."""
+    is_scored = found.truth is not None and found.outputs.shape[1] == 2
+    said = "blue: right, orange: missed, yellow: wrong" if is_scored else ""
+    return caption_line(said, "light grey: outside the frame")
 
 
 def _note(network: Predictor, outputs: Tensor, target: int) -> str:

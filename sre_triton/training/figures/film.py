@@ -53,7 +53,13 @@ def check_film_format(kind: str) -> None:
 
 
 def write_film(
-    path: Path, angles: Sequence[float], turning: Colours, acts: Sequence[Act], score: str, seconds: float = 6.0
+    path: Path,
+    angles: Sequence[float],
+    turning: Colours,
+    acts: Sequence[Act],
+    score: str,
+    caption: str = "",
+    seconds: float = 6.0,
 ) -> None:
     """One frame per angle: the turned picture, each network's answer turned back, and the scores up to there.
 
@@ -63,6 +69,7 @@ def write_film(
         turning: the picture at each angle, (angles, H, W, 3), 0 to 255.
         acts: of the networks.
         score: what is scored; in percent.
+        caption: a line under it.
         seconds: that a full turn takes.
 
     Raises:
@@ -73,12 +80,14 @@ def write_film(
     if kind not in ("gif", "mp4"):
         raise ValueError(f"a film's format must be gif or mp4, got {path.name!r}")
     check_film_format(kind)
-    frames = list(_frames(angles, turning, acts, score))
+    frames = list(_frames(angles, turning, acts, score, caption))
     with replacing(path) as partial:
         (_write_gif if kind == "gif" else _write_mp4)(partial, frames, seconds / len(frames))
 
 
-def _frames(angles: Sequence[float], turning: Colours, acts: Sequence[Act], score: str) -> Iterator[Colours]:
+def _frames(
+    angles: Sequence[float], turning: Colours, acts: Sequence[Act], score: str, caption: str
+) -> Iterator[Colours]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -104,6 +113,7 @@ def _frames(angles: Sequence[float], turning: Colours, acts: Sequence[Act], scor
         ]
         dots = [below.plot([], [], "o", color=COLOURS[number], markersize=5)[0] for number in range(len(acts))]
         _set_scales(below, acts, score)
+        figure.supxlabel(caption, x=0.01, ha="left", color="#404040")
         for index, angle in enumerate(angles):
             for image, pictures in zip(images, (turning, *(act.frames for act in acts)), strict=True):
                 image.set_data(pictures[index])
@@ -122,7 +132,7 @@ def _set_scales(axis: Any, acts: Sequence[Act], score: str) -> None:
     low, high = min(values), max(values)
     margin = max(0.08 * (high - low), (5 - (high - low)) / 2)
     axis.set(xlim=(0, 360), ylim=(max(-1, low - margin), min(101, high + margin)), xticks=range(0, 361, 45))
-    axis.set(xlabel="Angle of rotation (°)", ylabel=f"{score} (%)")
+    axis.set(xlabel="Angle of rotation (°)", ylabel=f"{score[0].upper()}{score[1:]} (%)")
     axis.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(acts))
 
 

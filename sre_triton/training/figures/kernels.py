@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sre_triton.training.figures.style import COLOURS, DOUBLE, LINES, MARKERS, SINGLE, caption_line, drawing
+from sre_triton.training.figures.style import COLOURS, LINES, MARKERS, SINGLE, axes_at, caption_line, drawing
 
 __all__ = ["draw_kernels", "draw_profiles"]
 
@@ -37,15 +37,18 @@ def draw_kernels(path: Path, kernels: Floats, layer: str, caption: str = "") -> 
         caption,
         f"layer {layer}, {size} x {size}; output channels 0 to {len(shown) - 1} of {len(kernels)}, input channel 0",
     )
-    side = (DOUBLE - 0.8) / 8
-    with drawing(path, side * columns + 0.8, (side + 0.2) * lines + 0.1, caption, "compressed") as figure:
-        axes = figure.subplots(lines, columns, squeeze=False)
-        for axis in axes.flat:
+    side, gap, title = 0.74, 0.06, 0.17
+    left = columns * (side + gap) + gap
+    height = lines * (side + title)
+    with drawing(path, left + 0.65, height + gap, caption, layout=None) as figure:
+        for channel, kernel in enumerate(shown):
+            line, column = divmod(channel, columns)
+            axis = axes_at(figure, gap + column * (side + gap), title + line * (side + title), side, side)
             axis.set_axis_off()
-        for channel, (axis, kernel) in enumerate(zip(axes.flat, shown, strict=False)):
-            image = axis.imshow(kernel, cmap="RdBu_r", vmin=-reach, vmax=reach)
             axis.set_title(f"channel {channel}", pad=2)
-        figure.colorbar(image, ax=axes, shrink=0.9, aspect=12).set_label("Weight")
+            image = axis.imshow(kernel, cmap="RdBu_r", vmin=-reach, vmax=reach)
+        bar = figure.colorbar(image, cax=axes_at(figure, left, title, 0.1, height - title))
+        bar.set_label("Weight", labelpad=1)
 
 
 def draw_profiles(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sre_triton.training.figures.style import DOUBLE, HEAT, SPREAD, drawing
+from sre_triton.training.figures.style import DOUBLE, HEAT, SPREAD, axes_at, drawing
 
 __all__ = ["OUTSIDE", "PictureRow", "draw_rows", "heat", "overlay"]
 
@@ -24,7 +24,8 @@ OUTSIDE = (200, 200, 200)
 _OVER = np.array([(86, 180, 233), (240, 228, 66), (204, 121, 167), (0, 158, 115), (230, 159, 0), (213, 94, 0)])
 _RIGHT, _MISSED, _FALSE = _OVER[0], _OVER[5], _OVER[1]
 
-_BARS = 1.5  # inches of a row beside its pictures: label, two colour bars
+# Inches of a row's label (two lines), of a colour bar with its numbers and name, of a line above, between pictures.
+_LABEL, _BAR, _TITLE, _GAP = 0.36, 0.62, 0.17, 0.05
 
 
 @dataclass(frozen=True)
@@ -62,36 +63,49 @@ def draw_rows(path: Path, rows: Sequence[PictureRow], headings: Sequence[str], c
         caption: what is shown.
     """
     columns = len(headings)
-    side = (DOUBLE - _BARS) / columns
-    aspects = [row.pictures.shape[1] / row.pictures.shape[2] for row in rows]
-    heights = [side * aspect + 0.17 * bool(row.titles) + 0.05 for row, aspect in zip(rows, aspects, strict=True)]
-    with drawing(path, DOUBLE, sum(heights) + 0.25, caption, "compressed") as figure:
-        axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
-        for line, row in zip(axes, rows, strict=True):
-            _draw_row(figure, line, row)
-        for axis, heading in zip(axes[0], headings, strict=True):
-            above = axis.get_title()
-            axis.set_title(f"{heading}\n{above}" if above else heading, pad=2)
+    side = (DOUBLE - _LABEL - 2 * _BAR - _GAP * columns) / columns
+    tops, top = [], _TITLE
+    for row in rows:
+        top += _TITLE * bool(row.titles)
+        tops.append(top)
+        top += side * row.pictures.shape[1] / row.pictures.shape[2] + _GAP
+    with drawing(path, DOUBLE, top + _GAP, caption, layout=None) as figure:
+        for row, place in zip(rows, tops, strict=True):
+            _draw_row(figure, row, place, side, columns)
+        for column, heading in enumerate(headings):
+            left = _left(column, columns, side) + side / 2
+            across, down = figure.get_size_inches()
+            figure.text(left / across, 1 - 0.04 / down, heading, ha="center", va="top")
 
 
-def _draw_row(figure: Any, line: Sequence[Any], row: PictureRow) -> None:
-    for axis in line:
-        axis.set(xticks=[], yticks=[])
-        for side in axis.spines.values():
-            side.set_visible(False)
-    line[0].set_ylabel(row.label)
-    for number, (axis, picture) in enumerate(zip(line, row.pictures, strict=False)):
+def _left(column: int, columns: int, side: float) -> float:
+    """Where a column begins: the last, of deviations, after the colour bars of the others."""
+    return _LABEL + column * (side + _GAP) + (_BAR if column == columns - 1 else 0)
+
+
+def _draw_row(figure: Any, row: PictureRow, top: float, side: float, columns: int) -> None:
+    height = side * row.pictures.shape[1] / row.pictures.shape[2]
+    for number, picture in enumerate(row.pictures):
+        axis = _panel(figure, _left(number, columns, side), top, side, height)
         image = _show(axis, picture, row.colours, *row.limits)
         if row.titles:
             axis.set_title(row.titles[number], pad=2)
-    shown = line[: len(row.pictures)]
+        if number == 0:
+            axis.set_ylabel(row.label)
     if row.unit:
-        _bar(figure, image, shown, row.unit)
-    for axis in line[len(row.pictures) + (row.spread is not None) :]:
-        axis.set_axis_off()
+        _bar(figure, image, _left(len(row.pictures), columns + 1, side), top, height, row.unit)
     if row.spread is not None:
-        image = _show(line[len(row.pictures)], row.spread, SPREAD, 0, row.largest or 1.0)
-        _bar(figure, image, line[len(row.pictures) : len(row.pictures) + 1], "sd")
+        left = _left(columns - 1, columns, side)
+        image = _show(_panel(figure, left, top, side, height), row.spread, SPREAD, 0, row.largest or 1.0)
+        _bar(figure, image, left + side + _GAP, top, height, "sd")
+
+
+def _panel(figure: Any, left: float, top: float, width: float, height: float) -> Any:
+    axis = axes_at(figure, left, top, width, height)
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    return axis
 
 
 def _show(axis: Any, picture: Floats | Colours, colours: str, low: float, high: float) -> Any:
@@ -103,11 +117,11 @@ def _show(axis: Any, picture: Floats | Colours, colours: str, low: float, high: 
     return axis.imshow(np.ma.masked_invalid(picture), cmap=scale, vmin=low, vmax=high)
 
 
-def _bar(figure: Any, image: Any, axes: Sequence[Any], label: str) -> None:
+def _bar(figure: Any, image: Any, left: float, top: float, height: float, label: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    bar = figure.colorbar(image, ax=list(axes), fraction=0.05, pad=0.01, aspect=12, ticks=MaxNLocator(2))
-    bar.set_label(label)
+    bar = figure.colorbar(image, cax=axes_at(figure, left, top + 0.06, 0.08, height - 0.12), ticks=MaxNLocator(3))
+    bar.set_label(label, labelpad=1)
     bar.ax.tick_params(pad=1, length=2)
 
 

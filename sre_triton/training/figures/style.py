@@ -22,6 +22,7 @@ __all__ = [
     "MARKERS",
     "SINGLE",
     "SPREAD",
+    "axes_at",
     "caption_line",
     "drawing",
     "house_style",
@@ -112,7 +113,7 @@ def drawing(
     width: float,
     height: float,
     caption: str = "",
-    layout: Literal["constrained", "compressed"] = "constrained",
+    layout: Literal["constrained", "compressed"] | None = "constrained",
 ) -> Iterator[Any]:
     """A matplotlib figure in the house style, written where the block ends.
 
@@ -120,7 +121,7 @@ def drawing(
         path: its suffix, one of :data:`.files.FIGURE_FORMATS`, is the format.
         width, height: in inches.
         caption: a line under the figure, which is broken to its width and adds to its height.
-        layout: matplotlib's engine; "compressed" for grids of pictures.
+        layout: matplotlib's engine; None for axes that :func:`axes_at` places.
 
     Raises:
         ValueError: no such format.
@@ -146,6 +147,12 @@ def drawing(
 def text_width(text: str) -> float:
     """Inches that a line takes at most, as good as one can say without drawing it."""
     return len(text) * 0.56 * _TYPE / 72
+
+
+def axes_at(figure: Any, left: float, top: float, width: float, height: float) -> Any:
+    """Axes at a place in inches from a figure's upper left corner."""
+    across, down = figure.get_size_inches()
+    return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
 
 
 def legend_above(axis: Any, columns: int = 2, **settings: Any) -> None:
