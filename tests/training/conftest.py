@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,8 +35,14 @@ def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def make_set(tmp_path: Path) -> MakeSet:
-    """Writes a small file of MedMNIST's format into the data folder and returns its path."""
+def make_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSet:
+    """Writes a small file of MedMNIST's format into the data folder and returns its path.
+
+    One that has the name of a set of the release is taken for its file.
+    """
+    from sre_triton.training.data import medmnist
+
+    monkeypatch.setattr(medmnist, "cache_directory", lambda: tmp_path / "cache")
 
     def make(
         name: str,
@@ -61,6 +68,8 @@ def make_set(tmp_path: Path) -> MakeSet:
         path = tmp_path / "data" / f"{name}.npz"
         path.parent.mkdir(exist_ok=True)
         np.savez_compressed(path, **arrays)
+        if name in medmnist.KNOWN_SETS:
+            monkeypatch.setitem(medmnist.KNOWN_SETS[name].md5, side, hashlib.md5(path.read_bytes()).hexdigest())
         return path
 
     return make

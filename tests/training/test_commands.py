@@ -152,7 +152,7 @@ def test_segment_writes_a_run(sre: Command, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model-type", "monai:Nothing"], "monai.networks.nets has no network 'Nothing'"),
+        (["--model-type", "monai:Nothing"], "--model-type monai:Nothing: expected monai: and one of AttentionUnet"),
         (["--model-args", "[1]"], "--model-args must be a JSON object"),
         (["--model-args", '{"nothing": 1}'], "nothing"),
         (["--data", "nowhere"], "--data nowhere is missing"),

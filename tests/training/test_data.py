@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
+from sre_triton.training.data import medmnist
 from sre_triton.training.data.crops import CropSet
 from sre_triton.training.data.medmnist import KNOWN_SETS, read_image_set
-from sre_triton.training.data.patches import PHOTOGRAPHS, cut_patches, ensure_patches
+from sre_triton.training.data.patches import PHOTOGRAPHS, read_patches
 from sre_triton.training.data.photographs import Kept, KeptArrays, LazyList, Photograph
 from sre_triton.training.data.segmentation_set import read_segmentation_set
 from sre_triton.training.data.vessels import draw_vessels
 from sre_triton.training.options import SegmentOptions
-from tests.training.conftest import MakeSet
+from tests.training.conftest import TINY, Command, MakeSet
 
 
 def test_known_sets_are_those_of_the_release() -> None:
@@ -65,7 +64,10 @@ def change(path: Path, **arrays: Any) -> None:
         ({"test_images": np.zeros((6, 28, 28, 2, 2), np.uint8)}, "test_images must be (N, H, W)"),
     ],
 )
-def test_a_wrong_file_is_named(arrays: dict[str, Any], message: str, make_set: MakeSet) -> None:
+def test_a_wrong_file_is_named(
+    arrays: dict[str, Any], message: str, make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(medmnist, "_require_release", lambda *_: None)
     path = make_set("octmnist")
     change(path, **arrays)
     with pytest.raises(ValueError) as error:  # noqa: PT011 - matched below, as text
@@ -76,10 +78,10 @@ def test_a_wrong_file_is_named(arrays: dict[str, Any], message: str, make_set: M
 
 @pytest.mark.parametrize("length", [0, 10, 2000])
 def test_a_truncated_file_is_named(length: int, make_set: MakeSet) -> None:
-    path = make_set("octmnist")
+    path = make_set("own")
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(ValueError, match="is not a whole file of MedMNIST's format"):
-        read_image_set(path.parent, "octmnist")
+        read_image_set(path.parent, "own")
 
 
 def test_flipped_bytes_are_found(make_set: MakeSet) -> None:
@@ -87,8 +89,11 @@ def test_flipped_bytes_are_found(make_set: MakeSet) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="is not a whole file of MedMNIST's format"):
+    with pytest.raises(ValueError, match=r"octmnist.npz is not the file of the release"):
         read_image_set(path.parent, "octmnist")
+    path.rename(path.with_name("own.npz"))
+    with pytest.raises(ValueError, match="is not a whole file of MedMNIST's format"):
+        read_image_set(path.parent, "own")
 
 
 def test_a_set_of_other_channels_is_refused(make_set: MakeSet) -> None:
@@ -100,7 +105,6 @@ def test_a_set_of_other_channels_is_refused(make_set: MakeSet) -> None:
 def test_download_is_checked_and_leaves_nothing_damaged(
     tmp_path: Path, make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "medmnist", None)  # as if it were not installed
     source = make_set("source")
 
     def fetch(url: str, path: str, progress: bool) -> None:
@@ -117,36 +121,31 @@ def test_download_is_checked_and_leaves_nothing_damaged(
     assert read_image_set(tmp_path / "new", "octmnist", download=True).classes == 4
 
 
-def test_download_prefers_the_medmnist_package(
-    tmp_path: Path, make_set: MakeSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = make_set("octmnist", classes=4).read_bytes()
-    package: Any = types.ModuleType("medmnist")
-    package.INFO = {"octmnist": {"python_class": "OCTMNIST"}}
-
-    def octmnist(split: str, download: bool, root: str, size: int) -> None:
-        assert (download, size) == (True, 28)
-        (Path(root) / "octmnist.npz").write_bytes(source)
-
-    package.OCTMNIST = octmnist
-    monkeypatch.setitem(sys.modules, "medmnist", package)
-    with pytest.raises(ValueError, match="arrived damaged"):
-        read_image_set(tmp_path / "new", "octmnist", download=True)
-    assert not list((tmp_path / "new").iterdir())
+def test_a_file_put_there_by_hand_is_checked_once(make_set: MakeSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_set("octmnist", classes=4)
+    counted: list[Path] = []
+    md5 = medmnist._md5
+    monkeypatch.setattr(medmnist, "_md5", lambda path: counted.append(path) or md5(path))
+    for _ in range(3):
+        assert read_image_set(path.parent, "octmnist").classes == 4
+    assert counted == [path]
+    monkeypatch.setitem(KNOWN_SETS["octmnist"].md5, 28, "0" * 32)
+    with pytest.raises(ValueError, match=r"octmnist.npz is not the file of the release: MD5 .*, expected 0000"):
+        read_image_set(path.parent, "octmnist")
+    path.rename(path.with_name("own.npz"))
+    assert read_image_set(path.parent, "own").classes == 4
 
 
-def test_patches_are_cut_from_disjoint_bands_and_written_once(tmp_path: Path) -> None:
-    ensure_patches(tmp_path)
-    written = (tmp_path / "patches.npz").stat().st_mtime_ns
-    ensure_patches(tmp_path)
-    assert (tmp_path / "patches.npz").stat().st_mtime_ns == written
-    images = read_image_set(tmp_path, "patches")
+def test_patches_are_cut_from_disjoint_bands_and_written_nowhere(sre: Command, tmp_path: Path) -> None:
+    images = read_patches()
     assert (images.classes, images.channels) == (len(PHOTOGRAPHS), 1)
     counts = {split: np.bincount(content.labels) for split, content in images.splits.items()}
     assert all(280 <= sum(count[c] for count in counts.values()) <= 300 for c in range(8))
     seen = [{image.tobytes() for image in content.images} for content in images.splits.values()]
     assert len(seen[0] | seen[1] | seen[2]) == sum(len(content) for content in images.splits.values())
-    assert np.array_equal(cut_patches()["val"].images, images.splits["val"].images)
+    assert read_patches().checksums == images.checksums
+    assert sre("train", *TINY, "--epochs", "1", "--dry-run") == 0
+    assert not (tmp_path / "data").exists()
 
 
 def test_vessels_are_seeded_and_their_masks_exact() -> None:
@@ -289,7 +288,6 @@ def test_crops_depend_on_seed_epoch_and_number_alone() -> None:
     first, second = crop_set(affine_prob=0.5), crop_set(affine_prob=0.5)
     whole, _ = first[list(range(6))]
     assert torch.equal(second[[4]][0], whole[[4]])
-    second.epoch = 1
-    assert not torch.equal(second[[4]][0], whole[[4]])
+    assert not torch.equal(second[[4 + len(second)]][0], whole[[4]])  # of the next epoch
     other = crop_set(affine_prob=0.5, seed=2)
     assert not torch.equal(other[[4]][0], whole[[4]])

@@ -11,6 +11,7 @@ import hashlib
 import json
 import zipfile
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sre_triton.cache import cache_directory
 from sre_triton.training.data.archive import Archive
 from sre_triton.training.data.checksum import checksums
 from sre_triton.training.data.splits import SPLITS
 from sre_triton.training.files import replacing
 
-__all__ = ["KNOWN_SETS", "ImageSet", "KnownSet", "Split", "read_image_set", "write_image_set"]
+__all__ = ["KNOWN_SETS", "ImageSet", "KnownSet", "Split", "read_image_set"]
 
 
 _RELEASE = "https://zenodo.org/records/10519652/files"
@@ -105,7 +107,7 @@ def read_image_set(root: Path, name: str, size: int = 28, *, download: bool = Fa
 
     Raises:
         FileNotFoundError: the file is missing; says where it was expected and how to get it.
-        ValueError: the set is unknown, or the file is damaged, or disagrees with the release or with itself.
+        ValueError: the set is unknown, or the file is damaged, or is not the release's or disagrees with itself.
         OSError: the download failed, or there is no space to unpack a large file in.
     """
     root = root.expanduser()
@@ -123,22 +125,11 @@ def read_image_set(root: Path, name: str, size: int = 28, *, download: bool = Fa
                 f"{path} is missing: fetch it with --download, or put {_RELEASE}/{path.name} there, "
                 "or say with --data-root where it is"
             )
-        _download(path, name, size, known.md5[size])
+        _download(path, f"{_RELEASE}/{path.name}?download=1", known.md5[size])
+    if known is not None:
+        _require_release(path, name, known.md5[size])
     arrays, sums = _read_arrays(path)
     return replace(_check(path, name, known, arrays), checksums=sums)
-
-
-def write_image_set(path: Path, splits: dict[str, Split], **extra: npt.NDArray[np.generic]) -> None:
-    """Writes splits in MedMNIST's format: channels last, labels (N, 1) or (N, labels)."""
-    arrays: dict[str, npt.NDArray[np.generic]] = dict(extra)
-    for split, content in splits.items():
-        images = content.images
-        last = images[:, 0] if images.shape[1] == 1 else np.moveaxis(images, 1, -1)
-        arrays[f"{split}_images"] = np.ascontiguousarray(last)
-        arrays[f"{split}_labels"] = content.labels.reshape(len(images), -1).astype(np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def _read_arrays(path: Path) -> tuple[dict[str, npt.NDArray[np.generic]], dict[str, str]]:
@@ -222,36 +213,46 @@ def _channels_first(path: Path, split: str, images: npt.NDArray[np.uint8], volum
     )
 
 
-def _download(path: Path, name: str, size: int, md5: str) -> None:
-    """Fetches a file of the release, by the ``medmnist`` package if there is one; whole and checked, or not at all."""
+def _download(path: Path, url: str, md5: str) -> None:
+    """Fetches a file of the release; whole and checked, or not at all.
+
+    By what PyTorch has for its own weights, which needs no further package; it knows SHA-256 alone, so the MD5 of the
+    release is compared here, as it is of files that were put there by hand.
+    """
+    from torch.hub import download_url_to_file
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    url = f"{_RELEASE}/{path.name}?download=1"
-    try:
-        import medmnist
-    except ImportError:
-        from torch.hub import download_url_to_file
+    with replacing(path) as partial:
+        try:
+            download_url_to_file(url, str(partial), progress=True)
+        except OSError as error:  # URLError is one
+            raise OSError(f"cannot fetch {url}: {error}") from error
+        found = _md5(partial)
+        if found != md5:
+            size = partial.stat().st_size
+            raise ValueError(f"{url} arrived damaged: {size} bytes, MD5 {found}, expected {md5}; try again")
 
-        with replacing(path) as partial:
-            try:
-                download_url_to_file(url, str(partial), progress=True)
-            except OSError as error:  # URLError is one
-                raise OSError(f"cannot fetch {url}: {error}") from error
-            _check_sum(partial, url, md5)
+
+def _require_release(path: Path, name: str, md5: str) -> None:
+    """Makes sure that a file is the release's; what was found is kept, as large files take half a minute.
+
+    Raises:
+        ValueError: it is another.
+    """
+    about = path.stat()
+    seen = f"{path.resolve()} {about.st_size} {about.st_mtime_ns} {about.st_ino} {md5}"
+    mark = cache_directory() / "checked" / hashlib.sha256(seen.encode()).hexdigest()
+    if mark.is_file():
         return
-    getattr(medmnist, medmnist.INFO[name]["python_class"])(
-        split="train", download=True, root=str(path.parent), size=size
-    )
-    try:
-        _check_sum(path, url, md5)
-    except ValueError:
-        path.unlink()
-        raise
-
-
-def _check_sum(path: Path, url: str, md5: str) -> None:
     found = _md5(path)
     if found != md5:
-        raise ValueError(f"{url} arrived damaged: {path.stat().st_size} bytes, MD5 {found}, expected {md5}; try again")
+        raise ValueError(
+            f"{path} is not the file of the release: MD5 {found}, expected {md5}; remove it and fetch it again, or, if "
+            f"it is a set of your own, give it another name than {name}"
+        )
+    with suppress(OSError):  # without a place to keep it, it is found out again
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
 
 
 def _md5(path: Path) -> str:

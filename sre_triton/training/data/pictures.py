@@ -29,6 +29,11 @@ __all__ = [
     "read_picture",
 ]
 
+
+class _NamedError(ValueError):
+    """Says which picture is meant, unlike what libraries raise."""
+
+
 _NIFTI = (".nii", ".nii.gz")
 _TIFF = (".tif", ".tiff")
 SUFFIXES = (*_TIFF, *_NIFTI, ".gif", ".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".pbm", ".ppm.gz", ".bmp", ".webp")
@@ -241,7 +246,7 @@ def _opened(path: Path, page: int | None = None) -> Iterator[Any]:
         if page is not None:
             picture.seek(page)
         elif pages > 1:
-            raise ValueError(f"{path} holds {pages} pictures: expected one")
+            raise _NamedError(f"{path} holds {pages} pictures: expected one")
         yield picture
 
 
@@ -249,9 +254,9 @@ def _opened(path: Path, page: int | None = None) -> Iterator[Any]:
 def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
+    except _NamedError:
+        raise
     except Exception as error:  # libraries raise many kinds on a damaged file
-        if str(path) in str(error) and isinstance(error, ValueError):
-            raise
         raise ValueError(f"{path} is not a whole picture: {error}") from error
 
 
@@ -306,7 +311,7 @@ def _without_alpha(path: Path, pixels: npt.NDArray[Any], mask: bool) -> npt.NDAr
     if (alpha == opaque).all():
         return colours
     if mask:
-        raise ValueError(f"{path} is a mask with transparent parts: store one value per class, without transparency")
+        raise _NamedError(f"{path} is a mask with transparent parts: store one value per class, without transparency")
     laid = colours.astype(np.float64) * alpha / opaque
     return laid.round().astype(pixels.dtype) if pixels.dtype.kind == "u" else laid.astype(pixels.dtype)
 
@@ -330,13 +335,13 @@ def _decode_tiff(path: Path, mask: bool, number: int | None) -> tuple[npt.NDArra
 
     with _damage_named(path), tifffile.TiffFile(path) as file:
         if number is None and len(file.pages) > 1:
-            raise ValueError(f"{path} holds {len(file.pages)} pictures: expected one")
+            raise _NamedError(f"{path} holds {len(file.pages)} pictures: expected one")
         page: Any = file.pages[number or 0]
         if page.bitspersample <= 8:
             return None
         kind = page.photometric.name
         if kind not in ("MINISBLACK", "MINISWHITE", "RGB"):
-            raise ValueError(f"{path} stores {kind} in {page.bitspersample} bits: only grey and RGB are read so")
+            raise _NamedError(f"{path} stores {kind} in {page.bitspersample} bits: only grey and RGB are read so")
         pixels = page.asarray()
         if pixels.ndim == 3 and page.planarconfig == 2:
             pixels = np.moveaxis(pixels, 0, -1)
@@ -347,7 +352,7 @@ def _decode_tiff(path: Path, mask: bool, number: int | None) -> tuple[npt.NDArra
         pixels = _without_alpha(path, pixels, mask)
         if kind == "MINISWHITE" and not mask:
             if pixels.dtype.kind != "u":
-                raise ValueError(f"{path} stores white as 0 in {pixels.dtype}: only unsigned integers are read so")
+                raise _NamedError(f"{path} stores white as 0 in {pixels.dtype}: only unsigned integers are read so")
             pixels = np.array(white or np.iinfo(pixels.dtype).max, pixels.dtype) - pixels
         orientation = page.tags.get("Orientation")
         return _UPRIGHT[int(orientation.value) if orientation is not None else 1](pixels), white

@@ -19,7 +19,7 @@ from sre_triton.training.data.augment import Preparation, Share, normalise
 from sre_triton.training.data.image_folder import read_image_folder
 from sre_triton.training.data.loading import EvaluationBatches, TrainingBatches, loader
 from sre_triton.training.data.medmnist import ImageSet, Split, read_image_set
-from sre_triton.training.data.patches import PATCHES, ensure_patches
+from sre_triton.training.data.patches import PATCHES, read_patches
 from sre_triton.training.data.splits import check_own_data, parts_of
 from sre_triton.training.data.warp import Symmetry, centred_square
 from sre_triton.training.figures import draw_images
@@ -85,7 +85,7 @@ class ClassificationTask(Task):
     def _read_packed(cls, options: TrainOptions) -> ImageSet:
         name = options.med_mnist or PATCHES
         if name == PATCHES and options.medmnist_size == 28:
-            ensure_patches(options.data_root)
+            return read_patches()
         return read_image_set(options.data_root, name, options.medmnist_size, download=options.download)
 
     @classmethod

@@ -12,7 +12,7 @@ from torch import nn
 from sre_triton.balance import balance_weights
 from sre_triton.training.options import RunOptions, SegmentOptions, TrainOptions
 
-__all__ = ["PLAIN_TWINS", "classifier", "segmenter"]
+__all__ = ["MONAI_NETWORKS", "PLAIN_TWINS", "classifier", "network_arguments", "segmenter"]
 
 PLAIN_TWINS = {
     **{f"{ring}_resnet{depth}": f"resnet{depth}" for ring in ("sre", "gmr") for depth in (18, 34, 50, 101)},
@@ -21,6 +21,22 @@ PLAIN_TWINS = {
     "gmr_unet": "unet",
 }
 """For each ring network, the ordinary network of the same stem, strides and resolution."""
+
+MONAI_NETWORKS = (
+    "AttentionUnet",
+    "BasicUNet",
+    "DynUNet",
+    "FlexibleUNet",
+    "HighResNet",
+    "MedNeXt",
+    "SegResNet",
+    "SwinUNETR",
+    "UNETR",
+    "UNet",
+    "VNet",
+)
+"""MONAI's networks that answer an image with a map of logits. A checkpoint, which may be somebody else's, can name
+these and no other class."""
 
 _PLAIN_UNET_FEATURES = (32, 32, 64, 128, 256, 32)
 
@@ -61,11 +77,11 @@ def classifier(options: TrainOptions, classes: int, channels: int, ndim: int) ->
         raise ValueError(f"--model-type {name} is not a classifier: {error}") from error
 
 
-def segmenter(options: SegmentOptions, classes: int = 2) -> nn.Module:
-    """Builds a segmentation network from 3 channels to the logits of classes.
+def network_arguments(options: SegmentOptions) -> dict[str, Any]:
+    """What ``--model-args`` says.
 
     Raises:
-        ValueError: the network does not exist, or its arguments do not fit it.
+        ValueError: it is no JSON object.
     """
     try:
         given = json.loads(options.model_args or "{}")
@@ -73,15 +89,26 @@ def segmenter(options: SegmentOptions, classes: int = 2) -> nn.Module:
         raise ValueError(f"--model-args must be a JSON object, got {options.model_args!r}: {error}") from error
     if not isinstance(given, dict):
         raise ValueError(f"--model-args must be a JSON object, got {options.model_args!r}")
-    name = options.model_type
+    return given
+
+
+def segmenter(options: SegmentOptions, classes: int = 2) -> nn.Module:
+    """Builds a segmentation network from 3 channels to the logits of classes.
+
+    Raises:
+        ValueError: the network does not exist, or its arguments do not fit it.
+    """
+    given, name = network_arguments(options), options.model_type
     build: Callable[..., nn.Module]
     if name == "unet" or name.startswith("monai:"):
         import monai.networks.nets as nets
 
         wanted = "BasicUNet" if name == "unet" else name.removeprefix("monai:")
+        if wanted not in MONAI_NETWORKS:
+            raise ValueError(f"--model-type {name}: expected monai: and one of {', '.join(MONAI_NETWORKS)}")
         build = getattr(nets, wanted, None)  # type: ignore[assignment]
-        if build is None or not isinstance(build, type):
-            raise ValueError(f"--model-type {name}: monai.networks.nets has no network {wanted!r}")
+        if build is None:
+            raise ValueError(f"--model-type {name}: this version of MONAI has no {wanted}")
         arguments: dict[str, Any] = {"spatial_dims": 2, "in_channels": 3, "out_channels": classes} | given
         if name == "unet":
             arguments = {"features": _PLAIN_UNET_FEATURES, "norm": _monai_norm(options)} | arguments
@@ -95,6 +122,9 @@ def segmenter(options: SegmentOptions, classes: int = 2) -> nn.Module:
         raise ValueError(f"--model-type must be sre_unet, gmr_unet, unet or monai:NAME, got {name!r}")
     try:
         return _balanced(build(**arguments), options)
+    except ImportError as error:  # MONAI's own has a page of text below its first line
+        told = str(error).partition("\n")[0]
+        raise ValueError(f"--model-type {name} needs a package that MONAI does not bring: {told}") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"--model-type {name} with {arguments}: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from sre_triton.training.data.warp import Symmetry
 from sre_triton.training.figures import draw_images
 from sre_triton.training.options import SegmentOptions, TurningOptions
 from sre_triton.training.tasks.class_weights import class_weights
-from sre_triton.training.tasks.networks import segmenter
+from sre_triton.training.tasks.networks import network_arguments, segmenter
 from sre_triton.training.tasks.segmentation_scores import SCORES, scores_by_threshold
 from sre_triton.training.tasks.task import Task
 from sre_triton.training.tasks.undefined import counted, means_of_known
@@ -108,6 +109,14 @@ class SegmentationTask(Task):
     @classmethod
     def build_network(cls, options: SegmentOptions, about: Mapping[str, Any]) -> nn.Module:
         return segmenter(options, about["classes"])
+
+    @classmethod
+    def as_restored(cls, options: SegmentOptions) -> SegmentOptions:
+        restored: SegmentOptions = super().as_restored(options)
+        given = network_arguments(restored)
+        if "pretrained" in given:  # MONAI would fetch weights, which are then replaced
+            return dataclasses.replace(restored, model_args=json.dumps({**given, "pretrained": False}))
+        return restored
 
     @classmethod
     def input_shape(cls, options: SegmentOptions, about: Mapping[str, Any]) -> tuple[int, ...]:
