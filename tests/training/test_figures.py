@@ -23,6 +23,7 @@ from sre_triton.training.figures import (
     draw_curves,
     draw_images,
     draw_kernels,
+    draw_learning_curves,
     draw_profiles,
     drawing,
 )
@@ -59,7 +60,13 @@ FIGURES: dict[str, Callable[[Path], Any]] = {
         path, {"rings": [_curve(0.8), _curve(0.82)], "plain": [_curve(0.7), _curve(0.6)]}, "accuracy", "n = 40 images"
     ),
     "rotation of volumes": lambda path: draw_angle_curves(path, {"rings": [_curve(0.8, a) for a in "xyz"]}, "auc"),
+    "learning": lambda path: draw_learning_curves(
+        path, {"sre_resnet18": [_rows(), _rows(3.0, 5)], "resnet18": [_rows(), _rows()]}, "val_accuracy", "patches"
+    ),
     "batch": lambda path: draw_images(path, torch.rand(5, 3, 20, 30)),
+    "named batch": lambda path: draw_images(
+        path, torch.rand(9, 1, 8, 8), ["a rather long name", *"bcdefghi"], "x " * 99
+    ),
     "kernels": lambda path: draw_kernels(path, np.ones((20, 5, 5)), "stem", "sre_resnet18"),
     "rows": lambda path: draw_rows(
         path,
@@ -165,6 +172,19 @@ def test_a_loss_that_went_astray_does_not_flatten_the_rest(drawn: list[Figure], 
     draw_curves(tmp_path / "curves.png", _rows(), "val_accuracy")
     assert drawn[1].axes[0].get_ylim()[1] > 2
     assert not drawn[1].axes[0].texts
+
+
+def test_learning_curves_have_a_band_over_seeds(drawn: list[Figure], tmp_path: Path) -> None:
+    tables = {"rings": [_rows(1e6), _rows(1e6, 4)], "plain": [_rows()]}
+    draw_learning_curves(tmp_path / "curves.png", tables, "val_accuracy", "patches")
+    loss, _, score = drawn[0].axes
+    rings, plain = score.lines
+    assert np.asarray(rings.get_ydata()).tolist() == pytest.approx([50, 60, 70, 80])  # as far as both seeds go
+    assert len(np.asarray(plain.get_xdata())) == 6
+    assert [len(axis.collections) for axis in drawn[0].axes] == [1, 1, 1]
+    assert loss.get_ylim()[1] < 3
+    assert score.get_ylabel() == "Validation accuracy (%)"
+    assert "means of 2 seeds" in drawn[0].get_supxlabel()
 
 
 @pytest.mark.parametrize("far", [1e6, -1e6])

@@ -32,7 +32,7 @@ def test_the_picture_of_the_first_batch_is_of_the_first_batch(
     drawn: list[torch.Tensor] = []
     seen: list[torch.Tensor] = []
     for module in (classification, segmentation):
-        monkeypatch.setattr(module, "draw_images", lambda path, images, *_: drawn.append(images))
+        monkeypatch.setattr(module, "draw_images", lambda path, images, *_, **__: drawn.append(images))
     forward = task.Task.forward
 
     def watched(self: Any, x: torch.Tensor) -> torch.Tensor:

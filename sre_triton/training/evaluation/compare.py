@@ -26,8 +26,8 @@ from sre_triton.training.evaluation.evaluate import (
 from sre_triton.training.evaluation.footprint import interleaved_ms, parameter_count, peak_training_memory
 from sre_triton.training.evaluation.fresh import in_fresh_process
 from sre_triton.training.evaluation.results import in_percent, result_folder, results_in
-from sre_triton.training.figures import draw_angle_curves
-from sre_triton.training.files import replacing, write_csv, write_json
+from sre_triton.training.figures import draw_angle_curves, draw_learning_curves
+from sre_triton.training.files import read_json, replacing, write_csv, write_json
 from sre_triton.training.options import CompareOptions, RunOptions
 from sre_triton.training.runs.fitting import fit, is_finished, prepare_machine
 from sre_triton.training.runs.folder import RunFolder
@@ -82,7 +82,8 @@ def compare(options: RunOptions, comparison: CompareOptions, console: Console | 
     _write(comparison.output, rows, results, options.figure_format)
     console.print(_table(rows, results))
     console.print(
-        f"{comparison.output}/comparison.csv, comparison.md, comparison.json, rotation.{options.figure_format}"
+        f"{comparison.output}/comparison.csv, comparison.md, comparison.json, rotation.{options.figure_format}, "
+        f"curves.{options.figure_format}"
     )
     return rows
 
@@ -227,6 +228,22 @@ def _write(
     curves = {model: [curve for result in runs for curve in curves_of(result)] for model, runs in results.items()}
     first = next(iter(results.values()))[0]
     draw_angle_curves(output / f"rotation.{figure_format}", curves, first["main_score"], rotation_caption(first))
+    score = f"val_{first['main_score']}"
+    learned = {
+        model: [_epochs(_home(output, model) / f"seed-{result['seed']}", score) for result in some]
+        for model, some in results.items()
+    }
+    draw_learning_curves(output / f"curves.{figure_format}", learned, score, first["data"])
+
+
+def _epochs(folder: Path, score: str) -> list[dict[str, Any]]:
+    """The table of a run's epochs: losses and a score."""
+    columns = {
+        name: column
+        for name, column in read_json(folder / "logs.json").items()
+        if name in ("epoch", "train_loss", "val_loss", score)
+    }
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _in_percent(row: dict[str, Any], results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

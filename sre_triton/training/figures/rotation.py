@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from sre_triton.training.figures.style import (
+    BAND,
     COLOURS,
     DOUBLE,
     LINES,
@@ -18,12 +18,11 @@ from sre_triton.training.figures.style import (
     SINGLE,
     caption_line,
     drawing,
+    mean_and_deviation,
     score_name,
 )
 
 __all__ = ["Curve", "draw_angle_curves"]
-
-Floats = npt.NDArray[np.float64]
 
 Curve = tuple[str, Sequence[float], Sequence[float]]
 """Of one run: axis of rotation, angles in degrees, scores between 0 and 1."""
@@ -46,7 +45,7 @@ def draw_angle_curves(
         Both paths.
     """
     seeds = max(len(entries) for entries in curves.values()) // max(1, len(_axes(curves)))
-    caption = caption_line(caption, f"lines: means of {seeds} seeds, bands: ± 1 sd over seeds" if seeds > 1 else "")
+    caption = caption_line(caption, BAND.format(seeds) if seeds > 1 else "")
     polar = path.with_stem(f"{path.stem}-polar")
     _draw(path, curves, score, caption, is_polar=False)
     _draw(polar, curves, score, caption, is_polar=True)
@@ -103,7 +102,7 @@ def _draw_curve(
     panel: Any, runs: Sequence[tuple[Sequence[float], Sequence[float]]], number: int, name: str, *, is_polar: bool
 ) -> None:
     angles = np.asarray(runs[0][0], dtype=float)
-    mean, deviation = _mean_and_deviation([scores for _, scores in runs])
+    mean, deviation = mean_and_deviation([scores for _, scores in runs], 100)
     if len(angles) > 1 and math.isclose(angles[-1] + (angles[1] - angles[0]), 360):
         angles = np.append(angles, 360.0)  # the circle is closed: 360 degrees are 0
         mean, deviation = (np.append(values, values[0]) for values in (mean, deviation))
@@ -115,12 +114,6 @@ def _draw_curve(
         panel.fill_between(angles, mean - deviation, mean + deviation, color=style["color"], alpha=0.2, linewidth=0)
 
 
-def _mean_and_deviation(runs: Sequence[Sequence[float]]) -> tuple[Floats, Floats]:
-    """In percent, over the runs at each angle; the sample's deviation, 0 of one run."""
-    scores = 100 * np.array(runs, dtype=float)
-    return scores.mean(axis=0), scores.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(scores.shape[1])
-
-
 def _limits(curves: Mapping[str, Sequence[Curve]]) -> tuple[float, float]:
     """Whole percents around all lines and bands; at least five apart, so that noise does not look like an effect."""
     edges = [
@@ -128,7 +121,7 @@ def _limits(curves: Mapping[str, Sequence[Curve]]) -> tuple[float, float]:
         for entries in curves.values()
         for axis in _axes(curves)
         if (runs := [scores for entry, _, scores in entries if entry == axis])
-        for mean, deviation in [_mean_and_deviation(runs)]
+        for mean, deviation in [mean_and_deviation(runs, 100)]
         for edge in (mean - deviation, mean + deviation)
     ]
     values = np.concatenate(edges) if edges else np.zeros(0)

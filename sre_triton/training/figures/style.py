@@ -12,9 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from sre_triton.training.files import FIGURE_FORMATS, replacing
 
 __all__ = [
+    "BAND",
     "COLOURS",
     "DOUBLE",
     "HEAT",
@@ -27,10 +31,13 @@ __all__ = [
     "drawing",
     "house_style",
     "legend_above",
+    "mean_and_deviation",
     "robust_limits",
     "score_name",
     "text_width",
 ]
+
+Floats = npt.NDArray[np.float64]
 
 SINGLE, DOUBLE = 3.5, 7.2
 """Width of a figure over one column and over two, in inches."""
@@ -40,6 +47,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+BAND = "lines: means of {} seeds, bands: ± 1 sd over seeds"
+"""What a caption says of a figure over several seeds."""
 
 HEAT, SPREAD = "magma", "cividis"
 """Colour maps whose lightness grows evenly: of what a network looks at, and of deviations and shares."""
@@ -158,6 +168,12 @@ def axes_at(figure: Any, left: float, top: float, width: float, height: float) -
 def legend_above(axis: Any, columns: int = 2, **settings: Any) -> None:
     """A legend over the axes, off the data."""
     axis.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, **settings)
+
+
+def mean_and_deviation(runs: Sequence[Sequence[float]], scale: float) -> tuple[Floats, Floats]:
+    """Mean and sample standard deviation over runs at each place, times ``scale``; the deviation of one run is 0."""
+    values = scale * np.array(runs, dtype=float)
+    return values.mean(axis=0), values.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(values.shape[1])
 
 
 def robust_limits(values: Sequence[float], factor: float = 10.0) -> tuple[float, float] | None:

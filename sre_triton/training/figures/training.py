@@ -10,18 +10,22 @@ from typing import Any
 from torch import Tensor
 
 from sre_triton.training.figures.style import (
+    BAND,
     COLOURS,
     DOUBLE,
     LINES,
     MARKERS,
+    axes_at,
     caption_line,
     drawing,
     legend_above,
+    mean_and_deviation,
     robust_limits,
     score_name,
+    text_width,
 )
 
-__all__ = ["draw_curves", "draw_images"]
+__all__ = ["draw_curves", "draw_images", "draw_learning_curves"]
 
 _PARTS = {"train": "training", "val": "validation"}
 
@@ -64,6 +68,42 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], monitor: str = ""
             legend_above(axis, 1)
 
 
+def draw_learning_curves(
+    path: Path, runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], score: str, caption: str = ""
+) -> None:
+    """Losses and a score on validation against the epoch, of several networks.
+
+    Of several seeds, lines are means, and bands reach one sample standard deviation to either side; they end where the
+    first seed does.
+
+    Args:
+        path: of the figure; its suffix is the format.
+        runs: of each network, the rows of each seed, as :func:`draw_curves` takes them.
+        score: a column, between 0 and 1.
+        caption: what was trained on what.
+    """
+    seeds = max(map(len, runs.values()))
+    caption = caption_line(caption, BAND.format(seeds) if seeds > 1 else "")
+    with drawing(path, DOUBLE, 2.1, caption) as figure:
+        panels = figure.subplots(1, 3)
+        for axis, column, scale in zip(panels, ("train_loss", "val_loss", score), (1, 1, 100), strict=True):
+            points: list[tuple[float, int]] = []
+            for number, (name, tables) in enumerate(runs.items()):
+                length = min(map(len, tables))
+                epochs = [row["epoch"] for row in tables[0][:length]]
+                mean, deviation = mean_and_deviation([[row[column] for row in rows[:length]] for rows in tables], scale)
+                style = {"color": COLOURS[number % 8], "linestyle": LINES[number % 4], "marker": MARKERS[number % 8]}
+                axis.plot(epochs, mean, label=name, markevery=max(1, length // 25), **style)
+                if len(tables) > 1:
+                    band = (mean - deviation, mean + deviation)
+                    axis.fill_between(epochs, *band, color=style["color"], alpha=0.2, linewidth=0)
+                points += zip(mean.tolist(), epochs, strict=True)
+            _limit(axis, points)
+            axis.set(xlabel="Epoch", ylabel=_label(column) + (" (%)" if scale == 100 else ""))
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=int(DOUBLE))
+
+
 def _is_main(name: str, names: Mapping[str, None]) -> bool:
     """Whether a score belongs into the curves: not those of whole images beside fields, nor of periodic tests. A
     segmentation's accuracy says little, as the ground is always right."""
@@ -79,7 +119,13 @@ def _draw_lines(axis: Any, rows: Sequence[Mapping[str, Any]], names: Sequence[st
         column = [scale * row[name] if row.get(name) is not None else math.nan for row in rows]
         style = {"color": COLOURS[number], "linestyle": LINES[number % 4], "marker": MARKERS[number]}
         axis.plot(epochs, column, label=_named(name), markevery=max(1, len(rows) // 25), **style)
-        values += [(value, epoch) for value, epoch in zip(column, epochs, strict=True) if math.isfinite(value)]
+        values += zip(column, epochs, strict=True)
+    _limit(axis, values)
+
+
+def _limit(axis: Any, points: Sequence[tuple[float, int]]) -> None:
+    """Leaves out of the limits what lies far from other values, and names it at the edge; values and their epochs."""
+    values = [point for point in points if math.isfinite(point[0])]
     limits = robust_limits([value for value, _ in values])
     if limits is None:
         return
@@ -110,17 +156,31 @@ def _named(column: str) -> str:
     return f"{_PARTS.get(kind, kind)} {score_name(name, begins=False)}"
 
 
-def draw_images(path: Path, images: Tensor, caption: str = "") -> None:
-    """A batch (N, C, *space) of values in 0 to 1, side by side; of volumes the middle slice."""
+def _label(column: str) -> str:
+    words = _named(column)
+    return words[0].upper() + words[1:]
+
+
+def draw_images(path: Path, images: Tensor, titles: Sequence[str] = (), caption: str = "") -> None:
+    """A batch (N, C, *space) of values in 0 to 1, side by side, with what each is; of volumes the middle slice."""
     if images.dim() == 5:
         images = images[:, :, images.shape[2] // 2]
     columns = min(8, len(images))
     lines = -(-len(images) // columns)
-    height = DOUBLE / columns * lines * images.shape[2] / images.shape[3]
-    with drawing(path, min(DOUBLE, 1.8 * columns), min(height, 1.8 * lines), caption) as figure:
-        axes = figure.subplots(lines, columns, squeeze=False)
-        for axis in axes.flat:
+    gap, title = 0.04, 0.17 * bool(titles)
+    side = min(1.8, (DOUBLE - gap) / columns - gap)
+    height = side * images.shape[2] / images.shape[3]
+    letters = int(side / text_width("n"))
+    with drawing(
+        path, columns * (side + gap) + gap, lines * (height + title + gap) + gap, caption, layout=None
+    ) as figure:
+        for number, image in enumerate(images):
+            line, column = divmod(number, columns)
+            top = gap + title + line * (height + title + gap)
+            axis = axes_at(figure, gap + column * (side + gap), top, side, height)
             axis.set_axis_off()
-        for axis, image in zip(axes.flat, images, strict=False):
             pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
             axis.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
+            if titles:
+                name = titles[number]
+                axis.set_title(name if len(name) <= letters else f"{name[: letters - 1]}…", pad=2)

@@ -166,8 +166,11 @@ class ClassificationTask(Task):
         return classification_scores(torch.cat(logits), torch.cat(labels), self.images.multi_label)
 
     def draw_batch(self, path: Path, share: Share) -> None:
-        images, _ = Labelled(self.images.splits["train"])[next(iter(self.training_batches(share)))]
-        draw_images(path, self.preparation.trained(images, self.step_seed(0), share)[:_DRAWN] / 2 + 0.5)
+        images, labels = Labelled(self.images.splits["train"])[next(iter(self.training_batches(share)))]
+        shown = self.preparation.trained(images, self.step_seed(0), share)[:_DRAWN] / 2 + 0.5
+        names = self.images.class_names or range(self.images.classes)
+        titles = [] if self.images.multi_label else [str(names[label]) for label in labels[:_DRAWN]]
+        draw_images(path, shown, titles, self.batch_caption(len(shown), len(images)))
 
     def val_dataloader(self) -> DataLoader[Any]:
         split = self.images.splits["val"]

@@ -189,8 +189,10 @@ class SegmentationTask(Task):
 
     def draw_batch(self, path: Path, share: Share) -> None:
         batches = self.training_batches(share)
-        images = batches.crops[next(iter(batches))[:_DRAWN]][0]
-        draw_images(path, images if self.options.normalise == "none" else images / 4 + 0.5)
+        first = next(iter(batches))
+        images = batches.crops[first[:_DRAWN]][0]
+        shown = images if self.options.normalise == "none" else images / 4 + 0.5
+        draw_images(path, shown, caption=self.batch_caption(len(shown), len(first)))
 
     def val_dataloader(self) -> DataLoader[Any]:
         photographs = self.photographs.splits["val"]

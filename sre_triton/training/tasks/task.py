@@ -174,6 +174,12 @@ class Task(LightningModule):
         """
         raise NotImplementedError
 
+    def batch_caption(self, shown: int, size: int) -> str:
+        """What is said under the picture of the first batch."""
+        part = "" if shown == size else f"{shown} of "
+        of = f"{self.description['data']}, seed {self.options.seed}"
+        return f"{of}: {part}the {size} images of the first training batch, as the network sees them"
+
     def draw_batch(self, path: Path, share: Share) -> None:
         """Writes a picture of the first training batch of a process, at most 32 images, as the network sees them."""
         raise NotImplementedError
