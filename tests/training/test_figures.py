@@ -26,7 +26,9 @@ from sre_triton.training.figures import (
     draw_learning_curves,
     draw_profiles,
     drawing,
+    film,
 )
+from sre_triton.training.figures.film import Act, write_film
 from sre_triton.training.figures.maps import PictureRow, draw_rows
 from sre_triton.training.figures.style import robust_limits
 
@@ -106,11 +108,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return figures
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_type_is_legible_and_inside(
-    name: str, drawn: list[Figure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At the width at which it is printed, a figure's type has 7 points or more, is cut nowhere, and hides none."""
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Text, Any]]:
+    """The texts that are drawn, and where."""
     texts: list[tuple[Text, Any]] = []
     draw = Text.draw
 
@@ -120,24 +120,54 @@ def test_type_is_legible_and_inside(
             texts.append((self, self.get_window_extent(renderer)))
 
     monkeypatch.setattr(Text, "draw", keep)
+    return texts
+
+
+def _assert_legible(texts: list[tuple[Text, Any]], width: float, height: float) -> None:
+    """Texts have 7 points or more, are cut nowhere, and hide none."""
+    assert all(text.get_fontsize() >= 7 for text, _ in texts)
+    boxes = [box for _, box in texts]
+    for box in boxes:
+        assert box.x0 >= -1
+        assert box.y0 >= -1
+        assert box.x1 <= width + 1
+        assert box.y1 <= height + 1
+    for one, other in itertools.combinations(boxes, 2):
+        across, down = min(one.x1, other.x1) - max(one.x0, other.x0), min(one.y1, other.y1) - max(one.y0, other.y0)
+        assert min(across, down) <= 1, (
+            f"two texts lie on each other: {[text.get_text() for text, box in texts if box in (one, other)]}"
+        )
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_type_is_legible_and_inside(
+    name: str, drawn: list[Figure], written: list[tuple[Text, Any]], tmp_path: Path
+) -> None:
+    """At the width at which the figure is printed."""
     FIGURES[name](tmp_path / "figure.png")
     assert drawn
     for figure in drawn:
         assert figure.get_figwidth() <= 7.2001
         assert figure.get_figheight() <= 9.5
-        texts.clear()
+        written.clear()
         FigureCanvasAgg(figure).draw()
-        assert all(text.get_fontsize() >= 7 for text, _ in texts)
-        boxes = [box for _, box in texts]
-        assert boxes or name == "batch"
-        for box in boxes:
-            assert box.x0 >= -1
-            assert box.y0 >= -1
-            assert box.x1 <= figure.bbox.width + 1
-            assert box.y1 <= figure.bbox.height + 1
-        for one, other in itertools.combinations(boxes, 2):
-            width, height = min(one.x1, other.x1) - max(one.x0, other.x0), min(one.y1, other.y1) - max(one.y0, other.y0)
-            assert min(width, height) <= 1, "two texts lie on each other"
+        assert written or name == "batch"
+        _assert_legible(written, figure.bbox.width, figure.bbox.height)
+
+
+@pytest.mark.parametrize("notes", [(), [[f"answer: {LONG[0]}", f"93.2 % for class {LONG[0]}"]]])
+def test_type_of_films_is_legible(
+    notes: list[list[str]], written: list[tuple[Text, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    frames: list[Any] = []
+    monkeypatch.setattr(film, "_write_gif", lambda path, pictures, seconds: (path.touch(), frames.extend(pictures)))
+    picture = np.zeros((1, 20, 30, 3), np.uint8)
+    acts = [Act(f"a network of a long name ({name})", picture, [99.9], notes=notes) for name in ("seed-1", "seed-2")]
+    write_film(tmp_path / "film.gif", [0], picture, acts, "Dice with the mask", "light grey: outside the frame")
+    height, width = frames[0].shape[:2]
+    assert width % 16 == height % 16 == 0
+    assert len(written) > 10
+    _assert_legible(written, width, height)
 
 
 @pytest.mark.parametrize(("kind", "begin"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])

@@ -231,7 +231,7 @@ def test_networks_that_cannot_be_compared_are_refused(monkeypatch: pytest.Monkey
 def _film(path: Path) -> None:
     frames = np.zeros((3, 20, 30, 3), np.uint8)
     write_film(
-        path, [0, 120, 240], frames, [Act("ring", frames, [90, 91, 92], notes=["a", "b", "c"])], "Dice", seconds=3
+        path, [0, 120, 240], frames, [Act("ring", frames, [90, 91, 92], notes=[["a"], ["b"], ["c"]])], "Dice", seconds=3
     )
 
 

@@ -240,7 +240,7 @@ def _film(path: Path, networks: dict[str, Predictor], seen: dict[str, TurnedMaps
     acts = []
     for name, network in networks.items():
         found = seen[name]
-        notes = [] if found.found is not None else [_note(network, row, found.target) for row in found.outputs]
+        notes = [] if found.found is not None else [_notes(network, row, found.target) for row in found.outputs]
         scores = [100 * score for score in found.scores]
         shows = "answer, turned back" if found.found is not None else "Grad-CAM, turned back"
         acts.append(Act(name, _answers(found, options, range(len(found.angles))), scores, shows, notes))
@@ -256,10 +256,10 @@ def _key(found: TurnedMaps) -> str:
     return caption_line(said, "light grey: outside the frame")
 
 
-def _note(network: Predictor, outputs: Tensor, target: int) -> str:
+def _notes(network: Predictor, outputs: Tensor, target: int) -> list[str]:
     said = network.decide(outputs.numpy())
     answer = ", ".join(map(str, said)) if isinstance(said, list) else str(said)
-    return f"answer: {answer or 'none'}; {_class_name(network, target)}: {100 * float(outputs[target]):.1f} %"
+    return [f"answer: {answer or 'none'}", f"{100 * float(outputs[target]):.1f} % for {_class_name(network, target)}"]
 
 
 def _first_convolution(network: nn.Module) -> tuple[str, RingConvNd | nn.Conv2d]:

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sre_triton.training.figures.style import DOUBLE, SINGLE, caption_line, drawing, text_width
+from sre_triton.training.figures.style import DOUBLE, SINGLE, caption_line, drawing, shortened, text_width
 
 __all__ = ["confusion_matrix_figure"]
 
 _CELL = 0.37  # inches that a percentage and a count of 7 points need
-_ROW = 0.13  # and a class's name
+_NAME = 1.2  # that a class's name may take
+_ROW = 0.13  # and a class has
 _MARGIN = 1.25  # of axis and colour bar
 
 
@@ -43,7 +44,7 @@ def confusion_matrix_figure(
     shares = np.ma.masked_invalid(100 * table / np.where(totals, totals, np.nan))
     every = 1 + int(classes * _ROW / (DOUBLE - _MARGIN))
     shown = range(0, classes, every)
-    labels = [name if len(name) <= 22 else f"{name[:21]}…" for name in map(str, names)]
+    labels = [shortened(str(name), _NAME) for name in names]
     rows = [f"{labels[c]} ({_short(int(totals[c, 0]))})" for c in shown]
     columns = [labels[c] for c in shown]
     margin = _MARGIN + max(map(text_width, rows))

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sre_triton.training.figures.maps import OUTSIDE
-from sre_triton.training.figures.style import COLOURS, LINES, house_style
+from sre_triton.training.figures.style import COLOURS, LINES, house_style, shortened
 from sre_triton.training.files import replacing
 
 __all__ = ["Act", "check_film_format", "write_film"]
@@ -20,7 +20,7 @@ __all__ = ["Act", "check_film_format", "write_film"]
 Colours = npt.NDArray[np.uint8]
 
 _DOTS = 130  # per inch
-_PANEL = 2.4  # inches
+_PANEL, _BELOW = 2.4, 1.5  # inches of a picture, and of the scores under them
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Act:
         frames: its answer, turned back, (angles, H, W, 3), 0 to 255.
         scores: in percent, (angles,).
         shows: what the frames are.
-        notes: said beside the score at each angle.
+        notes: lines that are said over the frame at each angle in place of the score.
     """
 
     name: str
     frames: Colours
     scores: Sequence[float]
     shows: str = "answer, turned back"
-    notes: Sequence[str] = ()
+    notes: Sequence[Sequence[str]] = ()
 
 
 def check_film_format(kind: str) -> None:
@@ -94,11 +94,11 @@ def _frames(
     columns = 1 + len(acts)
     tallest = max(pictures.shape[1] / pictures.shape[2] for pictures in (turning, *(act.frames for act in acts)))
     # Codecs take sides in blocks of 16 pixels.
-    width, height = (16 * round(_DOTS * inches / 16) for inches in (_PANEL * columns, _PANEL * tallest + 2.1))
+    width, height = (16 * round(_DOTS * inches / 16) for inches in (_PANEL * columns, _PANEL * tallest + 2.6))
     with house_style():
         figure = Figure(figsize=(width / _DOTS, height / _DOTS), dpi=_DOTS, layout="constrained")
         canvas = FigureCanvasAgg(figure)
-        grid = figure.add_gridspec(2, columns, height_ratios=(_PANEL * tallest + 0.5, 1.5))
+        grid = figure.add_gridspec(2, columns, height_ratios=(_PANEL * tallest + 0.5, _BELOW))
         panels = [figure.add_subplot(grid[0, column]) for column in range(columns)]
         images = [
             panel.imshow(pictures[0])
@@ -114,17 +114,23 @@ def _frames(
         dots = [below.plot([], [], "o", color=COLOURS[number], markersize=5)[0] for number in range(len(acts))]
         _set_scales(below, acts, score)
         figure.supxlabel(caption, x=0.01, ha="left", color="#404040")
+        lines_of_title = 1 + max(_title(act, index, score).count("\n") for act in acts for index in range(len(angles)))
         for index, angle in enumerate(angles):
             for image, pictures in zip(images, (turning, *(act.frames for act in acts)), strict=True):
                 image.set_data(pictures[index])
-            panels[0].set_title(f"image, turned by {angle:g}°\n ")
+            panels[0].set_title(f"image\nturned by {angle:g}°" + "\n " * (lines_of_title - 2))
             for panel, line, dot, act in zip(panels[1:], lines, dots, acts, strict=True):
-                note = act.notes[index] if act.notes else f"{score}: {act.scores[index]:.1f} %"
-                panel.set_title(f"{act.name}: {act.shows}\n{note}")
+                panel.set_title(_title(act, index, score))
                 line.set_data(angles[: index + 1], act.scores[: index + 1])
                 dot.set_data([angle], [act.scores[index]])
             canvas.draw()
+            figure.set_layout_engine("none")  # what stands still in the first frame stands still in all
             yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _title(act: Act, index: int, score: str) -> str:
+    notes = act.notes[index] if act.notes else [f"{score}: {act.scores[index]:.1f} %"]
+    return "\n".join(shortened(line, 0.9 * _PANEL) for line in (act.name, act.shows, *notes))
 
 
 def _set_scales(axis: Any, acts: Sequence[Act], score: str) -> None:
@@ -132,7 +138,7 @@ def _set_scales(axis: Any, acts: Sequence[Act], score: str) -> None:
     low, high = min(values), max(values)
     margin = max(0.08 * (high - low), (5 - (high - low)) / 2)
     axis.set(xlim=(0, 360), ylim=(max(-1, low - margin), min(101, high + margin)), xticks=range(0, 361, 45))
-    axis.set(xlabel="Angle of rotation (°)", ylabel=f"{score[0].upper()}{score[1:]} (%)")
+    axis.set(xlabel="Angle of rotation (°)", ylabel=f"{shortened(score[0].upper() + score[1:], _BELOW)} (%)")
     axis.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(acts))
 
 

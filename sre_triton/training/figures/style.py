@@ -34,6 +34,7 @@ __all__ = [
     "mean_and_deviation",
     "robust_limits",
     "score_name",
+    "shortened",
     "text_width",
 ]
 
@@ -157,6 +158,12 @@ def drawing(
 def text_width(text: str) -> float:
     """Inches that a line takes at most, as good as one can say without drawing it."""
     return len(text) * 0.56 * _TYPE / 72
+
+
+def shortened(text: str, width: float) -> str:
+    """A line, cut to a width in inches."""
+    letters = int(width / text_width("n"))
+    return text if len(text) <= letters else f"{text[: letters - 1]}…"
 
 
 def axes_at(figure: Any, left: float, top: float, width: float, height: float) -> Any:

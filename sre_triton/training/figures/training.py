@@ -22,7 +22,7 @@ from sre_triton.training.figures.style import (
     mean_and_deviation,
     robust_limits,
     score_name,
-    text_width,
+    shortened,
 )
 
 __all__ = ["draw_curves", "draw_images", "draw_learning_curves"]
@@ -170,7 +170,6 @@ def draw_images(path: Path, images: Tensor, titles: Sequence[str] = (), caption:
     gap, title = 0.04, 0.17 * bool(titles)
     side = min(1.8, (DOUBLE - gap) / columns - gap)
     height = side * images.shape[2] / images.shape[3]
-    letters = int(side / text_width("n"))
     with drawing(
         path, columns * (side + gap) + gap, lines * (height + title + gap) + gap, caption, layout=None
     ) as figure:
@@ -182,5 +181,4 @@ def draw_images(path: Path, images: Tensor, titles: Sequence[str] = (), caption:
             pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
             axis.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
             if titles:
-                name = titles[number]
-                axis.set_title(name if len(name) <= letters else f"{name[: letters - 1]}…", pad=2)
+                axis.set_title(shortened(titles[number], side), pad=2)
