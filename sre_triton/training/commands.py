@@ -236,7 +236,9 @@ def _predict(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from sre_triton.training.runs.deployment.export import export
 
-    print(export(arguments.model, from_namespace(ExportOptions, arguments)))
+    path = export(arguments.model, from_namespace(ExportOptions, arguments))
+    if not arguments.quiet:
+        print(path)
 
 
 def _visualize(arguments: argparse.Namespace) -> None:

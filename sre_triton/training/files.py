@@ -5,13 +5,23 @@ from __future__ import annotations
 import csv
 import json
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sre_triton.cache import PARTIAL, replacing
 
-__all__ = ["FIGURE_FORMATS", "PARTIAL", "read_json", "replacing", "sweep", "write_csv", "write_json"]
+__all__ = [
+    "FIGURE_FORMATS",
+    "PARTIAL",
+    "read_json",
+    "replacing",
+    "require_writable",
+    "sweep",
+    "write_csv",
+    "write_json",
+]
 
 FIGURE_FORMATS = ("png", "pdf", "svg")
 """What figures can be written as."""
@@ -56,3 +66,17 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def require_writable(folder: Path, option: str) -> None:
+    """Makes sure, before hours are spent, that files can be written to a folder; makes nothing.
+
+    Raises:
+        OSError: they cannot; names the option and the folder.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise OSError(f"{option} {folder}: cannot write there: {error.strerror or error}") from error

@@ -58,7 +58,7 @@ def predict(
         FileNotFoundError: a file or folder is missing.
         ValueError: a picture is damaged, two have one name, or the folder is of another prediction.
     """
-    console = console or Console()
+    console = console or Console(quiet=options.quiet)
     if options.batch < 1:
         raise ValueError(f"--batch must be at least 1, got {options.batch}")
     device = "cuda" if torch.cuda.is_available() and not options.no_cuda else "cpu"

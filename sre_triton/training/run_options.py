@@ -167,6 +167,7 @@ class RunOptions(TurningOptions):
     save_rec: bool = _run(False, "keep a checkpoint every --save-interval epochs too")
     save_interval: int = _run(5, "epochs between two checkpoints of --save-rec", metavar="N")
     dry_run: bool = _run(False, "one training and one validation batch, then stop", result=True)
+    no_test: bool = _run(False, "leave out the test at the end, as while options are sought")
     eval_only: bool = _run(False, "evaluate --load-model without training")
     eval_rot: bool = _turn(False, "rotation test of the best epoch at the end", result=False, common=True)
     eval_flip: bool = _turn(False, "flip test of the best epoch at the end", result=False)

@@ -90,11 +90,12 @@ def sre(tmp_path: Path) -> Command:
     return run
 
 
-TINY = ["--model-type", "sre_resnet18", "--res-inplanes", "8", "-b", "4", "--sgd", "--cos", "--lr", "0.01"]
+TINY = ["--model-type", "sre_resnet18", "--res-inplanes", "8", "-b", "4", "--sgd", "--cos", "--lr", "0.01",
+        "--no-test"]  # fmt: skip
 """A classifier that trains in a second."""
 
 TINY_UNET = [
     *("--vessels-size", "64", "--vessels-count", "2", "1", "1", "--crop-size", "32", "--crops-per-image", "2"),
-    *("-b", "2", "--model-type", "sre_unet", "--model-args", '{"features": [8, 8], "sre_conv_size": 3}'),
+    *("-b", "2", "--no-test", "--model-type", "sre_unet", "--model-args", '{"features": [8, 8], "sre_conv_size": 3}'),
 ]
 """A segmentation that trains in a second."""

@@ -32,6 +32,7 @@ from sre_triton.training.options import CompareOptions, RunOptions
 from sre_triton.training.runs.fitting import fit, is_finished, prepare_machine
 from sre_triton.training.runs.folder import RunFolder
 from sre_triton.training.runs.interruption import Interrupted
+from sre_triton.training.runs.progress import Speech
 from sre_triton.training.runs.restore import load_network, load_task
 from sre_triton.training.tasks.networks import PLAIN_TWINS
 from sre_triton.training.tasks.registry import task_type
@@ -56,7 +57,7 @@ def compare(options: RunOptions, comparison: CompareOptions, console: Console | 
         ValueError: an option is wrong, or differs from those that the folder was begun with.
         OSError: data are missing, or the folder cannot be written to.
     """
-    console = console or Console()
+    console = console or Console(quiet=options.quiet)
     if options.ddp:
         raise ValueError("--ddp: compare trains in one process; train the networks one by one instead")
     if comparison.jobs < 1:
@@ -70,9 +71,10 @@ def compare(options: RunOptions, comparison: CompareOptions, console: Console | 
         _Run(
             dataclasses.replace(options, model_type=model, seed=seed),
             _home(comparison.output, model) / f"seed-{seed}",
-            (seed, model) == pairs[0],
+            number,
+            len(pairs),
         )
-        for seed, model in pairs
+        for number, (seed, model) in enumerate(pairs, start=1)
     ]
     results: dict[str, list[dict[str, Any]]] = {model: [] for model in models}
     for run, result in zip(runs, _all_finished(runs, comparison.jobs), strict=True):
@@ -94,7 +96,8 @@ class _Run:
 
     options: RunOptions
     path: Path
-    first: bool = False
+    number: int
+    total: int
 
     def finished(self, *, alone: bool) -> dict[str, Any]:
         """The evaluation of the run: read if it is there, else after training from the start or the last checkpoint.
@@ -107,22 +110,23 @@ class _Run:
         kept = self._kept()
         if kept is not None:
             return kept
-        print(f"{options.model_type}, seed {options.seed}: {self.path}", flush=True)
-        if self.first:
-            print(*(f"  {note}\n" for note in task.notes), sep="", end="", flush=True)
+        name = f"{options.model_type}, seed {options.seed}"
+        speech = Speech(quiet=options.quiet, label="" if alone else name, bars=alone)
+        speech.say(f"training {self.number} of {self.total}: {name + ', ' if alone else ''}{self.path}")
+        for note in task.notes if self.number == 1 else ():
+            speech.say(f"  {note}")
         task.require("test")
-        fit(task, folder, bar=alone)
+        fit(task, folder, speech)
         best = load_task(folder.best, options)
         best.network.to(_device(options))
-        with Progress(console=Console(stderr=True), transient=True, disable=not alone) as progress:
+        with Progress(console=speech.console, transient=True, disable=not speech.has_bars) as progress:
             result = evaluate_task(best, options, progress=progress, name=options.model_type, checkpoint=folder.best)
         results = {options.model_type: result}
         write_results(result_folder(self.path, _EVALUATION, results), results, options.figure_format)
         figures = result["rotation"]["summary"][result["main_score"]]
-        print(
-            f"{options.model_type}, seed {options.seed}: {result['main_score']} over angles: "
-            f"mean {100 * figures['mean']:.2f}, std {100 * figures['std']:.2f}",
-            flush=True,
+        speech.say(
+            f"{name + ', ' if alone else ''}{result['main_score']} over angles: "
+            f"mean {100 * figures['mean']:.2f}, std {100 * figures['std']:.2f}"
         )
         return result
 

@@ -16,11 +16,11 @@ from rich.table import Table
 from sre_triton.training.evaluation.results import (
     checksum_of,
     home_of,
-    require_writable,
     result_folder,
     save_results,
 )
 from sre_triton.training.figures import caption_line, draw_angle_curves
+from sre_triton.training.files import require_writable
 from sre_triton.training.options import SCORE_OPTIONS, EvaluateOptions, TurningOptions
 from sre_triton.training.runs.folder import checkpoint_in
 from sre_triton.training.runs.restore import load_task
@@ -106,7 +106,7 @@ def evaluate(checkpoints: Sequence[Path], options: EvaluateOptions, console: Con
             or ``--output`` holds other results.
         OSError: a file is missing or cannot be written.
     """
-    console = console or Console()
+    console = console or Console(quiet=options.quiet)
     names = options.names or [_name(path) for path in checkpoints]
     if len(names) != len(checkpoints) or len(set(names)) != len(names):
         raise ValueError(f"--names must name the {len(checkpoints)} checkpoints, each differently, got {names}")

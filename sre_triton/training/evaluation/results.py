@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import tempfile
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +21,6 @@ __all__ = [
     "home_of",
     "in_percent",
     "kept_results",
-    "require_writable",
     "result_folder",
     "result_rows",
     "results_in",
@@ -124,20 +122,6 @@ def _scaled_row(row: Mapping[str, Any], factor: float) -> dict[str, Any]:
         return round(factor * value, 10) if factor > 1 else factor * value  # there and back gives what was written
 
     return {name: scaled(name, value) for name, value in row.items()}
-
-
-def require_writable(folder: Path, option: str) -> None:
-    """Makes sure, before hours are spent, that files can be written to a folder; makes nothing.
-
-    Raises:
-        OSError: they cannot; names the option and the folder.
-    """
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise OSError(f"{option} {folder}: cannot write there: {error.strerror or error}") from error
 
 
 def checksum_of(checkpoint: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from sre_triton.training.files import replacing, write_csv, write_json
 from sre_triton.training.runs.folder import RunFolder
 from sre_triton.training.runs.interruption import Interrupted
+from sre_triton.training.runs.progress import Speech, epoch_line
 
 __all__ = ["AtomicCheckpoints", "EarlyStop", "Interruption", "Recorder"]
 
@@ -90,28 +91,35 @@ class Interruption(Callback):
 class EarlyStop(EarlyStopping):
     """Ends a training that gets no better; one that it has ended is not gone on with when it is resumed."""
 
+    def __init__(self, monitor: str, patience: int, speech: Speech) -> None:
+        super().__init__(monitor, patience=patience, mode="max", check_finite=False)
+        self.speech = speech
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
         if self.stopped_epoch and trainer.is_global_zero:
-            print(f"no better for {self.patience} epochs: stopped after epoch {trainer.current_epoch + 1}", flush=True)
+            self.speech.say(f"no better for {self.patience} epochs: stopped after epoch {trainer.current_epoch + 1}")
 
 
 class Recorder(Callback):
-    """Keeps the table of epochs, in the checkpoint and in the folder, and prints a line of each if ``lines``.
+    """Keeps the table of epochs, in the checkpoint and in the folder, and says a line of each.
 
     Attributes:
         tests: called with the number of each finished epoch; returns further columns of its row.
+        pictures: called with the paths of pictures by name, for the loggers of a training that has ended.
     """
 
-    def __init__(self, folder: RunFolder, first_epoch: int = 0, *, lines: bool = True) -> None:
+    def __init__(self, folder: RunFolder, monitor: str, first_epoch: int = 0, speech: Speech | None = None) -> None:
         self.folder = folder
-        self.lines = lines
+        self.monitor = monitor
+        self.speech = speech or Speech()
         self.first_epoch = first_epoch
         self.rows: list[dict[str, Any]] = []
         self.tests: Callable[[int], dict[str, float]] = lambda epoch: {}
+        self.pictures: Callable[[Mapping[str, Path]], None] = lambda paths: None
         self._rate: float | None = None
         self._seconds: list[float] = []
         self._begun = 0.0
@@ -137,8 +145,8 @@ class Recorder(Callback):
         if trainer.is_global_zero:
             self.write()
             self.folder.note_seconds(self._seconds)
-            if self.lines:
-                print(_line(row, trainer.max_epochs), flush=True)
+            epochs = self.first_epoch + (trainer.max_epochs or 0)
+            self.speech.say(epoch_line(row, self.rows[:-1], self.monitor, epochs, self._seconds[-1]))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begun = time.perf_counter()
@@ -157,8 +165,3 @@ class Recorder(Callback):
         columns = dict.fromkeys(key for row in self.rows for key in row)
         logs = {name: [row.get(name) for row in self.rows] for name in columns}
         write_json(self.folder.path / "logs.json", {**logs, **tests})
-
-
-def _line(row: dict[str, Any], epochs: int | None) -> str:
-    shown = {name: value for name, value in row.items() if name.endswith(("loss", "accuracy", "auc", "dice"))}
-    return f"epoch {row['epoch']}/{epochs}  " + "  ".join(f"{name} {value:.4f}" for name, value in shown.items())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import warnings
 from contextlib import nullcontext
 from functools import partial
@@ -14,10 +13,11 @@ from urllib.parse import urlsplit
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from sre_triton.training.data.augment import Share
 from sre_triton.training.figures import draw_curves
+from sre_triton.training.files import read_json, require_writable
 from sre_triton.training.options import RunOptions
 from sre_triton.training.runs.callbacks import AtomicCheckpoints, EarlyStop, Interruption, Recorder
 from sre_triton.training.runs.folder import (
@@ -27,6 +27,9 @@ from sre_triton.training.runs.folder import (
     network_state,
     read_checkpoint,
 )
+from sre_triton.training.runs.loggers import loggers, show_pictures
+from sre_triton.training.runs.progress import Bars, Speech
+from sre_triton.training.tasks.optimisation import optimiser_and_schedules
 from sre_triton.training.tasks.task import Task
 from sre_triton.training.tasks.turning import turning_tests
 
@@ -47,11 +50,14 @@ def prepare_machine(*, threads: int = 0, deterministic: bool = False, cudnn: boo
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def fit(task: Task, folder: RunFolder, *, bar: bool = True) -> Recorder:
+def fit(task: Task, folder: RunFolder, speech: Speech | None = None) -> Recorder:
     """Trains a task in its folder, from where the folder's last checkpoint is, to the end.
 
+    Nothing is written before options and data are known to be valid. A start that fails before the first checkpoint
+    takes away what it has written, so that no run is left to go on with.
+
     Args:
-        bar: show a progress bar if this is a terminal, else a line per epoch.
+        speech: where a line per epoch goes, and on a terminal bars (default: standard output).
 
     Returns:
         The table of epochs.
@@ -62,52 +68,75 @@ def fit(task: Task, folder: RunFolder, *, bar: bool = True) -> Recorder:
         FloatingPointError: the loss is no longer finite.
         OSError: the folder cannot be written to.
     """
-    _check(task.options)
-    with folder.locked() if int(os.environ.get("LOCAL_RANK", "0")) == 0 else nullcontext():
-        return _fit(task, folder, bar)
+    options, speech = task.options, speech or Speech(quiet=task.options.quiet)
+    _check(options)
+    optimiser_and_schedules(task.network, options, 1)  # its errors come before anything is written
+    require_writable(folder.path, "--base-log-dir" if options.resume is None else "--resume")
+    with folder.locked() if _is_first() else nullcontext():
+        return _fit(task, folder, speech)
 
 
-def _fit(task: Task, folder: RunFolder, bar: bool) -> Recorder:
+def _fit(task: Task, folder: RunFolder, speech: Speech) -> Recorder:
     options = task.options
     resumed = folder.last if folder.last.is_file() else None
     if resumed is not None:
         content = read_checkpoint(resumed)  # its error says what is wrong; Lightning's does not
+        folder.check(options)
         if _has_ended(content, options):  # nothing is left to do, and what is written stays
-            folder.check(options)
-            ended = Recorder(folder, options.cur_ep)
+            ended = Recorder(folder, task.monitor, options.cur_ep)
             ended.load_state_dict(content["callbacks"][ended.state_key])
+            if _is_first():
+                speech.say(f"nothing is left to train: {len(ended.rows)} epochs are done")
             return ended
+        if _is_first():
+            speech.say(f"going on after epoch {options.cur_ep + _epochs_done(content)} of {options.epochs}")
     elif options.load_model is not None:
         load_weights(task, options.load_model)
-    rank_zero = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    if rank_zero:
+    recorder, interruption = Recorder(folder, task.monitor, options.cur_ep, speech), Interruption(folder)
+    trainer = _trainer(task, folder, recorder, interruption, speech)
+    if _is_first():
         folder.begin(options, task.description, task.network)
         folder.announce()
+        for logger in trainer.loggers:
+            logger.log_hyperparams(read_json(folder.path / "config.json"))
     if options.compile:
         task.network.compile()
-    if options.log_img and rank_zero:
+    if options.log_img and _is_first():
         share = Share(0, options.world_size if options.ddp else 1)
         task.draw_batch(folder.path / f"batch.{options.figure_format}", share)
-    on_terminal = bar and sys.stdout.isatty()
-    recorder = Recorder(folder, options.cur_ep, lines=not on_terminal)
+    with interruption.watched():
+        trainer.fit(task, ckpt_path=str(resumed) if resumed is not None else None, weights_only=True)
+    if trainer.is_global_zero and recorder.rows:
+        recorder.write()
+        _draw(task, folder, recorder)
+        recorder.pictures = lambda paths: show_pictures(trainer.loggers, paths, trainer.global_step)
+    return recorder
+
+
+def _is_first() -> bool:
+    """Whether this is the process that writes, of those that Lightning starts."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
+def _trainer(task: Task, folder: RunFolder, recorder: Recorder, interruption: Interruption, speech: Speech) -> Trainer:
+    options = task.options
     recorder.tests = partial(_periodic_tests, task)
-    interruption = Interruption(folder)
     callbacks: list[Any] = [recorder, interruption, *_checkpoints(task, folder)]
     if options.ema:
         callbacks.insert(0, EMAWeightAveraging(decay=options.ema))
     if options.early_stop:
-        callbacks.append(EarlyStop(task.monitor, patience=options.early_stop, mode="max", check_finite=False))
-    if on_terminal:
-        callbacks.append(RichProgressBar())
-    trainer = Trainer(
+        callbacks.append(EarlyStop(task.monitor, options.early_stop, speech))
+    if speech.has_bars and _is_first():
+        callbacks.append(Bars(speech, options.cur_ep))
+    return Trainer(
         default_root_dir=str(folder.path),
         max_epochs=1 if options.dry_run else options.epochs - options.cur_ep,
         limit_train_batches=1 if options.dry_run else None,
         limit_val_batches=1 if options.dry_run else None,
         callbacks=callbacks,
         plugins=[AtomicCheckpoints()],
-        logger=_loggers(options, folder),
-        enable_progress_bar=on_terminal,
+        logger=loggers(options, folder, speech),
+        enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
@@ -115,15 +144,13 @@ def _fit(task: Task, folder: RunFolder, bar: bool) -> Recorder:
         accumulate_grad_batches=options.accumulate,
         **_machine(options),
     )
-    with interruption.watched():
-        trainer.fit(task, ckpt_path=str(resumed) if resumed is not None else None, weights_only=True)
-    if trainer.is_global_zero and recorder.rows:
-        recorder.write()
-        about = f"{task.description['data']}, {options.model_type}, seed {options.seed}"
-        sizes = f"trained on {task.size('train'):,} images, validated on {task.size('val'):,}"
-        curves = folder.path / f"curves.{options.figure_format}"
-        draw_curves(curves, recorder.rows, task.monitor, f"{about}; {sizes}")
-    return recorder
+
+
+def _draw(task: Task, folder: RunFolder, recorder: Recorder) -> None:
+    about = f"{task.description['data']}, {task.options.model_type}, seed {task.options.seed}"
+    sizes = f"trained on {task.size('train'):,} images, validated on {task.size('val'):,}"
+    curves = folder.path / f"curves.{task.options.figure_format}"
+    draw_curves(curves, recorder.rows, task.monitor, f"{about}; {sizes}")
 
 
 def is_finished(folder: RunFolder, options: RunOptions) -> bool:
@@ -141,9 +168,12 @@ def _has_ended(content: dict[str, Any], options: RunOptions) -> bool:
     patience = [state for name, state in content["callbacks"].items() if name.startswith(EarlyStop.__name__)]
     if any(state["wait_count"] >= state["patience"] for state in patience):
         return True
+    return _epochs_done(content) >= (1 if options.dry_run else options.epochs - options.cur_ep)
+
+
+def _epochs_done(content: dict[str, Any]) -> int:
     # Lightning counts an epoch as processed once its validation is over, before its checkpoint is written.
-    done = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    return bool(done >= (1 if options.dry_run else options.epochs - options.cur_ep))
+    return int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
 
 
 def load_weights(task: Task, path: Path) -> None:
@@ -261,19 +291,3 @@ class _Numbered(_Checkpoints):
 
 class _LastCheckpoint(_Checkpoints):
     pass
-
-
-def _loggers(options: RunOptions, folder: RunFolder) -> list[Any]:
-    loggers: list[Any] = []
-    if options.log:
-        try:
-            from lightning.pytorch.loggers import TensorBoardLogger
-
-            loggers.append(TensorBoardLogger(str(folder.path), name="", version="tensorboard"))
-        except ImportError:
-            print("--log: tensorboard is not installed, so there are no events; metrics.csv holds the same")
-    if options.wandb:
-        from lightning.pytorch.loggers import WandbLogger
-
-        loggers.append(WandbLogger(name=folder.path.name, save_dir=str(folder.path), project="sre_triton"))
-    return loggers

@@ -81,7 +81,8 @@ class RunFolder:
         elif options.resume != Path():
             path = folder_of(options.resume)
         else:
-            runs = [path for path in home.glob(f"{stem}*") if (path / _CONFIG).is_file()]
+            begun = [path for path in home.glob(f"{stem}*") if (path / _CONFIG).is_file()]
+            runs = [path for path in begun if not read_json(path / _CONFIG)["options"].get("eval_only")]
             if not runs:
                 raise FileNotFoundError(f"--resume: there is no run {home / stem} to go on from")
             path = max(runs, key=lambda run: (run / _CONFIG).stat().st_mtime)
@@ -95,23 +96,40 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes from training in this folder; a process that dies lets go of it.
+        """Keeps other processes from training in this folder; a process that dies lets go of it. What fails in a new
+        run before its first checkpoint takes the run away, so that nothing is left to go on with.
 
         Raises:
             ValueError: another trains in it.
         """
         from filelock import FileLock, Timeout
 
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise ValueError(f"{self.path} is being trained by another process: wait for it, or stop it") from error
+        is_new = not (self.path / _CONFIG).exists()
         try:
             yield
+        except Exception:
+            if is_new and not self.last.is_file():
+                self._take_away(made)
+            raise
         finally:
             lock.release()
+
+    def _take_away(self, made: list[Path]) -> None:
+        for pattern in (_CONFIG, _VERSIONS, ".lock", "batch.*"):
+            for path in self.path.glob(pattern):
+                path.unlink()
+        for path in made:  # the innermost first; what holds something else stays
+            try:
+                path.rmdir()
+            except OSError:
+                break
 
     def check(self, options: RunOptions) -> None:
         """Makes sure that a run that was begun had the same values of all options that change its result, but it may

@@ -19,7 +19,7 @@ from sre_triton.training.schema import from_dict
 from sre_triton.training.tasks.registry import TASKS
 from sre_triton.training.tasks.task import Task
 
-__all__ = ["load_network", "load_task"]
+__all__ = ["load_network", "load_task", "restore_weights"]
 
 
 def load_network(path: Path) -> tuple[torch.nn.Module, dict[str, Any], RunOptions]:
@@ -122,3 +122,15 @@ def _detail(error: RuntimeError) -> str:
     """What PyTorch says of the first key that does not fit, below its general line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[min(1, len(lines) - 1)] if lines else type(error).__name__
+
+
+def restore_weights(task: Task, path: Path) -> None:
+    """Puts the weights and the threshold of a checkpoint of a task's own training into it; evaluation mode.
+
+    Raises:
+        ValueError: the checkpoint is damaged.
+    """
+    content = read_checkpoint(path)
+    task.network.load_state_dict(network_state(content))
+    task.description["threshold"] = content["sre_triton"].get("threshold")
+    task.eval()

@@ -26,6 +26,7 @@ from sre_triton.training.figures import draw_images
 from sre_triton.training.options import DEFAULT_SIDE, TrainOptions, TurningOptions
 from sre_triton.training.tasks.class_weights import balanced_weights, class_weights
 from sre_triton.training.tasks.networks import classifier
+from sre_triton.training.tasks.report import Report, area_under_curve, confusion, rows_of_classes, rows_of_labels
 from sre_triton.training.tasks.task import Task
 from sre_triton.training.tasks.undefined import counted
 
@@ -155,7 +156,8 @@ class ClassificationTask(Task):
         return sum(len(self.images.splits[part]) for part in parts_of(split))
 
     @torch.no_grad()
-    def turned_scores(self, split: str, symmetry: Symmetry, turning: TurningOptions) -> dict[str, float]:
+    def _answered(self, split: str, symmetry: Symmetry, turning: TurningOptions) -> tuple[Tensor, Tensor]:
+        """Logits and labels of a split whose images are turned."""
         device = next(self.network.parameters()).device
         logits, labels = [], []
         for labelled in (Labelled(self.images.splits[part]) for part in parts_of(split)):
@@ -163,7 +165,26 @@ class ClassificationTask(Task):
                 images, targets = (part.to(device) for part in labelled[indices])
                 logits.append(self.network(self.preparation.turned(images, indices, symmetry, turning)).float())
                 labels.append(targets)
-        return classification_scores(torch.cat(logits), torch.cat(labels), self.images.multi_label)
+        return torch.cat(logits), torch.cat(labels)
+
+    def turned_scores(self, split: str, symmetry: Symmetry, turning: TurningOptions) -> dict[str, float]:
+        return classification_scores(*self._answered(split, symmetry, turning), self.images.multi_label)
+
+    def report(self, split: str, turning: TurningOptions) -> Report:
+        logits, labels = self._answered(split, Symmetry(), turning)
+        scores = classification_scores(logits, labels, self.images.multi_label)
+        names = list(map(str, self.images.class_names or range(self.images.classes)))
+        counts = None
+        if self.images.multi_label:
+            truth, chances = labels.bool(), logits.sigmoid()
+            rows = rows_of_labels(logits > 0, truth, names, "images")
+        else:
+            truth, chances = F.one_hot(labels, self.images.classes).bool(), logits.softmax(dim=1)
+            counts = confusion(logits.argmax(dim=1), labels, self.images.classes)
+            rows = rows_of_classes(counts, names, "images")
+        for number, row in enumerate(rows):
+            row["auc"] = area_under_curve(chances[:, number], truth[:, number])
+        return Report(scores, rows, names, counts, "images")
 
     def draw_batch(self, path: Path, share: Share) -> None:
         images, labels = Labelled(self.images.splits["train"])[next(iter(self.training_batches(share)))]
@@ -247,7 +268,7 @@ def classification_scores(logits: Tensor, labels: Tensor, multi_label: bool) -> 
         sensitivity = (found & labels).sum(dim=0) / positive
         specificity = (~found & ~labels).sum(dim=0) / negative
         both = (positive > 0) & (negative > 0)
-        auc = [float(_auc(logits[:, label], labels[:, label])) for label in both.nonzero()[:, 0].tolist()]
+        auc = [area_under_curve(logits[:, label], labels[:, label]) for label in both.nonzero()[:, 0].tolist()]
         f1 = metrics.f1_score(logits.sigmoid(), labels.long(), task="multilabel", num_labels=classes, average="macro")
         return {
             "accuracy": float((found == labels).float().mean()),
@@ -261,17 +282,15 @@ def classification_scores(logits: Tensor, labels: Tensor, multi_label: bool) -> 
     recall = labels[found == labels].bincount(minlength=classes) / counts
     top = logits.topk(min(5, classes), dim=1).indices
     probability = logits.softmax(dim=1)
-    one_against_rest = [_auc(probability[:, c], labels == c) for c in range(classes) if 0 < counts[c] < len(labels)]
+    one_against_rest = [
+        area_under_curve(probability[:, c], labels == c) for c in range(classes) if 0 < counts[c] < len(labels)
+    ]
     f1 = metrics.f1_score(found, labels, task="multiclass", num_classes=classes, average="macro")
     return {
         "accuracy": float((found == labels).float().mean()),
         "top5": float((top == labels[:, None]).any(dim=1).float().mean()),
-        "auc": float(torch.stack(one_against_rest).mean()) if one_against_rest else float("nan"),
+        "auc": statistics.fmean(one_against_rest) if one_against_rest else float("nan"),
         "balanced_accuracy": float(recall[counts > 0].mean()),
         "f1": float(f1),
         **counted({"auc": classes - len(one_against_rest), "balanced_accuracy": int((counts == 0).sum())}),
     }
-
-
-def _auc(scores: Tensor, positive: Tensor) -> Tensor:
-    return torch.as_tensor(metrics.auroc(scores, positive.long(), task="binary"))

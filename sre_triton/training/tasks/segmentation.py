@@ -26,7 +26,8 @@ from sre_triton.training.figures import draw_images
 from sre_triton.training.options import SegmentOptions, TurningOptions
 from sre_triton.training.tasks.class_weights import class_weights
 from sre_triton.training.tasks.networks import network_arguments, segmenter
-from sre_triton.training.tasks.segmentation_scores import SCORES, scores_by_threshold
+from sre_triton.training.tasks.report import Report, confusion, rows_of_classes
+from sre_triton.training.tasks.segmentation_scores import SCORES, answers, scores_by_threshold
 from sre_triton.training.tasks.task import Task
 from sre_triton.training.tasks.undefined import counted, means_of_known
 
@@ -160,11 +161,13 @@ class SegmentationTask(Task):
         return sum(len(self.photographs.splits[part]) for part in parts_of(split))
 
     @torch.no_grad()
-    def turned_scores(self, split: str, symmetry: Symmetry, turning: TurningOptions) -> dict[str, float]:
+    def _answered(
+        self, split: str, symmetry: Symmetry, turning: TurningOptions
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Of each turned photograph logits (1, classes, H, W), labels and field of view (H, W)."""
         device = next(self.network.parameters()).device
         on_mask = dataclasses.replace(turning, interpolation="nearest")
         windows = dataclasses.replace(self.options, test_batch_size=turning.test_batch_size)
-        table = []
         for whole in (_Whole(self.photographs.splits[part]) for part in parts_of(split)):
             for index in range(len(whole)):
                 image, labels, field = (
@@ -172,8 +175,25 @@ class SegmentationTask(Task):
                 )
                 logits = slide(self.network, symmetry(image, turning), windows).float()
                 labels, field = (symmetry(part, on_mask)[0, 0] for part in (labels, field))
-                table += self._scores(logits, labels, field, [self.description["threshold"]])
+                yield logits, labels, field
+
+    def turned_scores(self, split: str, symmetry: Symmetry, turning: TurningOptions) -> dict[str, float]:
+        table: list[dict[str, float]] = []
+        for answer in self._answered(split, symmetry, turning):
+            table += self._scores(*answer, [self.description["threshold"]])
         return means_of_known(table)
+
+    def report(self, split: str, turning: TurningOptions) -> Report:
+        threshold, classes = self.description["threshold"], self.photographs.classes
+        names = list(map(str, self.photographs.values))
+        table: list[dict[str, float]] = []
+        counts = torch.zeros(classes, classes, dtype=torch.long)
+        for logits, labels, field in self._answered(split, Symmetry(), turning):
+            table += self._scores(logits, labels, field, [threshold])
+            inside = field.bool() if self.photographs.has_fields else torch.ones_like(field, dtype=torch.bool)
+            found = answers(logits.softmax(dim=1)[0], threshold)
+            counts += confusion(found[inside], labels[inside].long(), classes).cpu()
+        return Report(means_of_known(table), rows_of_classes(counts, names, "pixels"), names, counts, "pixels")
 
     def _scores(
         self, logits: Tensor, labels: Tensor, field: Tensor, thresholds: Sequence[float | None]

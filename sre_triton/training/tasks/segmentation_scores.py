@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
-from torchmetrics import functional as metrics
 
+from sre_triton.training.tasks.report import area_under_curve
 from sre_triton.training.tasks.undefined import mean_of_known
 
-__all__ = ["SCORES", "scores_by_threshold", "segmentation_scores"]
+__all__ = ["SCORES", "answers", "scores_by_threshold", "segmentation_scores"]
 
 SCORES = ("dice", "iou", "auc", "accuracy", "sensitivity", "specificity")
 
@@ -37,10 +36,10 @@ def scores_by_threshold(
     """:func:`segmentation_scores` at several thresholds."""
     labels = labels.long()
     classes = range(1, len(probabilities))
-    auc = mean_of_known([_auc(probabilities[label], labels == label) for label in classes])
+    auc = mean_of_known([area_under_curve(probabilities[label], labels == label) for label in classes])
     rows = []
     for threshold in thresholds:
-        found = probabilities.argmax(dim=0) if threshold is None else (probabilities[1] >= threshold).long()
+        found = answers(probabilities, threshold)
         table = [_scores_of_class(found == label, labels == label) for label in classes]
         scores = {name: mean_of_known([row[name] for row in table]) for name in table[0]}
         scores |= {"auc": auc, "accuracy": float((found == labels).float().mean())}
@@ -48,10 +47,9 @@ def scores_by_threshold(
     return rows
 
 
-def _auc(probability: Tensor, truth: Tensor) -> float:
-    if not 0 < int(truth.sum()) < len(truth):
-        return math.nan
-    return float(torch.as_tensor(metrics.auroc(probability, truth.long(), task="binary")))
+def answers(probabilities: Tensor, threshold: float | None) -> Tensor:
+    """Classes (...) of probabilities (classes, ...): the most probable, or of two class 1 from ``threshold`` on."""
+    return probabilities.argmax(dim=0) if threshold is None else (probabilities[1] >= threshold).long()
 
 
 def _scores_of_class(found: Tensor, truth: Tensor) -> dict[str, float]:

@@ -19,6 +19,7 @@ from sre_triton.training.data.warp import Symmetry
 from sre_triton.training.options import SCORE_OPTIONS, RunOptions, TurningOptions
 from sre_triton.training.schema import to_dict, without_places
 from sre_triton.training.tasks.optimisation import optimiser_and_schedules
+from sre_triton.training.tasks.report import Report
 
 __all__ = ["Task"]
 
@@ -172,6 +173,10 @@ class Task(LightningModule):
             symmetry: what is done to each image (and its mask).
             turning: how.
         """
+        raise NotImplementedError
+
+    def report(self, split: str, turning: TurningOptions) -> Report:
+        """Scores on a split as it is, those of each class, and what was taken for what; on the network's device."""
         raise NotImplementedError
 
     def batch_caption(self, shown: int, size: int) -> str:
