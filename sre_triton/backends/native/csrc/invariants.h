@@ -40,6 +40,7 @@ class Product {
   Index pitch() const { return panels_.padded(); }  // of `out`
 
   void operator()(const T* sums, Index position_stride, Index ring_stride, Index positions, T* out) const {
+    Additions<T, T> none;
     for (Index panel = 0; panel < panels_.count(); ++panel) {
       const Index first = panels_.start(panel), vectors = panels_.vectors(panel);
       const T* weights = packed_.data() + first * rings_ * depth_;
@@ -49,7 +50,7 @@ class Product {
         const auto block =
             vectors == 1 ? mix_block_of<T, T, 1>(height, Heights()) : mix_block_of<T, T, 2>(height, Heights());
         block(sums + p * position_stride, position_stride, ring_stride, rings_, depth_, weights, start_.data(),
-              out + p * pitch() + first, pitch());
+              out + p * pitch() + first, pitch(), none);
         p += height;
       }
     }

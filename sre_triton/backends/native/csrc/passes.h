@@ -39,10 +39,14 @@ class Mixer {
   // Elements of scratch memory for this many positions.
   static Index products(Index positions) { return positions * kPanelVectors * kLanes<T>; }
 
-  // The outputs of a tile from its ring sums (rings, positions, channels).
-  void write(const Tile& tile, const Factor* sums, Index channels, T* products, Index* offsets) const {
+  // The outputs of a tile from its ring sums (rings, positions, channels). Additions for the next one are done on the
+  // way.
+  void write(const Tile& tile, const Factor* sums, Index channels, T* products, Index* offsets,
+             Additions<T, Factor>& additions) const {
     locate(offsets, y_, tile);
     const Index positions = tile.positions(), ring_stride = positions * channels;
+    additions.pace(groups_.products() * panels_.count() * divide_up(positions, kRows) * rings_ * groups_.inputs /
+                   kPair);
     for (Index g = 0; g < groups_.products(); ++g) {
       const Factor* group = sums + g * groups_.inputs;
       for (Index panel = 0; panel < panels_.count(); ++panel) {
@@ -54,21 +58,23 @@ class Mixer {
             for (Index begin = 0, end; begin < positions; begin = end) {
               end = run_end(offsets, begin, positions, y_.stride[2]);
               mix(group + begin * channels, channels, ring_stride, end - begin, g, panel,
-                  y_.data + offsets[begin] + channel, y_.stride[2]);
+                  y_.data + offsets[begin] + channel, y_.stride[2], additions);
             }
             continue;
           }
         }
-        mix(group, channels, ring_stride, positions, g, panel, products, width);
+        mix(group, channels, ring_stride, positions, g, panel, products, width, additions);
         store_rows(products, width, y_, offsets, positions, channel, columns);
       }
     }
   }
 
  private:
+  static constexpr Index kPair = sizeof(F) / sizeof(Factor);
+
   // One panel of one group, for some positions.
   void mix(const Factor* sums, Index channels, Index ring_stride, Index positions, Index g, Index panel, T* out,
-           Index out_pitch) const {
+           Index out_pitch, Additions<T, Factor>& additions) const {
     const Index first = panels_.start(panel), vectors = panels_.vectors(panel);
     const T* start = starts_.data() + g * panels_.padded() + first;
     if (groups_.depthwise()) {
@@ -77,7 +83,6 @@ class Mixer {
                       vectors * kLanes<T>, out, out_pitch);
       return;
     }
-    constexpr Index kPair = sizeof(F) / sizeof(Factor);
     const Index depth = groups_.inputs / kPair;
     const T* weights = packed_ + (g * panels_.padded() + first) * rings_ * depth;
     const Index blocks = divide_up(positions, kRows);
@@ -86,7 +91,7 @@ class Mixer {
       const auto block =
           vectors == 1 ? mix_block_of<T, F, 1>(height, Heights()) : mix_block_of<T, F, 2>(height, Heights());
       block(reinterpret_cast<const F*>(sums + p * channels), channels / kPair, ring_stride / kPair, rings_, depth,
-            weights, start, out + p * out_pitch, out_pitch);
+            weights, start, out + p * out_pitch, out_pitch, additions);
       p += height;
     }
   }

@@ -12,6 +12,7 @@
 #endif
 
 #include "activations.h"
+#include "additions.h"
 #include "memory.h"
 #include "vectors.h"
 
@@ -51,30 +52,40 @@ void pair_positions(T* to, const at::BFloat16* from, Index positions, Index widt
 }
 
 // out (kHeight rows out_pitch apart, kWidth vectors) = start + sums (kHeight positions, rings x depth) weights (rings x
-// depth, kWidth vectors)
+// depth, kWidth vectors). Additions that wait are done in between.
 template <class T, class F, int kHeight, int kWidth>
 __attribute__((noinline)) void mix_block(const F* sums, Index position_stride, Index ring_stride, Index rings,
-                                         Index depth, const T* weights, const T* start, T* out, Index out_pitch) {
+                                         Index depth, const T* weights, const T* start, T* out, Index out_pitch,
+                                         Additions<T, FactorOf<T, F>>& additions) {
   constexpr int kGroups = (kHeight + 2) / 3;
   Vector<T> sum[kHeight][kWidth];
 #pragma GCC unroll 16
   for (int r = 0; r < kHeight; ++r)
 #pragma GCC unroll 2
     for (int v = 0; v < kWidth; ++v) sum[r][v] = load(start + v * kLanes<T>);
+#pragma GCC unroll 16
+  for (int r = 0; r < kHeight; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < kWidth; ++v) __builtin_prefetch(out + r * out_pitch + v * kLanes<T>, 1, 3);
   for (Index ring = 0; ring < rings; ++ring) {
     // Three rows share a pointer: fourteen would not fit the registers.
     const F* rows[kGroups];
 #pragma GCC unroll 16
     for (int g = 0; g < kGroups; ++g) rows[g] = sums + ring * ring_stride + 3 * g * position_stride;
-    for (Index c = 0; c < depth; ++c) {
-      Vector<T> weight[kWidth];
+    for (Index c = 0; c < depth;) {
+      const Index due = additions.until_due(depth - c);
+      for (const Index end = c + due; c < end; ++c) {
+        Vector<T> weight[kWidth];
 #pragma GCC unroll 2
-      for (int v = 0; v < kWidth; ++v) weight[v] = load(weights + v * kLanes<T>);
-      weights += kWidth * kLanes<T>;
+        for (int v = 0; v < kWidth; ++v) weight[v] = load(weights + v * kLanes<T>);
+        weights += kWidth * kLanes<T>;
 #pragma GCC unroll 16
-      for (int r = 0; r < kHeight; ++r)
+        for (int r = 0; r < kHeight; ++r)
 #pragma GCC unroll 2
-        for (int v = 0; v < kWidth; ++v) multiply_add(sum[r][v], rows[r / 3] + r % 3 * position_stride + c, weight[v]);
+          for (int v = 0; v < kWidth; ++v)
+            multiply_add(sum[r][v], rows[r / 3] + r % 3 * position_stride + c, weight[v]);
+      }
+      additions.done(due);
     }
   }
 #pragma GCC unroll 16
@@ -140,7 +151,8 @@ void add_depthwise(const T* sums, Index channels, const T* thin, Index thin_pitc
 }
 
 template <class T, class F>
-using MixBlock = void (*)(const F*, Index, Index, Index, Index, const T*, const T*, T*, Index);
+using MixBlock = void (*)(const F*, Index, Index, Index, Index, const T*, const T*, T*, Index,
+                          Additions<T, FactorOf<T, F>>&);
 template <class T, class F>
 using OuterBlock = void (*)(const F*, Index, const T*, Index, Index, bool, T*, Index);
 

@@ -35,7 +35,7 @@ void run(const Call& call, const Window& w) {
     return;
   }
   const Tiling tiling = cut(w, x.images, x.channels);
-  const Index most = tiling.images * tiling.size[0] * tiling.size[1] * tiling.size[2];
+  const Index most = tiling.slab(tiling.tile(0, x.images, w), 0, w).positions();
   const Index rings = w.rings.size();
 
   using Factor = FactorOf<T, F>;
@@ -48,7 +48,7 @@ void run(const Call& call, const Window& w) {
   if (call.thin) gradient.emplace(*call.thin, rings, channels(call, *call.thin));
 
   const Index sums_size = rings * most * x.channels, products_size = Mixer<S, T, F>::products(most);
-  size_t bytes = Scratch::size<Factor>(sums_size) + Scratch::size<Index>(most) + Scratch::size<T>(products_size) +
+  size_t bytes = 2 * Scratch::size<Factor>(sums_size) + Scratch::size<Index>(most) + Scratch::size<T>(products_size) +
                  (gradient ? gradient->bytes(most) : 0);
   std::vector<Index> buffer_sizes;
   for (Index level : w.levels) {
@@ -59,7 +59,8 @@ void run(const Call& call, const Window& w) {
 
   at::parallel_for(0, tiling.count(), 1, [&](Index begin, Index end) {
     scratch.reset(bytes);
-    Factor* sums = scratch.take<Factor>(sums_size);
+    // Of a slab and of the next one.
+    Factor *sums = scratch.take<Factor>(sums_size), *next_sums = scratch.take<Factor>(sums_size);
     Index* offsets = scratch.take<Index>(most);
     T* products = scratch.take<T>(products_size);
     std::vector<T*> buffers;
@@ -67,15 +68,34 @@ void run(const Call& call, const Window& w) {
     typename Gradient<S, T, F>::Rows rows;
     if (gradient) rows = gradient->take(scratch, most);
 
-    for (Index i = begin; i < end; ++i) {
-      const Tile tile = tiling.tile(i, x.images, w);
-      Adder<T, Factor> adder(w, x.channels, tile, buffers, sums, tile.positions() * x.channels);
+    // Slabs of one tile after another. What is added up for the next one, whose tile is `tile`, is done while one is
+    // multiplied.
+    Additions<T, Factor> additions;
+    Tile tile;
+    Index i = begin, row = 0;
+    auto prepare = [&] {
+      if (row == 0) tile = tiling.tile(i, x.images, w);
+      const Tile slab = tiling.slab(tile, row, w);
+      const Adder<T, Factor> adder(w, x.channels, tile, slab, buffers, next_sums);
       for (Index n = 0; n < tile.images; ++n) {
-        load_input(buffers[0], x, w, tile, tile.image + n);
-        adder.add(n);
+        additions.finish();
+        additions.clear();
+        if (row == 0) load_input(buffers[0], x, w, tile, tile.image + n);
+        adder.put(n, additions);
       }
-      if (mixer) mixer->write(tile, sums, x.channels, products, offsets);
-      if (gradient) gradient->add(tile, sums, rows);
+      row += slab.size[w.split];
+      if (row == tile.size[w.split]) ++i, row = 0;
+      return slab;
+    };
+    Tile slab = prepare();
+    for (bool more = true; more;) {
+      additions.finish();
+      std::swap(sums, next_sums);
+      more = i < end;
+      const Tile next = more ? prepare() : slab;
+      if (mixer) mixer->write(slab, sums, x.channels, products, offsets, additions);
+      if (gradient) gradient->add(slab, sums, rows);
+      slab = next;
     }
     scratch.shrink();
   });

@@ -2,60 +2,24 @@
 
 #pragma once
 
-#include <utility>
 #include <vector>
 
-#include "activations.h"
+#include "additions.h"
 #include "window.h"
 
 namespace sre_triton {
 
-// out[i] = sum of factor * term[i]; the type of ring sums may be narrower than that of additions.
-template <bool kWeighed, class T, class Out>
-void add_run(Out* out, const T* const* terms, const T* factors, Index count, Index n) {
-  constexpr int kLanesT = kLanes<T>, kUnroll = 4;
-  Index i = 0;
-  for (; i + kUnroll * kLanesT <= n; i += kUnroll * kLanesT) {
-    Vector<T> sum[kUnroll];
-    for (int u = 0; u < kUnroll; ++u) {
-      sum[u] = load(terms[0] + i + u * kLanesT);
-      if (kWeighed) sum[u] *= factors[0];
-    }
-    for (Index t = 1; t < count; ++t) {
-      const T* term = terms[t] + i;
-      for (int u = 0; u < kUnroll; ++u)
-        sum[u] += kWeighed ? load(term + u * kLanesT) * factors[t] : load(term + u * kLanesT);
-    }
-    if constexpr (std::is_same_v<T, Out>) {
-      for (int u = 0; u < kUnroll; ++u) store(out + i + u * kLanesT, sum[u]);
-    } else {
-      alignas(kVectorBytes) T block[kUnroll * kLanesT];
-      for (int u = 0; u < kUnroll; ++u) store(block + u * kLanesT, sum[u]);
-      copy_run(out + i, block, kUnroll * kLanesT);
-    }
-  }
-  for (; i < n; ++i) {
-    T sum = kWeighed ? terms[0][i] * factors[0] : terms[0][i];
-    for (Index t = 1; t < count; ++t) sum += kWeighed ? terms[t][i] * factors[t] : terms[t][i];
-    out[i] = cast_to<Out>(sum);
-  }
-}
-
-// Ring sums of one image of a tile, from what it reads (buffer 0), to `sums` (rings, P, channels).
+// The additions that lead from what a tile reads of an image (buffer 0) to ring sums of a slab of it (rings, P,
+// channels).
 template <class T, class P>
 class Adder {
  public:
-  Adder(const Window& w, Index channels, const Tile& tile, std::vector<T*> buffers, P* sums, Index ring_stride)
-      : w_(w), channels_(channels), tile_(tile), buffers_(std::move(buffers)), sums_(sums), ring_stride_(ring_stride) {
-    for (const Node& node : w.nodes) {
-      pointers_.resize(std::max(pointers_.size(), node.terms.size()));
-      factors_.resize(pointers_.size());
-    }
-  }
+  Adder(const Window& w, Index channels, const Tile& tile, const Tile& slab, const std::vector<T*>& buffers, P* sums)
+      : w_(w), channels_(channels), tile_(tile), slab_(slab), buffers_(buffers), sums_(sums) {}
 
-  void add(Index image) {
-    for (Index q = 0; q < tile_.size[w_.split]; ++q)
-      for (const Node& node : w_.nodes) node.weighed ? run<true>(node, image, q) : run<false>(node, image, q);
+  void put(Index image, Additions<T, P>& additions) const {
+    for (Index q = 0; q < slab_.size[w_.split]; ++q)
+      for (const Node& node : w_.nodes) put(node, image, q, additions);
   }
 
   // Positions of a buffer of this level. All but the input hold one position of the split dimension.
@@ -66,25 +30,23 @@ class Adder {
   }
 
  private:
-  template <bool kWeighed>
-  void run(const Node& node, Index image, Index q) {
+  void put(const Node& node, Index image, Index q, Additions<T, P>& additions) const {
     const Index level = node.ring >= 0 ? 3 : w_.levels[node.out];
     const Triple size = extent(w_, tile_.size, level);
-    const Index count = node.terms.size();
-    for (Index t = 0; t < count; ++t) factors_[t] = static_cast<T>(node.terms[t].factor);
     for (Index i = 0; i < size[0]; ++i)
       for (Index j = 0; j < size[1]; ++j) {
-        for (Index t = 0; t < count; ++t) pointers_[t] = source(node.terms[t], level, {i, j, 0}, q);
-        const Index length = size[2] * channels_;
+        void* out;
         if (node.ring >= 0) {
           const Index a = w_.split == 0 ? q : i, b = w_.split == 1 ? q : j;
-          const Index position = ((image * tile_.size[0] + a) * tile_.size[1] + b) * tile_.size[2];
-          P* out = sums_ + node.ring * ring_stride_ + position * channels_;
-          add_run<kWeighed>(out, pointers_.data(), factors_.data(), count, length);
+          const Index position = ((image * slab_.size[0] + a) * slab_.size[1] + b) * slab_.size[2];
+          out = sums_ + (node.ring * slab_.positions() + position) * channels_;
         } else {
-          T* out = buffers_[node.out] + (i * size[1] + j) * size[2] * channels_;
-          add_run<kWeighed>(out, pointers_.data(), factors_.data(), count, length);
+          out = buffers_[node.out] + (i * size[1] + j) * size[2] * channels_;
         }
+        additions.begin(out, size[2] * channels_, node.weighed, node.ring >= 0);
+        for (const Term& term : node.terms)
+          additions.term(source(term, level, {i, j, 0}, q + slab_.start[w_.split] - tile_.start[w_.split]),
+                         term.factor);
       }
   }
 
@@ -106,12 +68,9 @@ class Adder {
 
   const Window& w_;
   Index channels_;
-  const Tile& tile_;
-  std::vector<T*> buffers_;
+  const Tile &tile_, &slab_;
+  const std::vector<T*>& buffers_;
   P* sums_;
-  Index ring_stride_;
-  std::vector<const T*> pointers_;
-  std::vector<T> factors_;
 };
 
 }  // namespace sre_triton

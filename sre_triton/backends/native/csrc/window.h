@@ -44,9 +44,10 @@ struct Tile {
   Index positions() const { return images * size[0] * size[1] * size[2]; }
 };
 
-// How the output is cut: extents of a tile, and how many lie along each dimension.
+// How the output is cut: extents of a tile, and how many lie along each dimension. What a tile reads is loaded at once,
+// and summed and multiplied one slab after the other, of so many rows in the split dimension.
 struct Tiling {
-  Index images;
+  Index images, rows;
   Triple size;
   Index image_tiles;
   Triple tiles;
@@ -63,6 +64,11 @@ struct Tiling {
     t.images = std::min(images, all_images - t.image);
     return t;
   }
+  Tile slab(Tile tile, Index row, const Window& w) const {
+    tile.start[w.split] += row;
+    tile.size[w.split] = std::min(rows, tile.size[w.split] - row);
+    return tile;
+  }
 };
 
 // Positions of the padded input that so many outputs read along dimension d. In the last dimension these are rounded
@@ -77,6 +83,7 @@ Index reads(const Window& w, Index d, Index outputs) {
 constexpr Index kSumElements = 96 << 10;
 constexpr Index kReadElements = 96 << 10;
 constexpr Index kFewestPositions = 48;
+constexpr Index kSlabPositions = 64;
 
 Tiling cut(const Window& w, Index images, Index channels) {
   const Index total = images * w.out[0] * w.out[1] * w.out[2];
@@ -108,6 +115,9 @@ Tiling cut(const Window& w, Index images, Index channels) {
   t.images = whole ? std::clamp<Index>(budget / (best[0] * best[1] * best[2]), 1, images) : 1;
   t.images = divide_up(images, divide_up(images, t.images));
   t.image_tiles = divide_up(images, t.images);
+  const Index row = best[0] * best[1] * best[2] / best[w.split];
+  t.rows =
+      t.images > 1 ? best[w.split] : divide_up(best[w.split], std::max<Index>(1, best[w.split] * row / kSlabPositions));
   return t;
 }
 

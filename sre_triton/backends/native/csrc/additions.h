@@ -1,0 +1,153 @@
+// Additions of rows, done at once or a little at a time in between products: these keep the units that multiply busy,
+// and leave those that add and load idle for most of the time.
+
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+#include "activations.h"
+#include "vectors.h"
+
+namespace sre_triton {
+
+constexpr int kSumVectors = 4;  // that are added up at once
+
+template <class T>
+inline void store_sums(T* out, const Vector<T>* sums) {
+#pragma GCC unroll 4
+  for (int u = 0; u < kSumVectors; ++u) store(out + u * kLanes<T>, sums[u]);
+}
+
+#if defined(__AVX512BF16__)
+inline void store_sums(at::BFloat16* out, const Vector<float>* sums) {
+#pragma GCC unroll 4
+  for (int u = 0; u < kSumVectors; u += 2)
+    _mm512_storeu_si512(out + u * kLanes<float>, (__m512i)_mm512_cvtne2ps_pbh((__m512)sums[u + 1], (__m512)sums[u]));
+}
+#endif
+
+// out[i] = sum of factor * term[i]
+template <class T>
+struct Row {
+  void* out;       // of T, or of the type of ring sums if it completes one
+  Index first;     // of its terms in the list of all
+  Index count, n;  // terms, elements
+  bool weighed, completes;
+};
+
+// A queue of such rows, P being the type of ring sums.
+template <class T, class P>
+class Additions {
+ public:
+  static constexpr Index kStep = kSumVectors * kLanes<T>;  // elements of a row that are added up at once
+
+  void clear() {
+    rows_.clear();
+    terms_.clear();
+    factors_.clear();
+    row_ = at_ = steps_ = 0;
+    interval_ = left_ = kNever;
+    can_wait_ = true;
+  }
+  void begin(void* out, Index n, bool weighed, bool completes) {
+    rows_.push_back({out, static_cast<Index>(terms_.size()), 0, n, weighed, completes});
+    can_wait_ &= n >= kStep && !weighed;
+    steps_ += divide_up(n, kStep);
+  }
+  void term(const T* from, double factor) {
+    terms_.push_back(from);
+    factors_.push_back(static_cast<T>(factor));
+    ++rows_.back().count;
+  }
+
+  // Spreads the steps of the queue evenly over the next `total` products.
+  void pace(Index total) {
+    const bool waits = can_wait_ && row_ < static_cast<Index>(rows_.size());
+    interval_ = left_ = waits ? std::max(kLeast, total / steps_) : kNever;
+  }
+  // How many products, of at most `most`, to make before `done` is told of them.
+  Index until_due(Index most) const { return std::min(left_, most); }
+  void done(Index products) {
+    left_ -= products;
+    if (left_ > 0) return;
+    step();
+    left_ = interval_;
+  }
+
+  void finish() {
+    for (; row_ < static_cast<Index>(rows_.size()); ++row_, at_ = 0) {
+      const Row<T>& row = rows_[row_];
+      if (row.completes)
+        row.weighed ? add<true>(row, static_cast<P*>(row.out)) : add<false>(row, static_cast<P*>(row.out));
+      else
+        row.weighed ? add<true>(row, static_cast<T*>(row.out)) : add<false>(row, static_cast<T*>(row.out));
+    }
+    interval_ = left_ = kNever;
+  }
+
+ private:
+  static constexpr Index kNever = std::numeric_limits<Index>::max() / 2, kLeast = 2;
+
+  template <bool kWeighed, class Out>
+  void sum(const Row<T>& row, Index i, Out* out) const {
+    const T* const* terms = terms_.data() + row.first;
+    const T* factors = factors_.data() + row.first;
+    Vector<T> sums[kSumVectors];
+#pragma GCC unroll 4
+    for (int u = 0; u < kSumVectors; ++u) {
+      sums[u] = load(terms[0] + i + u * kLanes<T>);
+      if constexpr (kWeighed) sums[u] *= factors[0];
+    }
+    for (Index t = 1; t < row.count; ++t) {
+      const T* term = terms[t] + i;
+#pragma GCC unroll 4
+      for (int u = 0; u < kSumVectors; ++u)
+        sums[u] += kWeighed ? load(term + u * kLanes<T>) * factors[t] : load(term + u * kLanes<T>);
+    }
+    store_sums(out + i, sums);
+#pragma GCC unroll 4
+    for (Index line = 0; line < Index(kStep * sizeof(Out)); line += 64)
+      __builtin_prefetch(reinterpret_cast<char*>(out + i + kStep) + line, 1, 3);
+  }
+
+  template <bool kWeighed, class Out>
+  void add(const Row<T>& row, Out* out) const {
+    Index i = at_;
+    for (; i + kStep <= row.n; i += kStep) sum<kWeighed>(row, i, out);
+    const T* const* terms = terms_.data() + row.first;
+    const T* factors = factors_.data() + row.first;
+    for (; i < row.n; ++i) {
+      T all = kWeighed ? terms[0][i] * factors[0] : terms[0][i];
+      for (Index t = 1; t < row.count; ++t) all += kWeighed ? terms[t][i] * factors[t] : terms[t][i];
+      out[i] = cast_to<Out>(all);
+    }
+  }
+
+  void step() {
+    const Row<T>& row = rows_[row_];
+    const Index i = std::min(at_, row.n - kStep);  // what is left of a row may be less: some is added up twice
+    if (std::is_same_v<T, P> || !row.completes)
+      sum<false>(row, i, static_cast<T*>(row.out));
+    else
+      sum<false>(row, i, static_cast<P*>(row.out));
+    at_ = i + kStep;
+    if (at_ < row.n) return;
+    at_ = 0;
+    if (++row_ == static_cast<Index>(rows_.size())) interval_ = kNever;
+  }
+
+  std::vector<Row<T>> rows_;
+  std::vector<const T*> terms_;
+  std::vector<T> factors_;
+  Index row_ = 0, at_ = 0, steps_ = 0, interval_ = kNever, left_ = kNever;
+  bool can_wait_ = true;  // nothing in the queue is too short for whole steps, or weighed
+};
+
+}  // namespace sre_triton
