@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sre_triton.training.files import read_json
+from sre_triton.training.files import FIGURE_FORMATS, read_json
 from sre_triton.training.options import (
     CompareOptions,
     EvaluateOptions,
@@ -106,7 +106,7 @@ def add_commands(commands: Any) -> None:
         examples=(
             "sre-triton visualize fundus.png --checkpoint logs/task/RUN",
             "sre-triton visualize cell.png --checkpoint logs/task/RUN --step-degrees 5",
-            "sre-triton visualize cell.png --checkpoint logs/task/RUN --layer layer2 --output seen",
+            "sre-triton visualize fundus.png --checkpoint RUN --against OTHER_RUN --mask mask.png",
         ),
     )
     parser.add_argument("image", type=Path, metavar="IMAGE", help="picture to turn")
@@ -120,6 +120,7 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("logs/demo"), help="folder (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the training (default: %(default)s)")
+    parser.add_argument("--figure-format", choices=FIGURE_FORMATS, default="png", help="of figures; films are GIF")
 
 
 def _add(
@@ -250,4 +251,4 @@ def _visualize(arguments: argparse.Namespace) -> None:
 def _demo(arguments: argparse.Namespace) -> None:
     from sre_triton.training.evaluation.demo import run_demo
 
-    run_demo(arguments.output, arguments.seed)
+    run_demo(arguments.output, arguments.seed, figure_format=arguments.figure_format)

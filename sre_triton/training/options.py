@@ -275,7 +275,10 @@ class VisualizeOptions:
     step_degrees: float = option(15.0, "degrees between two frames", group="visualization", metavar="DEG")
     channels: int = option(4, "feature maps to show, those of largest variance", group="visualization", metavar="N")
     size: int = option(
-        0, "side that the image is resized to (default: as in training)", group="visualization", metavar="N"
+        0,
+        "longer side of what the network sees (default: as in training, of a segmentation at most 512)",
+        group="visualization",
+        metavar="N",
     )
     interpolation: str = option(
         "bilinear", "interpolation of turned images", group="visualization", choices=("nearest", "bilinear", "bicubic")

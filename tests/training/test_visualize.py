@@ -309,3 +309,24 @@ def test_answers_show_what_the_mask_says(monkeypatch: pytest.MonkeyPatch, tmp_pa
     colours = [tuple(answer[18, column]) for column in (41, 44, 55, 10)]
     assert len(set(colours)) == 4
     assert shown["answer"].titles[0] == f"{100 * 36 / (36 + 6 * 17):.1f} %"
+
+
+def test_the_demo_shows_each_network_at_every_angle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from sre_triton.training.evaluation import demo
+
+    shown: dict[str, Any] = {}
+    monkeypatch.setattr(demo, "draw_rows", lambda path, rows, headings, caption: shown.update(rows=rows, path=path))
+    monkeypatch.setattr(
+        demo, "write_film", lambda path, angles, turned, acts, score: shown.update(acts=acts, film=path)
+    )
+    probabilities = torch.zeros(36, 16, 16)
+    probabilities[:, 6:10, 6:10] = 1
+    probabilities[3, 6:10, 8:10] = 0  # at 30 degrees half of it is found
+    demo._draw(tmp_path / "drawn.pdf", torch.rand(1, 3, 16, 16), {"rings": demo._Answers(probabilities, 0.5)})
+    assert (shown["path"].name, shown["film"].name) == ("drawn.pdf", "drawn.gif")
+    photographs, rings = shown["rows"]
+    assert photographs.pictures.shape == (4, 16, 16, 3)
+    assert rings.titles == ["100.0 %", f"{100 * 2 / 3:.1f} %", "100.0 %", "100.0 %"]
+    (act,) = shown["acts"]
+    assert act.frames.shape == (36, 16, 16, 3)
+    assert act.scores[3] == pytest.approx(100 * 2 / 3)

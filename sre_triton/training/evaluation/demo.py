@@ -31,7 +31,7 @@ _DRAWN_SIDE = 256
 _PHOTOGRAPH_SIDE = 640
 
 
-def run_demo(output: Path, seed: int = 1, console: Console | None = None) -> None:
+def run_demo(output: Path, seed: int = 1, console: Console | None = None, *, figure_format: str = "png") -> None:
     """About two minutes on two cores; nothing is downloaded.
 
     Trains a ring U-Net and an ordinary one on drawn vessels and writes their comparison over 36 angles (see
@@ -43,6 +43,7 @@ def run_demo(output: Path, seed: int = 1, console: Console | None = None) -> Non
     Args:
         output: folder of it all.
         seed: of the training.
+        figure_format: of the figures; films are GIF.
 
     Raises:
         Interrupted: the user stopped it; run again, it goes on.
@@ -56,19 +57,21 @@ def run_demo(output: Path, seed: int = 1, console: Console | None = None) -> Non
         epochs=8, cos=True, lr=5e-3, balance_rings=True, invariants=True, loss="dice-ce", crop_size=128,
         window_size=_DRAWN_SIDE, crops_per_image=6, vessels_size=_DRAWN_SIDE, vessels_count=[8, 2, 3],
         normalise="field", gain=0.3, offset=0.3, threads=1 if jobs > 1 else 0, no_cuda=jobs > 1,
+        figure_format=figure_format,
     )  # fmt: skip
     prepare_machine(threads=cores)
     compare(options, CompareOptions(models=list(_NETWORKS), seeds=[seed], jobs=jobs, output=output), console)
     trained = {title: load(output / name / f"seed-{seed}") for name, title in _NETWORKS.items()}
     found = {title: _at_every_angle(network, _photograph(_DRAWN_SIDE)) for title, network in trained.items()}
-    _draw(output / "drawn.png", _photograph(_DRAWN_SIDE), found)
+    _draw(output / f"drawn.{figure_format}", _photograph(_DRAWN_SIDE), found)
     vessels = load("vessels")
     pretrained = _at_every_angle(vessels, _photograph(_PHOTOGRAPH_SIDE))
-    _draw(output / "fundus.png", _photograph(_PHOTOGRAPH_SIDE), {"vessels, pretrained": pretrained})
+    _draw(output / f"fundus.{figure_format}", _photograph(_PHOTOGRAPH_SIDE), {"vessels, pretrained": pretrained})
     named = {f"{title}, trained on drawn vessels": answers for title, answers in found.items()}
     console.print(_table({"vessels, pretrained on photographs": pretrained, **named}))
     console.print(
-        f"{output}/fundus.png, fundus.gif (pretrained), drawn.png, drawn.gif (trained just now)", soft_wrap=True
+        f"{output}/fundus.{figure_format}, fundus.gif (pretrained), drawn.{figure_format}, drawn.gif (new)",
+        soft_wrap=True,
     )
 
 

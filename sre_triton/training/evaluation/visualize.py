@@ -252,7 +252,10 @@ def _film(path: Path, networks: dict[str, Predictor], seen: dict[str, TurnedMaps
 def _key(found: TurnedMaps) -> str:
     """What the colours of answers mean."""
     is_scored = found.truth is not None and found.outputs.shape[1] == 2
-    said = "blue: right, orange: missed, yellow: wrong" if is_scored else ""
+    if found.found is None:
+        said = "Grad-CAM: share of its highest"
+    else:
+        said = "blue: right, orange: missed, yellow: wrong" if is_scored else ""
     return caption_line(said, "light grey: outside the frame")
 
 

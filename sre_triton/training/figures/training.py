@@ -56,6 +56,8 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], monitor: str = ""
         rates = [row["lr"] for row in rows if row.get("lr")]
         if rates and max(rates) > 100 * min(rates):
             rate.set_yscale("log")
+        else:
+            rate.set_ylim(bottom=0)
         rate.set_ylabel("Learning rate")
         for axis in (loss, score, rate):
             axis.set_xlabel("Epoch")
