@@ -168,6 +168,9 @@ def test_networks_of_monai_answer_with_a_map(name: str) -> None:
         if "needs a package" in str(error) or "this version of MONAI" in str(error):
             pytest.skip(str(error))
         raise
-    with torch.no_grad():
-        answer = network(torch.zeros(1, arguments.get("in_channels", 3), 64, 64))
+    try:
+        with torch.no_grad():
+            answer = network(torch.zeros(1, arguments.get("in_channels", 3), 64, 64))
+    except ImportError as error:
+        pytest.skip(str(error).partition("\n")[0])
     assert answer.shape == (1, 2, 64, 64)

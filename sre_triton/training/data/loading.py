@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sre_triton.training.data.augment import Share, derived_seed
 
-__all__ = ["EvaluationBatches", "ResumableLoader", "TrainingBatches", "loader"]
+__all__ = ["EvaluationBatches", "ResumableLoader", "TrainingBatches", "has_no_share", "loader"]
 
 
 class TrainingBatches(Sampler[list[int]]):
@@ -53,11 +53,22 @@ class TrainingBatches(Sampler[list[int]]):
             yield self.share.of(order[index * joined : (index + 1) * joined]).tolist()
 
 
+def has_no_share(count: int, share: Share) -> bool:
+    """Whether there are so few items that a process has none of them."""
+    return share.rank >= count
+
+
 class EvaluationBatches(Sampler[list[int]]):
-    """Batches of every item once, in order, divided among the processes; no item is repeated to fill a batch."""
+    """Batches of every item once, in order, divided among the processes; no item is repeated to fill a batch.
+
+    A process that there is no item for is given the last one, as Lightning leaves out who has none, and the others
+    would wait for it; its answers do not count (:func:`has_no_share`).
+    """
 
     def __init__(self, count: int, batch: int, share: Share) -> None:
         self.indices, self.batch = range(share.rank, count, share.world), batch
+        if has_no_share(count, share):
+            self.indices = range(count - 1, count)
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch)

@@ -19,6 +19,7 @@ from sre_triton.training.files import replacing, write_csv, write_json
 from sre_triton.training.runs.folder import RunFolder
 from sre_triton.training.runs.interruption import Interrupted
 from sre_triton.training.runs.progress import Speech, epoch_line
+from sre_triton.training.tasks.task import STEPS_BETWEEN_CHECKS
 
 __all__ = ["AtomicCheckpoints", "EarlyStop", "Interruption", "Recorder"]
 
@@ -35,7 +36,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class Interruption(Callback):
-    """Ctrl-C (SIGINT) and SIGTERM end a training at the next step, after saving; a second Ctrl-C ends it at once."""
+    """Ctrl-C (SIGINT) and SIGTERM end a training at the next step (of several processes, at one of the next ten), after
+    saving; a second Ctrl-C ends it at once."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
@@ -64,8 +66,10 @@ class Interruption(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # The last batch's checkpoint is the epoch's, after validation. Gradients of half a step are not saved.
-        between = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if between and not trainer.is_last_batch and self._any_asked(trainer):
+        steps, half = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
+        asked_now = half == 0 and (trainer.world_size == 1 or steps % STEPS_BETWEEN_CHECKS == 0)
+        if asked_now and not trainer.is_last_batch and self._any_asked(trainer):
+            pl_module.require_finite()  # type: ignore[operator]
             trainer.save_checkpoint(self.folder.last)
             raise self._stopped(trainer)
 
@@ -108,7 +112,7 @@ class Recorder(Callback):
     """Keeps the table of epochs, in the checkpoint and in the folder, and says a line of each.
 
     Attributes:
-        tests: called with the number of each finished epoch; returns further columns of its row.
+        tests: called in every process with the number of each finished epoch; returns further columns of its row.
         pictures: called with the paths of pictures by name, for the loggers of a training that has ended.
     """
 
@@ -136,8 +140,7 @@ class Recorder(Callback):
         row: dict[str, Any] = {"epoch": self.first_epoch + trainer.current_epoch + 1, "lr": self._rate}
         row |= pl_module.training_row()  # type: ignore[operator]
         row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name != "loss"}
-        if trainer.is_global_zero:
-            row |= self.tests(int(row["epoch"]))
+        row |= self.tests(int(row["epoch"]))
         self.rows.append(row)
         self._seconds.append(time.perf_counter() - self._begun)
         for logger in trainer.loggers:

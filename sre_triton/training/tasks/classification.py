@@ -202,7 +202,7 @@ class ClassificationTask(Task):
         images, labels = batch
         logits = self(self.preparation.trained(images, self.step_seed(batch_idx), self.share))
         loss = self.loss(logits, labels)
-        self.account(loss, self._accuracy(logits.detach(), labels), len(labels))
+        self.account(loss, self._accuracy(logits.detach(), labels))
         return loss
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -229,24 +229,10 @@ class ClassificationTask(Task):
 
     def on_validation_epoch_end(self) -> None:
         logits, labels = (torch.cat(parts) for parts in zip(*self._validated, strict=True))
-        if self.trainer.world_size > 1:
-            logits, labels = gathered(logits), gathered(labels)
+        logits, labels = self.of_all_processes(logits), self.of_all_processes(labels)
         scores = {"loss": float(self.loss(logits, labels))}
         scores |= classification_scores(logits, labels, self.images.multi_label)
         self.log_dict({f"val_{name}": value for name, value in scores.items()}, logger=False)
-
-
-def gathered(x: Tensor) -> Tensor:
-    """Joins the rows that each process has, which may differ in number."""
-    from torch import distributed
-
-    counts = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(counts, torch.tensor([len(x)], device=x.device))
-    longest = max(int(count) for count in counts)
-    padded = torch.cat([x, x.new_zeros(longest - len(x), *x.shape[1:])])
-    parts = [torch.zeros_like(padded) for _ in counts]
-    distributed.all_gather(parts, padded)
-    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
 
 
 def classification_scores(logits: Tensor, labels: Tensor, multi_label: bool) -> dict[str, float]:

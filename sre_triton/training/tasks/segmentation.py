@@ -222,7 +222,7 @@ class SegmentationTask(Task):
         images, labels = batch
         logits = self(images)
         loss: Tensor = self.loss(logits, labels)
-        self.account(loss, (logits.detach().argmax(dim=1, keepdim=True) == labels).float().mean(), len(images))
+        self.account(loss, (logits.detach().argmax(dim=1, keepdim=True) == labels).float().mean())
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -241,10 +241,7 @@ class SegmentationTask(Task):
             [[row[name] for row in rows for name in names] for rows in self._validated], device=self.device
         )
         table = table.reshape(-1, len(self._thresholds) * len(names))
-        if self.trainer.world_size > 1:
-            from sre_triton.training.tasks.classification import gathered
-
-            table = gathered(table)
+        table = self.of_all_processes(table)
         means = table.nanmean(dim=0).view(len(self._thresholds), len(names))
         best = int(means[:, names.index("dice")].argmax())
         self.description["threshold"] = self._thresholds[best]

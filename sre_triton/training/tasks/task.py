@@ -12,16 +12,20 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from sre_triton.training.data.augment import Share, derived_seed
-from sre_triton.training.data.loading import ResumableLoader, TrainingBatches
+from sre_triton.training.data.loading import ResumableLoader, TrainingBatches, has_no_share
 from sre_triton.training.data.warp import Symmetry
 from sre_triton.training.options import SCORE_OPTIONS, RunOptions, TurningOptions
 from sre_triton.training.schema import to_dict, without_places
 from sre_triton.training.tasks.optimisation import optimiser_and_schedules
 from sre_triton.training.tasks.report import Report
 
-__all__ = ["Task"]
+__all__ = ["STEPS_BETWEEN_CHECKS", "Task"]
+
+STEPS_BETWEEN_CHECKS = 10
+"""Steps after which processes that train together ask each other whether to stop."""
 
 
 class Task(LightningModule):
@@ -48,7 +52,7 @@ class Task(LightningModule):
         self.options = options
         self.notes: list[str] = list(getattr(data, "notes", []))  # what the user should know of the data
         self.description = {"task": options.task, "options": to_dict(options), **self.describe(options, data)}
-        self._was_finite = True
+        self._not_finite: Tensor | None = None  # step and loss of the first in this epoch, on the network's device
         self.epoch_means = nn.ModuleDict({name: MeanMetric("disable") for name in ("loss", "accuracy", "grad_norm")})
 
     @classmethod
@@ -190,6 +194,7 @@ class Task(LightningModule):
         raise NotImplementedError
 
     def on_train_epoch_start(self) -> None:
+        self._not_finite = None
         for name in self.epoch_means:
             self._mean(name).reset()
 
@@ -197,31 +202,55 @@ class Task(LightningModule):
         # Dropout draws from the global generator: seeded at every step, a resumed run draws the same numbers.
         torch.manual_seed(derived_seed(self.step_seed(batch_idx), self.global_rank))
 
-    def account(self, loss: Tensor, accuracy: Tensor, count: int) -> None:
-        """Adds a training step to the epoch's means.
+    def account(self, loss: Tensor, accuracy: Tensor) -> None:
+        """Adds a training step to the epoch's means; all steps of an epoch have as many images.
 
         Raises:
-            FloatingPointError: the loss is not finite.
+            FloatingPointError: the loss is not finite, or was not in one of the last steps.
         """
-        is_finite = bool(torch.isfinite(loss.detach()))
-        # With several processes all meet it one step later; who stopped alone would leave the others waiting.
-        if not is_finite and (self.trainer.world_size == 1 or not self._was_finite):
-            raise FloatingPointError(
-                f"the loss is {float(loss.detach())} in step {self.trainer.fit_loop.batch_idx + 1} of epoch "
-                f"{self.current_epoch + 1}: lower --lr; last.ckpt, if there is one, holds what was before"
-            )
-        self._was_finite = is_finite
-        self._mean("loss").update(loss.detach(), count)
-        self._mean("accuracy").update(accuracy.detach(), count)
+        step = self.trainer.fit_loop.batch_idx + 1
+        here = torch.stack([loss.detach().new_tensor(step), loss.detach()]).float()
+        fine = here.new_tensor([math.inf, math.nan])
+        known = self._not_finite if self._not_finite is not None else fine
+        self._not_finite = torch.where(known[0].isinf() & ~here[1].isfinite(), here, known)
+        # A GPU would be waited for in every step, and so would other processes.
+        if (self.device.type == "cpu" and self.trainer.world_size == 1) or step % STEPS_BETWEEN_CHECKS == 0:
+            self.require_finite()
+        self._mean("loss").update(loss.detach())
+        self._mean("accuracy").update(accuracy.detach())
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         if self.trainer.global_step % self.options.log_interval == 0:
             for logger in self.loggers:
                 logger.log_metrics({"train/step_loss": float(loss.detach())}, self.trainer.global_step)
 
+    def require_finite(self) -> None:
+        """Makes sure, in all processes at once, that the losses of this epoch were finite.
+
+        Raises:
+            FloatingPointError: one was not; names the step.
+        """
+        step, loss = self._not_finite if self._not_finite is not None else torch.tensor([math.inf, math.nan])
+        if self.trainer.world_size > 1:
+            first = self.trainer.strategy.reduce(step.to(self.device), reduce_op="min")
+            step = torch.as_tensor(first)
+        if math.isfinite(float(step)):
+            raise FloatingPointError(
+                f"the loss is {float(loss)} in step {int(step)} of epoch {self.current_epoch + 1}: lower --lr; "
+                "last.ckpt, if there is one, holds what was before"
+            )
+
+    def of_all_processes(self, rows: Tensor) -> Tensor:
+        """The rows (N, ...) that validation gave in each process, which may differ in number, in all of them."""
+        if self.trainer.world_size == 1:
+            return rows
+        mine = rows[:0] if has_no_share(self.size("val"), self.share) else rows
+        return torch.cat(gather_all_tensors(mine))
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.options.log_grad_norm:
-            norms = [p.grad.norm() for p in self.network.parameters() if p.grad is not None]
-            self._mean("grad_norm").update(torch.stack(norms).norm())
+            gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+            # PyTorch's, as Lightning's waits for the device once for each parameter.
+            self._mean("grad_norm").update(nn.utils.get_total_norm(gradients))
 
     def training_row(self) -> dict[str, float]:
         """The epoch's means over all processes.
@@ -229,21 +258,26 @@ class Task(LightningModule):
         Raises:
             FloatingPointError: the loss is not finite.
         """
+        self.require_finite()
         row = {f"train_{name}": float(self._mean(name).compute()) for name in ("loss", "accuracy")}
-        if not math.isfinite(row["train_loss"]):
-            raise FloatingPointError(f"the loss is {row['train_loss']} in epoch {self.current_epoch + 1}: lower --lr")
         if self.options.log_grad_norm:
             row["grad_norm"] = float(self._mean("grad_norm").compute())
         return row
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["sre_triton"] = self.description
-        checkpoint["epoch_means"] = {name: dict(self._mean(name).metric_state) for name in self.epoch_means}
+        checkpoint["epoch_means"] = {}
+        for name in self.epoch_means:
+            with self._mean(name).sync_context():  # of all processes: they save together, and the first one writes
+                state = {key: value.clone() for key, value in self._mean(name).metric_state.items()}
+            checkpoint["epoch_means"][name] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._restored_means = checkpoint.get("epoch_means", {})
 
     def on_train_start(self) -> None:
+        if self.global_rank > 0:
+            return  # the first process goes on with the means of all
         for name, state in getattr(self, "_restored_means", {}).items():
             mean = self._mean(name)
             for key, value in state.items():

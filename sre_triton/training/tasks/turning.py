@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
+from sre_triton.training.data.augment import Share
 from sre_triton.training.data.warp import AXES, FLIPS, Symmetry
 from sre_triton.training.options import TurningOptions
 from sre_triton.training.tasks.task import Task
@@ -44,38 +46,49 @@ def rotation_test(
     turning: TurningOptions,
     step: float | None = None,
     advance: Callable[[], None] = lambda: None,
+    share: Share | None = None,
 ) -> dict[str, Any]:
     """Scores at every angle, and per score the mean and standard deviation over the angles and its value at 0 and 90.
 
     The standard deviation is that of the population, as the angles are all there are. At 90 degrees, a volume's
     score is the mean over its axes. ``undefined`` of a score is on how many images, or classes, it was not defined and
     has left them out, at the angle with most of them; it is there only if there were any.
+
+    Args:
+        share: this process among those that call it together and divide the turns; None for one alone.
     """
     turns = symmetries(_ndim(task), step, turning.reference_protocol)
-    rows = _scores(task, split, turning, turns, lambda turn: {"angle": turn.angle, "axis": turn.axis}, advance)
+    rows = _scores(task, split, turning, turns, lambda turn: {"angle": turn.angle, "axis": turn.axis}, advance, share)
     return {"rows": rows, "summary": _summary(rows, ("angle", 0), ("angle", 90))}
 
 
 def flip_test(
-    task: Task, split: str, turning: TurningOptions, advance: Callable[[], None] = lambda: None
+    task: Task,
+    split: str,
+    turning: TurningOptions,
+    advance: Callable[[], None] = lambda: None,
+    share: Share | None = None,
 ) -> dict[str, Any]:
     """Scores of the input as it is and flipped along each of its dimensions."""
     flips = [Symmetry(flips=flips) for flips in list(FLIPS)[: _ndim(task) + 1]]
-    rows = _scores(task, split, turning, flips, lambda turn: {"flip": FLIPS[turn.flips]}, advance)
+    rows = _scores(task, split, turning, flips, lambda turn: {"flip": FLIPS[turn.flips]}, advance, share)
     return {"rows": rows, "summary": _summary(rows, ("flip", "none"))}
 
 
 def turning_tests(task: Task, split: str, turning: TurningOptions, *, rotations: bool, flips: bool) -> dict[str, float]:
-    """Means of the main score over both tests, for the log of a training."""
+    """Means of the main score over both tests, for the log of a training; processes that train together divide the
+    turns among themselves, as one that tested alone would keep the others waiting."""
     was_training = task.network.training
     task.network.eval()
     try:
         score = task.main_score
         results = {}
         if rotations:
-            results[f"eval_rot_{score}"] = rotation_test(task, split, turning)["summary"][score]["mean"]
+            results[f"eval_rot_{score}"] = rotation_test(task, split, turning, share=task.share)["summary"][score][
+                "mean"
+            ]
         if flips:
-            results[f"eval_flip_{score}"] = flip_test(task, split, turning)["summary"][score]["mean"]
+            results[f"eval_flip_{score}"] = flip_test(task, split, turning, share=task.share)["summary"][score]["mean"]
         return results
     finally:
         task.network.train(was_training)
@@ -92,17 +105,22 @@ def _scores(
     turns: Iterable[Symmetry],
     place: Callable[[Symmetry], Row],
     advance: Callable[[], None],
+    share: Share | None,
 ) -> list[Row]:
+    share = share or Share()
     task.require(split)
-    rows: list[Row] = []
+    same = {turn: turn if turn.angle % 360 else Symmetry(flips=turn.flips) for turn in turns}
     known: dict[Symmetry, dict[str, float]] = {}
-    for symmetry in turns:
-        same = symmetry if symmetry.angle % 360 else Symmetry(flips=symmetry.flips)
-        if same not in known:
-            known[same] = task.turned_scores(split, same, turning)
-        rows.append(place(symmetry) | known[same])
+    mine = list(dict.fromkeys(same.values()))[share.rank :: share.world]
+    for one in same.values():
+        if one in mine and one not in known:
+            known[one] = task.turned_scores(split, one, turning)
         advance()
-    return rows
+    if share.world > 1:
+        parts: list[dict[Symmetry, dict[str, float]]] = [{} for _ in range(share.world)]
+        torch.distributed.all_gather_object(parts, known)
+        known = {turn: scores for part in parts for turn, scores in part.items()}
+    return [place(turn) | known[one] for turn, one in same.items()]
 
 
 def _summary(rows: Sequence[Row], *places: tuple[str, Any]) -> dict[str, dict[str, float]]:
