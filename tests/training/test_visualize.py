@@ -117,6 +117,11 @@ def test_answers_are_those_of_the_predictor() -> None:
     assert segmented.target == 1
 
 
+def test_a_layer_without_maps_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"--layer 'judge' must give maps \(N, C, H, W\), it gives \(1, 3\)"):
+        turned_maps(_classifier(), _spot(), _asked(layer="judge"))
+
+
 def test_what_was_outside_the_frame_is_known() -> None:
     found = turned_maps(_segmenter(), _spot(40, 64), _asked())
     assert found.upright.shape == (3, 40, 64)  # the aspect is kept
@@ -265,7 +270,7 @@ def test_what_is_wrong_is_named(sre: Callable[..., int], tmp_path: Path, capsys:
     for step in ("0", "-10", "7"):
         assert sre("visualize", tmp_path / "picture.png", "--checkpoint", "vessels", "--step-degrees", step) == 2
         assert "--step-degrees" in capsys.readouterr().err
-    for name, value in (("--layer", "nothing"), ("--target-class", "2")):
+    for name, value in (("--layer", "nothing"), ("--target-class", "2"), ("--channels", "-1"), ("--size", "-1")):
         assert sre("visualize", tmp_path / "picture.png", "--checkpoint", "vessels", "--size", "32", name, value) == 2
         assert name in capsys.readouterr().err
 

@@ -101,8 +101,11 @@ def turned_maps(
         name: of the network, for messages.
 
     Raises:
-        ValueError: there is no such layer or class, or the step does not divide the circle.
+        ValueError: there is no such layer or class, it has no maps, or the step does not divide the circle.
     """
+    for option in ("channels", "size"):
+        if getattr(options, option) < 0:
+            raise ValueError(f"--{option} must be at least 0, got {getattr(options, option)}")
     from monai.visualize import GradCAM
 
     angles = tuple(float(symmetry.angle) for symmetry in symmetries(2, options.step_degrees))
@@ -110,13 +113,13 @@ def turned_maps(
     device = next(predictor.network.parameters()).device
     picture = task.prepare_picture(predictor.options, predictor.about, pixels, options.size).to(device)
     size = (int(picture.shape[2]), int(picture.shape[3]))
-    frame = _framed(picture, task_is_segmentation := predictor.task == "segmentation")
+    is_segmentation = predictor.task == "segmentation"
+    frame = _framed(picture) if is_segmentation else picture
     network = _Pooled(predictor.network).eval()
     upright = task.finish_picture(predictor.options, frame)
     layer = options.layer or _last_spatial(network, upright)
     if layer not in dict(predictor.network.named_modules()):
         raise ValueError(f"--layer {layer!r}: {name or 'the network'} has no such layer")
-    target = _target(network, upright, options.target_class, task_is_segmentation)
     if truth is not None:
         truth = F.interpolate(truth[None, None].float(), size, mode="nearest")[0, 0].long()
     seen: list[Tensor] = []
@@ -126,6 +129,10 @@ def turned_maps(
     kept: dict[str, list[Tensor]] = {name: [] for name in ("inputs", "inside", "cams", "maps", "outputs", "answers")}
     channels: Tensor | None = None
     try:
+        target = _target(network, upright, options.target_class, is_segmentation)
+        if not seen or seen[-1].dim() != 4:
+            given = tuple(seen[-1].shape) if seen else "nothing"
+            raise ValueError(f"--layer {layer!r} must give maps (N, C, H, W), it gives {given}")
         for angle in track(angles, f"turning {name}", transient=True, disable=options.quiet):
             turned = turn(frame, angle, interpolation=options.interpolation, padding=options.padding)
             shown = task.finish_picture(predictor.options, turned).detach().requires_grad_()
@@ -190,10 +197,8 @@ class _Pooled(nn.Module):
         return logits.mean(dim=(2, 3)) if logits.dim() == 4 else logits
 
 
-def _framed(picture: Tensor, is_segmentation: bool) -> Tensor:
-    """In a square frame, whose side networks can halve four times; a classifier's picture is one already."""
-    if not is_segmentation:
-        return picture
+def _framed(picture: Tensor) -> Tensor:
+    """In a square frame, whose side networks can halve four times."""
     side = 16 * -(-max(picture.shape[2:]) // 16)
     return pad_to(picture, (side, side))
 
