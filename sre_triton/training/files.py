@@ -15,6 +15,8 @@ from sre_triton.cache import PARTIAL, replacing
 __all__ = [
     "FIGURE_FORMATS",
     "PARTIAL",
+    "as_shares",
+    "in_percent",
     "read_json",
     "replacing",
     "require_writable",
@@ -57,6 +59,27 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error
+
+
+_NO_SCORES = ("epoch", "lr", "grad_norm", "angle", "gmac", "gmac_dense", "ms_per_image", "training_mib")
+
+
+def in_percent(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a table as files hold it: scores, in Python shares of one, in percent as in tables and figures.
+
+    A score is a float that is no loss, no count of what is undefined, and none of the other columns of our tables.
+    """
+    return {name: round(100 * value, 10) if _is_score(name, value) else value for name, value in row.items()}
+
+
+def as_shares(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of :func:`in_percent`, of a row that was read; null becomes NaN."""
+    known = {name: math.nan if value is None else value for name, value in row.items()}
+    return {name: 0.01 * value if _is_score(name, value) else value for name, value in known.items()}
+
+
+def _is_score(name: str, value: Any) -> bool:
+    return isinstance(value, float) and name not in _NO_SCORES and not name.endswith("loss") and "undefined" not in name
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -20,7 +20,7 @@ from sre_triton.training.data.masks import MaskClasses, read_field
 from sre_triton.training.data.pairs import pair_by_name
 from sre_triton.training.data.pictures import is_nifti, is_tiff, page_count, picture_files, picture_name, read_picture
 from sre_triton.training.figures.maps import overlay
-from sre_triton.training.files import read_json, replacing, sweep, write_csv, write_json
+from sre_triton.training.files import in_percent, read_json, replacing, sweep, write_csv, write_json
 from sre_triton.training.options import PredictOptions
 from sre_triton.training.runs.folder import checkpoint_in
 from sre_triton.training.runs.predictor import Predictor, load
@@ -84,7 +84,7 @@ def predict(
                     name = f"{path.name}[{page}]" if stack else path.name
                     rows[name] = {"image": name, **_row(predictor, probabilities)}
                     if predictor.task == "segmentation" and not stack:
-                        rows[name] |= _scores(path, probabilities, truths.get(path), predictor.threshold)
+                        rows[name] |= in_percent(_scores(path, probabilities, truths.get(path), predictor.threshold))
                 if predictor.task == "segmentation":
                     _write_maps(options.output, path, predictor, answers, images)
                 answered |= rows  # once its files are whole
@@ -242,8 +242,8 @@ def _print_scores(rows: list[dict[str, Any]], console: Console) -> None:
     names = [name for name in rows[0] if name not in ("image", "class") and not name.startswith(("p_", "share_"))]
     if names:
         means = means_of_known([{name: float(row[name]) for name in names} for row in rows])
-        shown = (f"{name} {means[name]:.4f}" for name in names)
-        console.print(f"means over {len(rows)} pictures: {', '.join(shown)}", soft_wrap=True)
+        shown = (f"{name} {means[name]:.2f}" for name in names)
+        console.print(f"means over {len(rows)} pictures, in percent: {', '.join(shown)}", soft_wrap=True)
         left_out = (f"{name} on {means[UNDEFINED + name]:.0f}" for name in names if UNDEFINED + name in means)
         told = ", ".join(left_out)
         if told:

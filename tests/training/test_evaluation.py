@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from sre_triton.training.evaluation.results import in_percent, kept_results, result_folder, save_results
+from sre_triton.training.evaluation.results import kept_results, result_folder, save_results, written
 from sre_triton.training.tasks.classification import classification_scores
 from sre_triton.training.tasks.segmentation_scores import segmentation_scores
 from sre_triton.training.tasks.undefined import means_of_known
@@ -126,12 +126,35 @@ def test_folders_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:
     kept = kept_results(folder)
     assert kept is not None
     assert kept["net"]["rotation"]["rows"] == one["net"]["rotation"]["rows"]  # type: ignore[index]
-    assert in_percent(kept["net"])["rotation"]["summary"]["dice"]["mean"] == 12.5
+    assert written(kept["net"])["rotation"]["summary"]["dice"]["mean"] == 12.5
     assert result_folder(tmp_path, "evaluation-test", one) == folder
     assert result_folder(tmp_path, "evaluation-test", {"net": {**about, "data": "b"}}) == tmp_path / "evaluation-test-2"
     assert result_folder(tmp_path, "evaluation-test", one, [folder]) == tmp_path / "evaluation-test-2"
     (folder / "evaluation.json").write_text("{")  # damaged: not ours to replace
     assert result_folder(tmp_path, "evaluation-test", one) == tmp_path / "evaluation-test-2"
+
+
+def test_scores_are_in_percent_in_every_file(sre: Command, tmp_path: Path) -> None:
+    from sre_triton.training.files import as_shares, in_percent
+
+    row = {"epoch": 3, "lr": 0.5, "train_loss": 0.25, "val_dice": 0.5, "val_undefined_auc": 2.0, "angle": 90.0,
+           "auc": 0.1, "n": 5, "flip": "none", "grad_norm": 2.0}  # fmt: skip
+    assert in_percent(row) == row | {"val_dice": 50.0, "auc": 10.0}
+    assert as_shares(in_percent(row)) == pytest.approx(row)
+    assert math.isnan(as_shares({"auc": None})["auc"])
+    assert sre("segment", *TINY_UNET, "--epochs", "2", "--eval-rot") == 0
+    run = tmp_path / "logs" / "task" / "vessels-sre_unet-seed1"
+    state = torch.load(run / "last.ckpt", weights_only=True)["callbacks"]["Recorder"]["rows"]
+    logs = read(run / "logs.json")
+    with (run / "metrics.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    for number, epoch in enumerate(state):
+        for name in ("val_accuracy", "val_auc", "train_accuracy"):
+            assert float(table[number][name]) == logs[name][number] == pytest.approx(100 * epoch[name])
+        assert float(table[number]["val_loss"]) == epoch["val_loss"]
+    turned = read(run / "evaluation-test" / "evaluation.json")["sre_unet"]["rotation"]["rows"]
+    assert logs["eval_rot_acc"] == [row["dice"] for row in turned]
+    assert max(logs["val_accuracy"]) > 1
 
 
 # The comparison ---------------------------------------------------------------------------------------

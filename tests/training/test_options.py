@@ -317,4 +317,4 @@ def test_the_threshold_of_validation_is_kept_and_used(sre: Command, tmp_path: Pa
     summary = next(iter(json.loads((tuned / "evaluation-val/evaluation.json").read_text()).values()))["rotation"][
         "summary"
     ]
-    assert summary["dice"]["at_0"] == pytest.approx(100 * max(dice[1]), abs=1e-4)
+    assert summary["dice"]["at_0"] == pytest.approx(max(dice[1]), abs=1e-4)

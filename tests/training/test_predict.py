@@ -201,15 +201,15 @@ def test_predict_scores_and_goes_on_where_it_stopped(
     assert sre("predict", *arguments) == 0
     said = capsys.readouterr().out
     assert "3 of 5 pictures were answered before" in said
-    assert "means over 5 pictures: dice " in said
+    assert "means over 5 pictures, in percent: dice " in said
     assert (output / "1_mask.png").stat().st_mtime_ns == kept
     rows = table(output)
     assert len(rows) == 5
     answer = np.asarray(Image.open(output / "1_mask.png")) > 0
     truth = np.asarray(Image.open(tmp_path / "set" / "masks" / "1.png")) > 0
     dice = 2 * (answer & truth & field).sum() / ((answer & field).sum() + (truth & field).sum())
-    assert float(rows[1]["dice"]) == pytest.approx(dice)
-    assert float(rows[1]["whole_accuracy"]) == pytest.approx((answer == truth).mean())
+    assert float(rows[1]["dice"]) == pytest.approx(100 * dice)
+    assert float(rows[1]["whole_accuracy"]) == pytest.approx(100 * (answer == truth).mean())
     assert sre("predict", *arguments, "--tta") == 2
     assert "was begun with another tta: choose another --output" in capsys.readouterr().err
 

@@ -25,9 +25,9 @@ from sre_triton.training.evaluation.evaluate import (
 )
 from sre_triton.training.evaluation.footprint import interleaved_ms, parameter_count, peak_training_memory
 from sre_triton.training.evaluation.fresh import in_fresh_process
-from sre_triton.training.evaluation.results import in_percent, result_folder, results_in
+from sre_triton.training.evaluation.results import result_folder, results_in, written
 from sre_triton.training.figures import draw_angle_curves, draw_learning_curves
-from sre_triton.training.files import read_json, replacing, write_csv, write_json
+from sre_triton.training.files import as_shares, in_percent, read_json, replacing, write_csv, write_json
 from sre_triton.training.options import CompareOptions, RunOptions
 from sre_triton.training.runs.fitting import fit, is_finished, prepare_machine
 from sre_triton.training.runs.folder import RunFolder
@@ -221,10 +221,10 @@ def _add_costs(rows: list[dict[str, Any]], options: dict[str, RunOptions], outpu
 def _write(
     output: Path, rows: list[dict[str, Any]], results: dict[str, list[dict[str, Any]]], figure_format: str
 ) -> None:
-    written = [_in_percent(row, results) for row in rows]
-    runs = {model: [in_percent(result) for result in some] for model, some in results.items()}
-    write_json(output / "comparison.json", {"networks": written, "runs": runs, "unit": "percent"})
-    write_csv(output / "comparison.csv", written)
+    networks = [{"network": row["network"], **_about(results[row["network"]][0]), **in_percent(row)} for row in rows]
+    runs = {model: [written(result) for result in some] for model, some in results.items()}
+    write_json(output / "comparison.json", {"networks": networks, "runs": runs, "unit": "percent"})
+    write_csv(output / "comparison.csv", networks)
     table = _cells(rows, results)
     lines = [" | ".join(cells) for cells in (table[0], ["---", *["--:"] * (len(table[0]) - 1)], *table[1:])]
     with replacing(output / "comparison.md") as partial:
@@ -247,16 +247,11 @@ def _epochs(folder: Path, score: str) -> list[dict[str, Any]]:
         for name, column in read_json(folder / "logs.json").items()
         if name in ("epoch", "train_loss", "val_loss", score)
     }
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return [as_shares(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
 
-def _in_percent(row: dict[str, Any], results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """A row as files hold it: of which data it is, and its scores in percent."""
-    one = results[row["network"]][0]
-    about = {name: one[name] for name in ("data", "split", "n")}
-    scores = tuple(f"{score}_" for score in one["rotation"]["summary"])
-    scaled = {name: round(100 * value, 10) if name.startswith(scores) else value for name, value in row.items()}
-    return {"network": row["network"], **about, **scaled}
+def _about(result: dict[str, Any]) -> dict[str, Any]:
+    return {name: result[name] for name in ("data", "split", "n")}
 
 
 def _cells(rows: list[dict[str, Any]], results: dict[str, list[dict[str, Any]]]) -> list[list[str]]:

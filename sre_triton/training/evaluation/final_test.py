@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sre_triton.training.figures import confusion_matrix_figure
-from sre_triton.training.files import write_csv, write_json
+from sre_triton.training.files import in_percent, write_csv, write_json
 from sre_triton.training.options import RunOptions
 from sre_triton.training.tasks.report import Report
 from sre_triton.training.tasks.task import Task
@@ -53,9 +53,9 @@ def final_test(task: Task, options: RunOptions, folder: Path, epoch: int | None)
 def write_report(folder: Path, report: Report, about: Mapping[str, Any], figure_format: str = "png") -> None:
     """Writes ``test.json`` with all scores in percent, ``classes.csv``, and ``confusion.csv`` with its figure."""
     folder.mkdir(parents=True, exist_ok=True)
-    classes = [_percent(row) for row in report.classes]
+    classes = [in_percent(row) for row in report.classes]
     write_json(
-        folder / "test.json", {**about, "unit": "percent", "scores": _percent(report.scores), "classes": classes}
+        folder / "test.json", {**about, "unit": "percent", "scores": in_percent(report.scores), "classes": classes}
     )
     write_csv(folder / "classes.csv", classes)
     if report.counts is not None:
@@ -116,14 +116,6 @@ def _words(name: str) -> str:
 
 def _shown(score: float) -> str:
     return "" if math.isnan(score) else f"{100 * score:.2f}"
-
-
-def _percent(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Shares of one as files hold them; counts and names as they are."""
-    return {
-        name: round(100 * value, 10) if isinstance(value, float) and not name.startswith(UNDEFINED) else value
-        for name, value in row.items()
-    }
 
 
 def best_epoch(rows: Sequence[Mapping[str, Any]], monitor: str) -> Mapping[str, Any] | None:

@@ -6,30 +6,28 @@ In Python a score is a share of one. Files have percent, as tables and figures d
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sre_triton.training.files import read_json, write_csv, write_json
+from sre_triton.training.files import as_shares, in_percent, read_json, write_csv, write_json
 from sre_triton.training.runs.folder import checkpoint_in, folder_of
 
 __all__ = [
     "TESTS",
     "checksum_of",
     "home_of",
-    "in_percent",
     "kept_results",
     "result_folder",
     "result_rows",
     "results_in",
     "save_results",
+    "written",
 ]
 
 TESTS = ("rotation", "flips")
 _FILE = "evaluation.json"
-_PLACES = ("angle", "axis", "flip")
 _NOT_OF_IT = (*TESTS, "checkpoint", "main_score", "unit")  # neither tells one evaluation from another
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -67,7 +65,7 @@ def kept_results(folder: Path) -> dict[str, dict[str, Any]] | None:
     if not path.is_file():
         return None if not folder.exists() or not any(folder.iterdir()) else {}
     try:
-        return {name: _scaled(result, 0.01) for name, result in read_json(path).items()}
+        return {name: _mapped(result, as_shares) for name, result in read_json(path).items()}
     except (ValueError, TypeError, AttributeError, KeyError):
         return {}
 
@@ -83,20 +81,20 @@ def save_results(folder: Path, results: Results) -> None:
     before = kept_results(folder) or {}
     merged = {name: {**before.get(name, {}), **result} for name, result in results.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / _FILE, {name: in_percent(result) for name, result in merged.items()})
+    write_json(folder / _FILE, {name: written(result) for name, result in merged.items()})
     write_csv(folder / "rotation.csv", result_rows(merged))
 
 
-def in_percent(result: Mapping[str, Any]) -> dict[str, Any]:
+def written(result: Mapping[str, Any]) -> dict[str, Any]:
     """A result as files hold it."""
-    return {**_scaled(result, 100), "unit": "percent"}
+    return {**_mapped(result, in_percent), "unit": "percent"}
 
 
 def result_rows(results: Results) -> list[dict[str, Any]]:
     """A row for each turn, in percent, which says of which network, checkpoint and images it is."""
     about = ("data", "split", "n", "seed", "checkpoint")
     return [
-        {"name": name, **{key: result[key] for key in about}, "test": test, **_scaled_row(row, 100)}
+        {"name": name, **{key: result[key] for key in about}, "test": test, **in_percent(row)}
         for name, result in results.items()
         for test in TESTS
         if test in result
@@ -104,24 +102,14 @@ def result_rows(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def _scaled(result: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    scaled = dict(result)
+def _mapped(result: Mapping[str, Any], change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """A result with its rows and summaries changed."""
+    mapped = dict(result)
     for test in TESTS:
         if test in result:
-            summary = {score: _scaled_row(values, factor) for score, values in result[test]["summary"].items()}
-            scaled[test] = {"rows": [_scaled_row(row, factor) for row in result[test]["rows"]], "summary": summary}
-    return scaled
-
-
-def _scaled_row(row: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    def scaled(name: str, value: Any) -> Any:
-        if name in _PLACES or name.startswith("undefined"):
-            return value
-        if value is None:
-            return math.nan
-        return round(factor * value, 10) if factor > 1 else factor * value  # there and back gives what was written
-
-    return {name: scaled(name, value) for name, value in row.items()}
+            summary = {score: change(values) for score, values in result[test]["summary"].items()}
+            mapped[test] = {"rows": [change(row) for row in result[test]["rows"]], "summary": summary}
+    return mapped
 
 
 def checksum_of(checkpoint: Path) -> str:

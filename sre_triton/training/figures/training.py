@@ -38,7 +38,7 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], monitor: str = ""
 
     Args:
         path: of the figure; its suffix is the format.
-        rows: one per epoch, as in ``metrics.csv``; scores between 0 and 1.
+        rows: one per epoch, with the columns of ``metrics.csv``; scores between 0 and 1.
         monitor: the column whose largest value is the best epoch, which is marked.
         caption: what was trained on what.
     """

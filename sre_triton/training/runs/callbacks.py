@@ -15,7 +15,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
-from sre_triton.training.files import replacing, write_csv, write_json
+from sre_triton.training.files import in_percent, replacing, write_csv, write_json
 from sre_triton.training.runs.folder import RunFolder
 from sre_triton.training.runs.interruption import Interrupted
 from sre_triton.training.runs.progress import Speech, epoch_line
@@ -144,7 +144,8 @@ class Recorder(Callback):
         self.rows.append(row)
         self._seconds.append(time.perf_counter() - self._begun)
         for logger in trainer.loggers:
-            logger.log_metrics({name.replace("_", "/", 1): value for name, value in row.items()}, trainer.global_step)
+            named = {name.replace("_", "/", 1): value for name, value in in_percent(row).items()}
+            logger.log_metrics(named, trainer.global_step)
         if trainer.is_global_zero:
             self.write()
             self.folder.note_seconds(self._seconds)
@@ -160,11 +161,13 @@ class Recorder(Callback):
         if self._rate is None:  # a run resumed in mid-epoch misses the epoch's start
             self._rate = trainer.optimizers[0].param_groups[0]["lr"]
 
-    def write(self, **tests: Any) -> None:
-        """Writes ``metrics.csv`` and ``logs.json``, the latter with results of tests."""
+    def write(self, **tests: list[float]) -> None:
+        """Writes ``metrics.csv`` and ``logs.json``, the latter with results of tests; scores in percent."""
         if not self.rows:
             return
-        write_csv(self.folder.path / "metrics.csv", self.rows)
-        columns = dict.fromkeys(key for row in self.rows for key in row)
-        logs = {name: [row.get(name) for row in self.rows] for name in columns}
-        write_json(self.folder.path / "logs.json", {**logs, **tests})
+        rows = [in_percent(row) for row in self.rows]
+        write_csv(self.folder.path / "metrics.csv", rows)
+        columns = dict.fromkeys(key for row in rows for key in row)
+        logs = {name: [row.get(name) for row in rows] for name in columns}
+        more = {name: [in_percent({name: value})[name] for value in values] for name, values in tests.items()}
+        write_json(self.folder.path / "logs.json", {**logs, **more})
