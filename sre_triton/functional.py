@@ -207,7 +207,8 @@ def sre_conv_act(
     activation: str | None = "relu",
     negative_slope: float = 0.01,
 ) -> Tensor:
-    """``activation(conv(input) + bias + residual)``: where no gradient is needed and Triton runs, in one kernel.
+    """``activation(conv(input) + bias + residual)``, in one kernel where no gradient is needed and the Triton or the
+    native backend runs.
 
     For the graphs of networks that only infer, with batch normalisation folded into weight and bias. Elsewhere the
     same function from separate operations; in 16 bits the one kernel rounds once, they round after each step.

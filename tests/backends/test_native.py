@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import sre_triton
 from sre_triton.backends import dense, native
@@ -19,6 +20,8 @@ from sre_triton.geometry.conv import conv_spec
 
 needs_native = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 needs_compiler = pytest.mark.skipif(native.missing() is not None, reason="it could not be built here before")
+
+ACTIVATIONS = {None: lambda y: y, "relu": F.relu, "leaky_relu": lambda y: F.leaky_relu(y, 0.2)}
 
 LAYER = """
 import torch
@@ -204,6 +207,44 @@ def test_bfloat16_gradients_are_as_near_as_outputs(
     for grad, true in zip((*native.backward(grad_y, x, weight, spec), alone), (*truth, truth[1]), strict=True):
         # Ring sums and results are rounded once each, to within 2^-9.
         assert (grad.double() - true).norm() < 3e-3 * true.norm()
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("channels", "size", "groups"), [((16, 36), (50, 47), 1), ((64, 32), (9, 30), 2), ((6, 6), (5, 5), 6)]
+)
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
+def test_residual_and_activation(
+    dtype: torch.dtype, layout: torch.memory_format, channels: tuple[int, int], size: tuple[int, int], groups: int,
+    activation: str | None,
+) -> None:  # fmt: skip
+    spec = conv_spec(2, 3, 2, True, False, (1, 1), (1, 1), (1, 1), groups)
+    x = torch.randn(2, channels[0], *size).to(dtype=dtype, memory_format=layout)
+    residual = torch.randn(2, channels[1], *size).to(dtype)  # contiguous, whatever x is
+    weight, bias = torch.randn(channels[1], channels[0] // groups, 2).to(dtype), torch.randn(channels[1]).to(dtype)
+    truth = dense.forward(x.double(), weight.double(), bias.double(), spec) + residual.double()
+    truth = ACTIVATIONS[activation](truth)
+    y = native.fused_forward(
+        x, weight, bias, spec, activation=activation, negative_slope=0.2, residual=residual
+    )  # fmt: skip
+    assert y.is_contiguous(memory_format=layout)
+    assert (y.double() - truth).norm() < {torch.float32: 1e-6}.get(dtype, 4e-3) * truth.norm()
+    y = native.fused_forward(x, weight, None, spec, activation=activation, negative_slope=0.2, residual=None)
+    truth = dense.forward(x.double(), weight.double(), None, spec)
+    truth = ACTIVATIONS[activation](truth)
+    assert (y.double() - truth).norm() < {torch.float32: 1e-6}.get(dtype, 4e-3) * truth.norm()
+
+
+@needs_native
+def test_an_activation_keeps_what_is_no_number() -> None:
+    spec = conv_spec(2, 1, 1, True, False, (1, 1), (0, 0), (1, 1), 1)
+    x = torch.tensor([float("nan"), float("-inf"), float("inf"), -1.0]).reshape(1, 1, 2, 2)
+    y = native.fused_forward(
+        x, torch.ones(1, 1, 1), None, spec, activation="relu", negative_slope=0.0, residual=torch.zeros_like(x)
+    )  # fmt: skip
+    torch.testing.assert_close(y, F.relu(x), equal_nan=True)
 
 
 @needs_native

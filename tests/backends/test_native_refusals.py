@@ -25,6 +25,7 @@ def entry_arguments() -> dict[str, Any]:
         "source": torch.randn(2, 4, 5, 6), "numbers": numbers, "factors": factors, "groups": 2, "transposed": False,
         "weight": torch.randn(6, 2, 2), "bias": torch.randn(6), "y": torch.empty(2, 6, 5, 6),
         "thin": torch.randn(2, 6, 5, 6), "grad": torch.empty(6, 2, 2),
+        "residual": torch.randn(2, 6, 5, 6), "slope": 0.1,
     }  # fmt: skip
 
 
@@ -50,6 +51,9 @@ def entry_arguments() -> dict[str, Any]:
         ("thin", lambda t: t[..., :5]),
         ("thin", lambda t: t[:, :5]),
         ("thin", lambda t: None),
+        ("residual", lambda t: t[:1]),
+        ("residual", lambda t: t.double()),
+        ("residual", lambda t: t.to(memory_format=torch.channels_last)),
         ("grad", lambda t: t[:, :, :1].contiguous()),
         ("grad", lambda t: t.expand(6, 2, 2).transpose(0, 1).contiguous().transpose(0, 1)),
         ("grad", lambda t: t.to(torch.bfloat16)),

@@ -6,6 +6,6 @@ same work more slowly.
 """
 
 from sre_triton.backends.native.library import build, missing
-from sre_triton.backends.native.passes import backward, forward, refusal, transpose, weight_grad
+from sre_triton.backends.native.passes import backward, forward, fused_forward, refusal, transpose, weight_grad
 
-__all__ = ["backward", "build", "forward", "missing", "refusal", "transpose", "weight_grad"]
+__all__ = ["backward", "build", "forward", "fused_forward", "missing", "refusal", "transpose", "weight_grad"]

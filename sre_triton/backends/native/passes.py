@@ -15,7 +15,7 @@ from sre_triton.geometry.conv import ConvSpec
 from sre_triton.geometry.schedule import Schedule, Step
 from sre_triton.geometry.windows import Window, adjoint_window, forward_window
 
-__all__ = ["backward", "forward", "refusal", "transpose", "weight_grad"]
+__all__ = ["backward", "forward", "fused_forward", "refusal", "transpose", "weight_grad"]
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -33,6 +33,26 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> T
     window = forward_window(spec, tuple(x.shape[2:]))
     y = new_activation(x, weight.shape[0], window.output_size)
     _run(x, window, spec, False, weight, bias if bias is None else bias.contiguous(), y, None, None)
+    return y
+
+
+def fused_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    spec: ConvSpec,
+    *,
+    activation: str | None,
+    negative_slope: float,
+    residual: Tensor | None,
+) -> Tensor:
+    window = forward_window(spec, tuple(x.shape[2:]))
+    y = new_activation(x, weight.shape[0], window.output_size)
+    if residual is not None and residual.stride() != y.stride():
+        residual = torch.empty_like(y).copy_(residual)
+    slope = {None: None, "relu": 0.0, "leaky_relu": negative_slope}[activation]
+    bias = bias if bias is None else bias.contiguous()
+    _run(x, window, spec, False, weight, bias, y, None, None, residual, slope)
     return y
 
 
@@ -73,16 +93,20 @@ def _run(
     y: Tensor | None,
     thin: Tensor | None,
     grad: Tensor | None,
+    residual: Tensor | None = None,
+    slope: float | None = None,
 ) -> None:
-    """``y = bias + (ring sums of source) weight`` and ``grad = (ring sums of source)^T thin``, where asked for.
+    """``y = bias + (ring sums of source) weight``, and ``grad = (ring sums of source)^T thin``, where asked for.
 
     Args:
         source: what is summed over rings: the convolution's input, or with ``transposed`` a gradient of its output.
         thin: the activation of the other side, which is not summed and so stays ``rings`` times thinner than the ring
             sums that it is multiplied with.
         weight, grad: of the convolution's own shape, whichever side is summed.
+        residual: added to y; has its strides.
+        slope: what is negative in y then is multiplied by it; None leaves it.
     """
-    _operator()(source, *_as_numbers(window), spec.groups, transposed, weight, bias, y, thin, grad)
+    _operator()(source, *_as_numbers(window), spec.groups, transposed, weight, bias, y, thin, grad, residual, slope)
 
 
 @lru_cache(maxsize=1)

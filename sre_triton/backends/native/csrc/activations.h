@@ -200,6 +200,22 @@ void store_rows(const T* rows, Index pitch, const Activation<S>& y, const Index*
   }
 }
 
+// The same the other way round.
+template <class T, class S>
+void load_rows(T* rows, Index pitch, const Activation<S>& a, const Index* offsets, Index count, Index channel,
+               Index columns) {
+  const S* base = a.data + channel * a.channel_stride;
+  if (a.channel_stride == 1) {
+    for (Index r = 0; r < count; ++r) copy_run(rows + r * pitch, base + offsets[r], columns);
+    return;
+  }
+  for (Index begin = 0, end; begin < count; begin = end) {
+    end = run_end(offsets, begin, count, 1);
+    transpose<T>([&](Index r) { return rows + (begin + r) * pitch; }, base + offsets[begin], a.channel_stride, columns,
+                 end - begin);
+  }
+}
+
 // Elements from y.data to each of the tile's positions.
 template <class S>
 void locate(Index* offsets, const Activation<S>& y, const Tile& tile) {

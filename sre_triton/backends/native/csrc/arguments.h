@@ -17,7 +17,8 @@ struct Call {
   Index groups;
   bool transposed;  // the convolution's outputs are summed over rings, not its inputs
   const std::optional<Tensor>&weight, &bias, &y;
-  const std::optional<Tensor>&thin, &grad;
+  const std::optional<Tensor>&thin, &grad, &residual;
+  std::optional<double> slope;
 };
 
 // A list of numbers that is read one after the other, never beyond its end.
@@ -131,7 +132,7 @@ inline void check(const Call& call, const Window& w) {
   };
   const Tensor& source = call.source;
   for (const Named& other : {Named{call.weight, "weight"}, Named{call.bias, "bias"}, Named{call.y, "y"},
-                             Named{call.thin, "thin"}, Named{call.grad, "grad"}}) {
+                             Named{call.thin, "thin"}, Named{call.grad, "grad"}, Named{call.residual, "residual"}}) {
     if (!other.tensor) continue;
     TORCH_CHECK_TYPE(other.tensor->scalar_type() == source.scalar_type(), other.name, " must be of source's type ",
                      source.scalar_type(), ", got ", other.tensor->scalar_type());
@@ -144,11 +145,18 @@ inline void check(const Call& call, const Window& w) {
   TORCH_CHECK_VALUE(call.y.has_value() == call.weight.has_value(), "y and weight go together");
   TORCH_CHECK_VALUE(call.thin.has_value() == call.grad.has_value(), "thin and grad go together");
   TORCH_CHECK_VALUE(call.y || !call.bias, "bias goes with y");
+  TORCH_CHECK_VALUE(call.y || !call.residual, "residual goes with y");
+  TORCH_CHECK_VALUE(call.y || !call.slope, "slope goes with y");
   if (call.y) {
     check_activation(*call.y, "y", call, w);
     check_weight(*call.weight, "weight", call, *call.y, w);
     if (call.bias) check_size(*call.bias, "bias", {call.y->size(1)});
     TORCH_CHECK_VALUE(!call.bias || call.bias->is_contiguous(), "bias must be contiguous");
+  }
+  if (call.residual) {
+    check_size(*call.residual, "residual", at::DimVector(call.y->sizes()));
+    TORCH_CHECK_VALUE(call.residual->strides() == call.y->strides(), "residual must have the strides of y, ",
+                      call.y->strides(), ", got ", call.residual->strides());
   }
   if (call.grad) {
     check_activation(*call.thin, "thin", call, w);

@@ -16,19 +16,28 @@
 
 namespace sre_triton {
 
+// What is done with outputs before they are stored.
+struct Epilogue {
+  const std::optional<Tensor>& residual;  // added; like the outputs, strides included
+  std::optional<double> slope;            // what negative ones are multiplied with then
+};
+
 // S: type in memory. T: type of products. F: type of factors, T or pairs of something narrower.
 template <class S, class T, class F>
 class Mixer {
  public:
   using Factor = FactorOf<T, F>;
 
-  Mixer(const Tensor& y, const RingWeight<S>& weight, const std::optional<Tensor>& bias, Groups groups)
+  Mixer(const Tensor& y, const RingWeight<S>& weight, const std::optional<Tensor>& bias, Groups groups,
+        const Epilogue& epilogue)
       : y_(y),
+        slope_(epilogue.slope),
         groups_(groups),
         rings_(weight.rings.size()),
         panels_{groups.depthwise() ? y_.channels : groups.outputs} {
     packed_ = groups.depthwise() ? pack_depthwise<T>(weight, y_.channels, panels_.padded())
                                  : pack<T, F>(weight, groups, panels_);
+    if (epilogue.residual) residual_.emplace(*epilogue.residual);
     starts_.assign(groups.products() * panels_.padded() + kPanelVectors * kLanes<T>, T(0));
     if (!bias) return;
     const S* source = static_cast<const S*>(bias->const_data_ptr());
@@ -37,7 +46,7 @@ class Mixer {
   }
 
   // Elements of scratch memory for this many positions.
-  static Index products(Index positions) { return positions * kPanelVectors * kLanes<T>; }
+  Index products(Index positions) const { return (residual_ ? 2 : 1) * panel(positions); }
 
   // The outputs of a tile from its ring sums (rings, positions, channels). Additions for the next one are done on the
   // way.
@@ -57,13 +66,19 @@ class Mixer {
           if (y_.channel_stride == 1 && columns == width && tile.size[2] >= kRows) {
             for (Index begin = 0, end; begin < positions; begin = end) {
               end = run_end(offsets, begin, positions, y_.stride[2]);
-              mix(group + begin * channels, channels, ring_stride, end - begin, g, panel,
-                  y_.data + offsets[begin] + channel, y_.stride[2], additions);
+              T* out = y_.data + offsets[begin] + channel;
+              mix(group + begin * channels, channels, ring_stride, end - begin, g, panel, out, y_.stride[2], additions);
+              const T* more = residual_ ? residual_->data + offsets[begin] + channel : nullptr;
+              for (Index p = 0; p < end - begin; ++p)
+                finish(out + p * y_.stride[2], more ? more + p * y_.stride[2] : nullptr, width);
             }
             continue;
           }
         }
         mix(group, channels, ring_stride, positions, g, panel, products, width, additions);
+        T* more = residual_ ? products + this->panel(positions) : nullptr;
+        if (more) load_rows(more, width, *residual_, offsets, positions, channel, columns);
+        finish(products, more, positions * width);
         store_rows(products, width, y_, offsets, positions, channel, columns);
       }
     }
@@ -71,6 +86,19 @@ class Mixer {
 
  private:
   static constexpr Index kPair = sizeof(F) / sizeof(Factor);
+  static Index panel(Index positions) { return positions * kPanelVectors * kLanes<T>; }
+
+  // out = activation(out + more) where there are such.
+  void finish(T* out, const T* more, Index n) const {
+    if (more)
+      for (Index i = 0; i < n; ++i) out[i] += more[i];
+    if (!slope_) return;
+    const T slope = *slope_;
+    if (slope == 0)  // no product, so that -inf becomes 0
+      for (Index i = 0; i < n; ++i) out[i] = out[i] < 0 ? T(0) : out[i];
+    else
+      for (Index i = 0; i < n; ++i) out[i] = out[i] < 0 ? out[i] * slope : out[i];
+  }
 
   // One panel of one group, for some positions.
   void mix(const Factor* sums, Index channels, Index ring_stride, Index positions, Index g, Index panel, T* out,
@@ -97,6 +125,8 @@ class Mixer {
   }
 
   Activation<S> y_;
+  std::optional<Activation<S>> residual_;
+  std::optional<double> slope_;
   Groups groups_;
   Index rings_;
   Panels<T> panels_;

@@ -4,6 +4,7 @@
 // Everything that tells one convolution from another comes as data (see passes.py): the window, the additions, and
 // tensors with any strides. Dimensions are always three; those that a 1-D or 2-D convolution lacks have size 1.
 
+#include <ATen/ops/leaky_relu.h>
 #include <torch/library.h>
 
 #include "arguments.h"
@@ -18,9 +19,12 @@ Groups channels(const Call& call, const Tensor& other) {
 }
 
 // What outputs are without inputs.
-void fill(const Tensor& y, const std::optional<Tensor>& bias) {
+void fill(const Call& call) {
+  const Tensor& y = *call.y;
   y.zero_();
-  if (bias) y.transpose(1, -1).add_(*bias);
+  if (call.bias) y.transpose(1, -1).add_(*call.bias);
+  if (call.residual) y.add_(*call.residual);
+  if (call.slope) at::leaky_relu_(const_cast<Tensor&>(y), *call.slope);
 }
 
 // S: type in memory. T: type of additions and products. F: type of factors, T or pairs of something narrower.
@@ -31,7 +35,7 @@ void run(const Call& call, const Window& w) {
   const bool empty = x.images * x.channels * others * w.out[0] * w.out[1] * w.out[2] == 0;
   if (call.grad && (empty || call.grad->size(2) != static_cast<Index>(w.rings.size()))) clear<S>(*call.grad);
   if (empty) {
-    if (call.y) fill(*call.y, call.bias);
+    if (call.y) fill(call);
     return;
   }
   const Tiling tiling = cut(w, x.images, x.channels);
@@ -43,11 +47,11 @@ void run(const Call& call, const Window& w) {
   std::optional<Gradient<S, T, F>> gradient;
   if (call.y) {
     const RingWeight<S> weight(*call.weight, call.groups, call.transposed, w.rings);
-    mixer.emplace(*call.y, weight, call.bias, channels(call, *call.y));
+    mixer.emplace(*call.y, weight, call.bias, channels(call, *call.y), Epilogue{call.residual, call.slope});
   }
   if (call.thin) gradient.emplace(*call.thin, rings, channels(call, *call.thin));
 
-  const Index sums_size = rings * most * x.channels, products_size = Mixer<S, T, F>::products(most);
+  const Index sums_size = rings * most * x.channels, products_size = mixer ? mixer->products(most) : 0;
   size_t bytes = 2 * Scratch::size<Factor>(sums_size) + Scratch::size<Index>(most) + Scratch::size<T>(products_size) +
                  (gradient ? gradient->bytes(most) : 0);
   std::vector<Index> buffer_sizes;
@@ -103,15 +107,17 @@ void run(const Call& call, const Window& w) {
   weights_memory.shrink();
 }
 
-// y, if given, becomes the product of source's ring sums with weight, plus bias. grad, if given, becomes the product of
+// y, if given, becomes the product of source's ring sums with weight, plus bias and residual, and what is negative
+// then is multiplied by slope. grad, if given, becomes the product of
 // their transposes with thin, the gradient of such a weight.
 void ring_conv(const Tensor& source, const Tensor& numbers, const Tensor& factors, Index groups, bool transposed,
                const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, const std::optional<Tensor>& y,
-               const std::optional<Tensor>& thin, const std::optional<Tensor>& grad) {
+               const std::optional<Tensor>& thin, const std::optional<Tensor>& grad,
+               const std::optional<Tensor>& residual, std::optional<double> slope) {
   check_source(source, groups);
   const Window w = read_window(source, numbers, factors);
   if (!y && !grad) return;
-  const Call call{source, groups, transposed, weight, bias, y, thin, grad};
+  const Call call{source, groups, transposed, weight, bias, y, thin, grad, residual, slope};
   check(call, w);
   auto go = [&](auto s, auto t, auto f) { run<decltype(s), decltype(t), decltype(f)>(call, w); };
   switch (source.scalar_type()) {
@@ -200,7 +206,7 @@ void add_invariants_backward(const Tensor& grad_y, const Tensor& z, const Tensor
 TORCH_LIBRARY(sre_triton_native, m) {
   m.def(
       "ring_conv(Tensor source, Tensor numbers, Tensor factors, int groups, bool transposed, Tensor? weight, "
-      "Tensor? bias, Tensor(a!)? y, Tensor? thin, Tensor(b!)? grad) -> ()");
+      "Tensor? bias, Tensor(a!)? y, Tensor? thin, Tensor(b!)? grad, Tensor? residual, float? slope) -> ()");
   m.impl("ring_conv", c10::DispatchKey::CPU, TORCH_FN(sre_triton::ring_conv));
   // Derivatives are the caller's, who asks for them by name. PyTorch's fallback would look through every argument.
   m.impl("ring_conv", c10::DispatchKey::Autograd, torch::CppFunction::makeFallthrough());
