@@ -278,3 +278,24 @@ def test_what_is_left_out_is_said(sre: Command, tmp_path: Path, capsys: Any) -> 
     assert result["summary"]["auc"]["undefined"] == 1
     assert 0 < result["summary"]["auc"]["mean"] <= 100
     assert read(run / "logs.json")["val_undefined_auc"] == [1.0]
+
+
+def test_scores_of_every_class_are_those_counted_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for classes in (2, 3, 5):
+        probabilities = torch.randn(classes, 80, generator=generator).softmax(dim=0)
+        labels = torch.randint(0, max(2, classes - 1), (80,), generator=generator)  # a class may not occur
+        found = probabilities.argmax(dim=0)
+        expected: dict[str, list[float]] = {"dice": [], "iou": [], "sensitivity": [], "specificity": []}
+        for label in range(1, classes):
+            hit = int(((found == label) & (labels == label)).sum())
+            miss, alarm = int((labels == label).sum()) - hit, int((found == label).sum()) - hit
+            clear = 80 - hit - miss - alarm
+            expected["dice"].append(2 * hit / (2 * hit + miss + alarm) if hit + miss + alarm else 1.0)
+            expected["iou"].append(hit / (hit + miss + alarm) if hit + miss + alarm else 1.0)
+            expected["sensitivity"] += [hit / (hit + miss)] if hit + miss else []
+            expected["specificity"] += [clear / (clear + alarm)] if clear + alarm else []
+        scores = segmentation_scores(probabilities, labels)
+        for name, values in expected.items():
+            assert scores[name] == pytest.approx(sum(values) / len(values)), (classes, name)
+        assert scores["accuracy"] == pytest.approx(float((found == labels).double().mean()))

@@ -250,33 +250,33 @@ def classification_scores(logits: Tensor, labels: Tensor, multi_label: bool) -> 
     classes = logits.shape[1]
     if multi_label:
         found, labels = logits > 0, labels.bool()
-        positive, negative = labels.sum(dim=0), (~labels).sum(dim=0)
-        sensitivity = (found & labels).sum(dim=0) / positive
-        specificity = (~found & ~labels).sum(dim=0) / negative
-        both = (positive > 0) & (negative > 0)
+        both = labels.any(dim=0) & ~labels.all(dim=0)
         auc = [area_under_curve(logits[:, label], labels[:, label]) for label in both.nonzero()[:, 0].tolist()]
-        f1 = metrics.f1_score(logits.sigmoid(), labels.long(), task="multilabel", num_labels=classes, average="macro")
+        how: dict[str, Any] = {"task": "multilabel", "num_labels": classes}
+        # Each label by itself: the means of torchmetrics take in those that do not occur as 0.
+        sensitivity = metrics.recall(found, labels.long(), average=None, **how)
+        specificity = metrics.specificity(found, labels.long(), average=None, **how)
+        f1 = metrics.f1_score(found, labels.long(), average="macro", **how)
         return {
-            "accuracy": float((found == labels).float().mean()),
+            "accuracy": float(metrics.accuracy(found, labels.long(), average="micro", **how)),
             "auc": statistics.fmean(auc) if auc else float("nan"),
             "balanced_accuracy": float(((sensitivity + specificity) / 2)[both].mean()),
             "f1": float(f1),
             **counted(dict.fromkeys(("auc", "balanced_accuracy"), classes - int(both.sum()))),
         }
-    found = logits.argmax(dim=1)
+    found, probability = logits.argmax(dim=1), logits.softmax(dim=1)
     counts = labels.bincount(minlength=classes)
-    recall = labels[found == labels].bincount(minlength=classes) / counts
-    top = logits.topk(min(5, classes), dim=1).indices
-    probability = logits.softmax(dim=1)
     one_against_rest = [
         area_under_curve(probability[:, c], labels == c) for c in range(classes) if 0 < counts[c] < len(labels)
     ]
-    f1 = metrics.f1_score(found, labels, task="multiclass", num_classes=classes, average="macro")
+    how = {"task": "multiclass", "num_classes": classes}
+    # Each class by itself: the means of torchmetrics take in a class that does not occur but is answered as 0.
+    recall = metrics.recall(found, labels, average=None, **how)
     return {
-        "accuracy": float((found == labels).float().mean()),
-        "top5": float((top == labels[:, None]).any(dim=1).float().mean()),
+        "accuracy": float(metrics.accuracy(found, labels, average="micro", **how)),
+        "top5": float(metrics.accuracy(logits, labels, average="micro", top_k=min(5, classes), **how)),
         "auc": statistics.fmean(one_against_rest) if one_against_rest else float("nan"),
         "balanced_accuracy": float(recall[counts > 0].mean()),
-        "f1": float(f1),
+        "f1": float(metrics.f1_score(found, labels, average="macro", **how)),
         **counted({"auc": classes - len(one_against_rest), "balanced_accuracy": int((counts == 0).sum())}),
     }

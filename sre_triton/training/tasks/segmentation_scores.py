@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from sre_triton.training.tasks.report import area_under_curve
+from sre_triton.training.tasks.report import area_under_curve, confusion
 from sre_triton.training.tasks.undefined import mean_of_known
 
 __all__ = ["SCORES", "answers", "scores_by_threshold", "segmentation_scores"]
@@ -34,15 +33,14 @@ def scores_by_threshold(
     probabilities: Tensor, labels: Tensor, thresholds: Sequence[float | None]
 ) -> list[dict[str, float]]:
     """:func:`segmentation_scores` at several thresholds."""
-    labels = labels.long()
-    classes = range(1, len(probabilities))
-    auc = mean_of_known([area_under_curve(probabilities[label], labels == label) for label in classes])
+    labels, classes = labels.long(), len(probabilities)
+    auc = mean_of_known([area_under_curve(probabilities[label], labels == label) for label in range(1, classes)])
     rows = []
     for threshold in thresholds:
-        found = answers(probabilities, threshold)
-        table = [_scores_of_class(found == label, labels == label) for label in classes]
-        scores = {name: mean_of_known([row[name] for row in table]) for name in table[0]}
-        scores |= {"auc": auc, "accuracy": float((found == labels).float().mean())}
+        counts = confusion(answers(probabilities, threshold), labels, classes).double()
+        table = _scores_of_classes(counts)
+        scores = {name: mean_of_known(column[1:].tolist()) for name, column in table.items()}
+        scores |= {"auc": auc, "accuracy": float(counts.diagonal().sum() / counts.sum())}
         rows.append({name: scores[name] for name in SCORES})
     return rows
 
@@ -52,16 +50,16 @@ def answers(probabilities: Tensor, threshold: float | None) -> Tensor:
     return probabilities.argmax(dim=0) if threshold is None else (probabilities[1] >= threshold).long()
 
 
-def _scores_of_class(found: Tensor, truth: Tensor) -> dict[str, float]:
-    hit, miss = float((found & truth).sum()), float((~found & truth).sum())
-    alarm, clear = float((found & ~truth).sum()), float((~found & ~truth).sum())
+def _scores_of_classes(counts: Tensor) -> dict[str, Tensor]:
+    """Each class against all others, of a confusion matrix, (classes,); NaN where it is undefined.
+
+    By hand: torchmetrics gives 0 for each where there is nothing to divide by, and a mean would take that in.
+    """
+    hit, true, answered = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
+    others = counts.sum() - true
     return {
-        "dice": _ratio(2 * hit, 2 * hit + miss + alarm, 1.0),
-        "iou": _ratio(hit, hit + miss + alarm, 1.0),
-        "sensitivity": _ratio(hit, hit + miss),
-        "specificity": _ratio(clear, clear + alarm),
+        "dice": (2 * hit / (true + answered)).nan_to_num(1.0),
+        "iou": (hit / (true + answered - hit)).nan_to_num(1.0),
+        "sensitivity": hit / true,
+        "specificity": (others - answered + hit) / others,
     }
-
-
-def _ratio(part: float, whole: float, otherwise: float = math.nan) -> float:
-    return part / whole if whole else otherwise
