@@ -198,7 +198,9 @@ def test_a_loss_that_went_astray_does_not_flatten_the_rest(drawn: list[Figure], 
     assert score.get_ylabel() == "Score (%)"
     labels = [text.get_text() for text in score.get_legend().get_texts()]
     assert labels == ["training accuracy", "validation accuracy", "validation AUC", "best epoch: 4"]
-    assert all(tick == int(tick) for axis in (loss, score, rate) for tick in axis.get_xticks())
+    draw_curves(tmp_path / "curves.png", _rows(count=1), "val_accuracy")
+    for axis in (loss, score, rate, *drawn.pop().axes):
+        assert all(tick == int(tick) for tick in axis.get_xticks())
     draw_curves(tmp_path / "curves.png", _rows(), "val_accuracy")
     assert drawn[1].axes[0].get_ylim()[1] > 2
     assert not drawn[1].axes[0].texts

@@ -37,6 +37,8 @@ __all__ = [
     "write_results",
 ]
 
+_SPLITS = {"train": "training", "val": "validation", "all": "all images"}
+
 
 def evaluate_task(
     task: Task,
@@ -216,7 +218,7 @@ def rotation_caption(result: dict[str, Any]) -> str:
     angles = len([row for row in turned if row["axis"] == turned[0]["axis"]])
     things = "volumes" if len(turned) > angles else "images"
     return caption_line(
-        f"{result['data']}, {result['split']}",
+        f"{result['data']}, {_SPLITS.get(result['split'], result['split'])}",
         f"n = {result['n']:,} {things}",
         f"{angles} angles, {result['interpolation']} interpolation, {result['padding']} outside",
     )

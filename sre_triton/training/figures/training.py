@@ -60,8 +60,7 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], monitor: str = ""
             rate.set_ylim(bottom=0)
         rate.set_ylabel("Learning rate")
         for axis in (loss, score, rate):
-            axis.set_xlabel("Epoch")
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            _count_epochs(axis)
             axis.set_xlim(rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5)
             if best is not None:
                 label = f"best epoch: {best}" if axis is score else None
@@ -101,9 +100,14 @@ def draw_learning_curves(
                     axis.fill_between(epochs, *band, color=style["color"], alpha=0.2, linewidth=0)
                 points += zip(mean.tolist(), epochs, strict=True)
             _limit(axis, points)
-            axis.set(xlabel="Epoch", ylabel=_label(column) + (" (%)" if scale == 100 else ""))
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.set(ylabel=_label(column) + (" (%)" if scale == 100 else ""))
+            _count_epochs(axis)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=int(DOUBLE))
+
+
+def _count_epochs(axis: Any) -> None:
+    axis.set_xlabel("Epoch")
+    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
 def _is_main(name: str, names: Mapping[str, None]) -> bool:

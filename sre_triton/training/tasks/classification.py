@@ -174,17 +174,17 @@ class ClassificationTask(Task):
         logits, labels = self._answered(split, Symmetry(), turning)
         scores = classification_scores(logits, labels, self.images.multi_label)
         names = list(map(str, self.images.class_names or range(self.images.classes)))
-        counts = None
+        unit, counts = "volumes" if self.images.ndim == 3 else "images", None
         if self.images.multi_label:
             truth, chances = labels.bool(), logits.sigmoid()
-            rows = rows_of_labels(logits > 0, truth, names, "images")
+            rows = rows_of_labels(logits > 0, truth, names, unit)
         else:
             truth, chances = F.one_hot(labels, self.images.classes).bool(), logits.softmax(dim=1)
             counts = confusion(logits.argmax(dim=1), labels, self.images.classes)
-            rows = rows_of_classes(counts, names, "images")
+            rows = rows_of_classes(counts, names, unit)
         for number, row in enumerate(rows):
             row["auc"] = area_under_curve(chances[:, number], truth[:, number])
-        return Report(scores, rows, names, counts, "images")
+        return Report(scores, rows, names, counts, unit)
 
     def draw_batch(self, path: Path, share: Share) -> None:
         images, labels = Labelled(self.images.splits["train"])[next(iter(self.training_batches(share)))]
