@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sre_triton.training.files import FIGURE_FORMATS, read_json
+from sre_triton.training.files import FIGURE_FORMATS, read_json, require_writable
 from sre_triton.training.options import (
     CompareOptions,
     EvaluateOptions,
@@ -245,10 +245,12 @@ def _export(arguments: argparse.Namespace) -> None:
 def _visualize(arguments: argparse.Namespace) -> None:
     from sre_triton.training.evaluation.visualize import visualize_image
 
+    require_writable(arguments.output, "--output")
     visualize_image(arguments.image, from_namespace(VisualizeOptions, arguments))
 
 
 def _demo(arguments: argparse.Namespace) -> None:
     from sre_triton.training.evaluation.demo import run_demo
 
+    require_writable(arguments.output, "--output")
     run_demo(arguments.output, arguments.seed, figure_format=arguments.figure_format)

@@ -58,6 +58,7 @@ class TrainOptions(RunOptions):
     """Options of ``sre-triton train``."""
 
     task: ClassVar[str] = "classification"
+    command: ClassVar[str] = "train"
     dropped: ClassVar[dict[str, str]] = {
         "--sre-shape": "rings are always round; circular=False of the layer gives the paper's other count of rings",
         "--dev": "there is no debugging mode; --dry-run trains on one batch",
@@ -111,6 +112,7 @@ class SegmentOptions(RunOptions):
     """Options of ``sre-triton segment``."""
 
     task: ClassVar[str] = "segmentation"
+    command: ClassVar[str] = "segment"
     fallback_optimiser: ClassVar[str] = "adam"
 
     layout: str = _data("auto", "layout of --data; auto finds it out", choices=LAYOUTS)

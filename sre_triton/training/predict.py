@@ -20,7 +20,7 @@ from sre_triton.training.data.masks import MaskClasses, read_field
 from sre_triton.training.data.pairs import pair_by_name
 from sre_triton.training.data.pictures import is_nifti, is_tiff, page_count, picture_files, picture_name, read_picture
 from sre_triton.training.figures.maps import overlay
-from sre_triton.training.files import in_percent, read_json, replacing, sweep, write_csv, write_json
+from sre_triton.training.files import in_percent, read_json, replacing, require_writable, sweep, write_csv, write_json
 from sre_triton.training.options import PredictOptions
 from sre_triton.training.runs.folder import checkpoint_in
 from sre_triton.training.runs.predictor import Predictor, load
@@ -61,6 +61,7 @@ def predict(
     console = console or Console(quiet=options.quiet)
     if options.batch < 1:
         raise ValueError(f"--batch must be at least 1, got {options.batch}")
+    require_writable(options.output, "--output")
     device = "cuda" if torch.cuda.is_available() and not options.no_cuda else "cpu"
     predictor = load(model, device=device)
     pictures = _pictures(inputs, console)

@@ -40,6 +40,7 @@ class RunOptions(TurningOptions):
     """What training a classifier and training a segmentation network have in common."""
 
     task: ClassVar[str]  # name of the task in tasks.TASKS
+    command: ClassVar[str]  # that trains it
     fallback_optimiser: ClassVar[str] = "adadelta"
 
     data: Path | None = _data(None, "your own images: a folder or a CSV table", metavar="PATH", common=True)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import zipfile
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import numpy.typing as npt
@@ -204,6 +206,11 @@ def _check(path: Path, name: str, known: KnownSet | None, arrays: dict[str, npt.
 def _channels_first(path: Path, split: str, images: npt.NDArray[np.uint8], volumes: bool) -> npt.NDArray[np.uint8]:
     if images.ndim == 3 and not volumes:
         return images[:, None]
+    if images.ndim == 4 and not volumes and images.shape[-1] not in (1, 3) and images.shape[1] in (1, 3):
+        raise ValueError(
+            f"{path}: {split}_images has shape {images.shape}: expected channels last, (N, H, W, 3), or (N, H, W) if "
+            "grey; volumes of this depth go by a name that ends in 3d"
+        )
     if images.ndim == 4:
         return images[:, None] if volumes or images.shape[-1] != 3 else np.moveaxis(images, -1, 1)
     if images.ndim == 5 and images.shape[-1] == 3:
@@ -224,13 +231,19 @@ def _download(path: Path, url: str, md5: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         try:
-            download_url_to_file(url, str(partial), progress=True)
-        except OSError as error:  # URLError is one
-            raise OSError(f"cannot fetch {url}: {error}") from error
+            download_url_to_file(url, str(partial), progress=sys.stderr.isatty())
+        except (URLError, ConnectionError, TimeoutError) as error:
+            reason = getattr(error, "reason", error)
+            told = getattr(reason, "strerror", None) or reason
+            raise _NotFetchedError(f"--download: cannot fetch {url}: {told}") from error
         found = _md5(partial)
         if found != md5:
             size = partial.stat().st_size
             raise ValueError(f"{url} arrived damaged: {size} bytes, MD5 {found}, expected {md5}; try again")
+
+
+class _NotFetchedError(ValueError):
+    """No OSError, which would be one of the file that is written."""
 
 
 def _require_release(path: Path, name: str, md5: str) -> None:

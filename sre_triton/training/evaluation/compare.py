@@ -27,7 +27,15 @@ from sre_triton.training.evaluation.footprint import interleaved_ms, parameter_c
 from sre_triton.training.evaluation.fresh import in_fresh_process
 from sre_triton.training.evaluation.results import result_folder, results_in, written
 from sre_triton.training.figures import draw_angle_curves, draw_learning_curves
-from sre_triton.training.files import as_shares, in_percent, read_json, replacing, write_csv, write_json
+from sre_triton.training.files import (
+    as_shares,
+    in_percent,
+    read_json,
+    replacing,
+    require_writable,
+    write_csv,
+    write_json,
+)
 from sre_triton.training.options import CompareOptions, RunOptions
 from sre_triton.training.runs.fitting import fit, is_finished, prepare_machine
 from sre_triton.training.runs.folder import RunFolder
@@ -60,6 +68,9 @@ def compare(options: RunOptions, comparison: CompareOptions, console: Console | 
     console = console or Console(quiet=options.quiet)
     if options.ddp:
         raise ValueError("--ddp: compare trains in one process; train the networks one by one instead")
+    if options.resume is not None:
+        raise ValueError("--resume: compare goes on by itself when it is run again with the same --output")
+    require_writable(comparison.output, "--output")
     if comparison.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {comparison.jobs}")
     models = comparison.models or [options.model_type, PLAIN_TWINS.get(options.model_type, options.model_type)]

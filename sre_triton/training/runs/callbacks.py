@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shlex
+import shutil
 import signal
 import threading
 import time
@@ -16,12 +20,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
 from sre_triton.training.files import in_percent, replacing, write_csv, write_json
-from sre_triton.training.runs.folder import RunFolder
+from sre_triton.training.runs.folder import RunFolder, first_line
 from sre_triton.training.runs.interruption import Interrupted
 from sre_triton.training.runs.progress import Speech, epoch_line
 from sre_triton.training.tasks.task import STEPS_BETWEEN_CHECKS
 
 __all__ = ["AtomicCheckpoints", "EarlyStop", "Interruption", "Recorder"]
+
+
+_SMALL = 64 * 2**20  # bytes: a disk with less has no room for a checkpoint
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -31,16 +38,19 @@ class AtomicCheckpoints(TorchCheckpointIO):
         with replacing(Path(path)) as partial:
             try:
                 torch.save(checkpoint, partial)
-            except RuntimeError as error:  # PyTorch's own writer reports a full disk so
-                raise OSError(str(error)) from error
+            except RuntimeError as error:  # PyTorch's own writer reports a full disk so, without the reason
+                free = shutil.disk_usage(partial.parent).free
+                reason = errno.ENOSPC if free < _SMALL else errno.EIO
+                raise OSError(reason, f"{os.strerror(reason)}: {first_line(error)}") from error
 
 
 class Interruption(Callback):
     """Ctrl-C (SIGINT) and SIGTERM end a training at the next step (of several processes, at one of the next ten), after
     saving; a second Ctrl-C ends it at once."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, command: str = "train") -> None:
         self.folder = folder
+        self.command = command
         self.asked = False
 
     @contextmanager
@@ -80,8 +90,8 @@ class Interruption(Callback):
     def _stopped(self, trainer: Trainer) -> Interrupted:
         return Interrupted(
             f"stopped in epoch {trainer.current_epoch + 1} of {trainer.max_epochs}; everything is saved in "
-            f"{self.folder.path}: go on with the same command and --resume {self.folder.path} "
-            "(`compare` goes on by itself)"
+            f"{self.folder.path}; go on with: sre-triton {self.command} --resume "
+            f"{shlex.quote(str(self.folder.path))} (`compare` goes on by itself)"
         )
 
     def _any_asked(self, trainer: Trainer) -> bool:

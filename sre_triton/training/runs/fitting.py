@@ -92,7 +92,8 @@ def _fit(task: Task, folder: RunFolder, speech: Speech) -> Recorder:
             speech.say(f"going on after epoch {options.cur_ep + _epochs_done(content)} of {options.epochs}")
     elif options.load_model is not None:
         load_weights(task, options.load_model)
-    recorder, interruption = Recorder(folder, task.monitor, options.cur_ep, speech), Interruption(folder)
+    recorder = Recorder(folder, task.monitor, options.cur_ep, speech)
+    interruption = Interruption(folder, options.command)
     trainer = _trainer(task, folder, recorder, interruption, speech)
     if _is_first():
         folder.begin(options, task.description, task.network)
@@ -207,6 +208,8 @@ def _check(options: RunOptions) -> None:
         "world_size": 1,
         "save_interval": 1,
         "eval_interval": 1,
+        "num_workers": 0,
+        "threads": 0,
     }.items():
         if getattr(options, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")

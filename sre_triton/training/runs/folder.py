@@ -17,6 +17,7 @@ import os
 import shlex
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -257,10 +258,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     if path.suffix == ".safetensors":
         return read_pretrained(path)
+    with path.open("rb"):
+        pass  # what is missing or forbidden says so; what PyTorch finds wrong is the content
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not a whole checkpoint: {first_line(error)}") from error
+    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, ValueError, AttributeError) as error:
+        reason = first_line(error) if zipfile.is_zipfile(path) else "it is no file that torch.save has written"
+        raise ValueError(f"{path} is not a whole checkpoint: {reason}") from error
     if not isinstance(content, dict) or "sre_triton" not in content:
         raise ForeignCheckpointError(
             f"{path} was not written by `sre-triton train` or `segment`: it has no key 'sre_triton' "
