@@ -225,4 +225,4 @@ print("same")
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch was built without torch.distributed")
 def test_sharded_weights_are_balanced() -> None:
     found = subprocess.run([sys.executable, "-W", "ignore", "-c", FSDP], capture_output=True, text=True)
-    assert found.stdout.strip() == "same", found.stderr
+    assert found.stdout.splitlines()[-1:] == ["same"], found.stderr  # PyTorch may say something before

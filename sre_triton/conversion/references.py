@@ -195,6 +195,7 @@ class _Search:
 # How references are seen ------------------------------------------------------------------------------
 
 _NOT_FOLLOWED = (type, types.ModuleType, types.CodeType, types.FrameType, types.TracebackType, str, bytes, int, float)
+_FRAMES = {types.GeneratorType: "gi_frame", types.CoroutineType: "cr_frame", types.AsyncGeneratorType: "ag_frame"}
 _CONTAINERS = (list, tuple, dict, set, frozenset, deque)
 _CLASS_FUNCTIONS = (types.FunctionType, staticmethod, classmethod, property, functools.cached_property)
 
@@ -213,6 +214,8 @@ def _children(obj: Any) -> Iterator[object]:
         return
     elif issubclass(kind, np.ndarray):
         yield from obj.flat if obj.dtype.hasobject else ()
+    elif kind in _FRAMES and (frame := getattr(obj, _FRAMES[kind])) is not None:
+        yield from frame.f_locals.values()  # before Python 3.11 its referent is the frame
     attributes = _attributes(obj)  # first, since an instance gives its values to the dictionary
     if attributes is not None:
         yield attributes

@@ -10,6 +10,7 @@ from functools import lru_cache
 from operator import index
 from typing import Any
 
+import numpy as np
 import torch
 
 from sre_triton.geometry.conv import ConvArgs
@@ -58,8 +59,8 @@ def integer(value: Any, name: str) -> int:
 
 
 def _integer(value: Any) -> int:
-    # Tuples and lists, too, although index() refuses them: the compilers of PyTorch 2.9 and 2.11 cannot trace that.
-    if isinstance(value, (bool, tuple, list)) or (isinstance(value, torch.Tensor) and value.dtype is torch.bool):
+    # Tuples and lists, too, although index() refuses them: the compilers of PyTorch 2.10 and 2.11 cannot trace that.
+    if isinstance(value, (bool, np.bool_, tuple, list)) or (isinstance(value, torch.Tensor) and value.dtype is torch.bool):
         raise TypeError(f"a {type(value).__name__} is no integer")
     return index(value)
 

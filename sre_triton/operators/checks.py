@@ -30,6 +30,7 @@ __all__ = [
     "check_expand_kernel",
     "check_function",
     "check_residual",
+    "check_sum",
     "check_strided",
     "check_weight_grad",
     "is_parameter",
@@ -86,8 +87,17 @@ def check_function(
 def check_residual(residual: Tensor, x: Tensor, weight: Tensor, args: ConvArgs) -> None:
     """Raises RuntimeError unless ``residual`` is like the output."""
     check_strided("residual", residual)
-    like, given, rings = ((t.shape, t.dtype, t.device) for t in (residual, x, weight))
-    _check_residual(like, given, rings, args)
+    _check_residual(_signature(residual), _signature(x), _signature(weight), args)
+
+
+def check_sum(residual: Tensor, y: Tensor) -> None:
+    """Raises RuntimeError unless ``residual`` is like the output ``y``."""
+    check_strided("residual", residual)
+    _check_like(_signature(residual), _signature(y))
+
+
+def _signature(x: Tensor) -> Signature:
+    return x.shape, x.dtype, x.device
 
 
 def is_parameter(value: Any) -> bool:
@@ -166,11 +176,14 @@ def check_conv_act(
 
 
 def _check_residual(residual: Signature, x: Signature, weight: Signature, args: ConvArgs) -> None:
-    shape = (x[0][0], weight[0][0], *output_size(args, x[0][2:]))
-    if tuple(residual[0]) != shape or residual[1:] != x[1:]:
+    _check_like(residual, (torch.Size((x[0][0], weight[0][0], *output_size(args, x[0][2:]))), *x[1:]))
+
+
+def _check_like(residual: Signature, y: Signature) -> None:
+    if residual != y:
         raise RuntimeError(
-            f"residual must be like the output, {shape} {x[1]} on {x[2]}; got {tuple(residual[0])} {residual[1]} on "
-            f"{residual[2]}"
+            f"residual must be like the output, {tuple(y[0])} {y[1]} on {y[2]}; got {tuple(residual[0])} {residual[1]} "
+            f"on {residual[2]}"
         )
 
 
