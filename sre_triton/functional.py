@@ -17,8 +17,8 @@ from sre_triton.operators.autograd import CollapseKernel, ExpandKernel, RingConv
 from sre_triton.operators.checks import (
     check_function,
     check_residual,
-    check_sum,
     check_strided,
+    check_sum,
     refuse_onnx,
 )
 from sre_triton.operators.flops import register_formulas

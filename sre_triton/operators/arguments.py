@@ -60,7 +60,8 @@ def integer(value: Any, name: str) -> int:
 
 def _integer(value: Any) -> int:
     # Tuples and lists, too, although index() refuses them: the compilers of PyTorch 2.10 and 2.11 cannot trace that.
-    if isinstance(value, (bool, np.bool_, tuple, list)) or (isinstance(value, torch.Tensor) and value.dtype is torch.bool):
+    is_bool = isinstance(value, (bool, np.bool_)) or (isinstance(value, torch.Tensor) and value.dtype is torch.bool)
+    if is_bool or isinstance(value, (tuple, list)):
         raise TypeError(f"a {type(value).__name__} is no integer")
     return index(value)
 

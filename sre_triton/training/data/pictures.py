@@ -230,7 +230,9 @@ def _decode(path: Path, mask: bool = False, page: int | None = None) -> tuple[np
     from PIL import ImageOps
 
     with _opened(path, page) as picture:
-        return pillow_pixels(path, ImageOps.exif_transpose(picture), mask), None
+        pixels = pillow_pixels(path, ImageOps.exif_transpose(picture), mask)
+        # Pillow 10 reads 16 bits of a PNG, which has no more, into 32.
+        return pixels.astype(np.uint16) if (picture.format, picture.mode) == ("PNG", "I") else pixels, None
 
 
 @contextmanager
