@@ -169,3 +169,55 @@ def test_turns_are_divided_among_processes(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     assert turning.rotation_test(both[0], "val", how, share=Share(0, 2)) == expected
+
+
+def test_processes_ask_each_other_every_ten_steps(tmp_path: Path) -> None:
+    from sre_triton.training.runs.callbacks import Interruption
+    from sre_triton.training.runs.folder import RunFolder
+
+    asked: list[float] = []
+
+    class Strategy:
+        root_device = torch.device("cpu")
+
+        def reduce(self, value: torch.Tensor, reduce_op: str) -> torch.Tensor:
+            asked.append(float(value))
+            return value
+
+    class Training:
+        world_size, accumulate_grad_batches, is_last_batch, strategy = 2, 2, False, Strategy()
+
+    interruption, training = Interruption(RunFolder(tmp_path)), Training()
+    for batch in range(60):  # 30 steps, of two batches each
+        interruption.on_train_batch_end(training, None, None, None, batch)  # type: ignore[arg-type]
+    assert asked == [0, 0, 0]
+
+
+def test_losses_of_several_processes_are_looked_at_every_ten_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from sre_triton.training.options import SegmentOptions
+    from sre_triton.training.tasks.segmentation import SegmentationTask
+
+    unet = '{"features": [4, 4], "sre_conv_size": 3}'
+    task = SegmentationTask.from_options(SegmentOptions(vessels_size=64, vessels_count=[1, 1, 1], model_args=unet))
+    loop = SimpleNamespace(batch_idx=0)
+    strategy = SimpleNamespace(reduce=lambda value, reduce_op: value)
+    trainer = SimpleNamespace(
+        world_size=2, fit_loop=loop, strategy=strategy, global_step=1, current_epoch=0, loggers=[]
+    )
+    monkeypatch.setattr(SegmentationTask, "trainer", trainer)
+    monkeypatch.setattr(SegmentationTask, "log", lambda *_, **__: None)
+    looked: list[int] = []
+    require = task.require_finite
+    monkeypatch.setattr(task, "require_finite", lambda: looked.append(loop.batch_idx + 1) or require())
+
+    def train(batches: range) -> None:
+        for loop.batch_idx in batches:
+            task.account(torch.tensor(float("nan") if loop.batch_idx in (33, 36) else 0.5), torch.tensor(1.0))
+
+    train(range(30))
+    assert looked == [10, 20, 30]
+    with pytest.raises(FloatingPointError, match=r"the loss is nan in step 34 of epoch 1: lower --lr"):
+        train(range(30, 40))
+    assert looked[-1] == 40  # nothing is saved before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,3 +232,15 @@ def test_litter_is_passed_over_and_twins_are_named(tmp_path: Path) -> None:
         picture_files(tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere is missing"):
         picture_files(tmp_path / "nowhere")
+
+
+def test_what_a_library_says_is_not_taken_for_our_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "one.png"
+    Image.new("L", (4, 4)).save(path)
+
+    def refuse(source: Path) -> None:
+        raise ValueError(f"cannot decode {source}")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} is not a whole picture: cannot decode"):
+        read_picture(path)

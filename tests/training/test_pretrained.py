@@ -18,6 +18,7 @@ from sre_triton.cli import main
 from sre_triton.training.runs import pretrained
 from sre_triton.training.runs.restore import load_network
 from tests.training.conftest import TINY_UNET, Command
+from tests.training.photographs import write_pairs
 
 ROOT = Path(__file__).parents[2]
 NAMES = [row["name"] for row in pretrained.pretrained_table()]
@@ -78,9 +79,16 @@ def test_it_is_the_beginning_of_another_training(folder: Path, sre: Command) -> 
     assert sre("segment", *TINY_UNET, "--epochs", "1", "--load-model", "drawn", "--dry-run") == 0
 
 
-def test_it_is_evaluated_on_images_that_are_given(folder: Path, sre: Command, capsys: Any) -> None:
+def test_it_is_evaluated_on_images_that_are_given(
+    folder: Path, sre: Command, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert sre("evaluate", "drawn") == 2
     assert "--data is needed: drawn comes without the images that it was trained on" in capsys.readouterr().err
+    write_pairs(tmp_path / "own", ["1", "2"])
+    assert sre("evaluate", "drawn", "--data", tmp_path / "own", "--split", "all", "--step-degrees", "180") == 0
+    result = json.loads((tmp_path / "drawn-evaluation-all-own" / "evaluation.json").read_text())
+    assert next(iter(result.values()))["n"] == 2
 
 
 def test_they_are_listed(folder: Path, sre: Command, capsys: Any) -> None:
