@@ -52,6 +52,7 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     # They did what the text around them says.
     names = document.namespace
     assert names["features"].shape == (2, 64, 64, 64)
+    assert 0.003 < sre_triton.equivariance_error(names["layer"], names["smooth"], (15, 45)) < 0.008  # "about 0.005"
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in names["fast"].modules())
     assert names["model"] is not model
     assert not any(isinstance(module, sre_triton.SREConv2d) for module in names["plain"].modules())
