@@ -167,6 +167,9 @@ def test_overlays_tell_right_from_missed_and_wrong() -> None:
     colours = overlay(np.zeros((1, 4, 3)), found, truth)[0].tolist()
     assert colours[0] == [0, 0, 0]
     assert len({tuple(colour) for colour in colours}) == 4
+    red = np.tile([0.9, 0.0, 0.0], (1, 4, 1))
+    assert overlay(red, found, truth)[0, 0].tolist() == [round(255 * 0.3)] * 3  # grey, so that marks stand out
+    assert overlay(red, found)[0, 0].tolist() == [230, 0, 0]
     plain = overlay(np.zeros((1, 4, 3)), np.array([[0, 1, 2, 7]]))[0].tolist()
     assert plain[1] == plain[3] != plain[2]  # six colours, then from the first on again
 

@@ -131,8 +131,8 @@ def overlay(picture: Floats, found: npt.NDArray[Any], truth: npt.NDArray[Any] | 
     Args:
         picture: (H, W, 3), 0 to 1.
         found: class of each pixel, (H, W), 0 for the ground.
-        truth: of two classes, what is right. What was found and right is then blue, what was missed orange, and what
-            was found wrongly yellow.
+        truth: of two classes, what is right. The picture is then grey, what was found and right blue, what was missed
+            orange, and what was found wrongly yellow.
 
     Returns:
         (H, W, 3), 0 to 255.
@@ -141,6 +141,7 @@ def overlay(picture: Floats, found: npt.NDArray[Any], truth: npt.NDArray[Any] | 
         marked, colours = found > 0, _OVER[(found.astype(np.int64) - 1) % len(_OVER)]
     else:
         marked = (found > 0) | (truth > 0)
+        picture = np.broadcast_to(picture.mean(axis=-1, keepdims=True), picture.shape)
         wrong = np.where((truth > 0)[..., None], _MISSED, _FALSE)
         colours = np.where(((found > 0) & (truth > 0))[..., None], _RIGHT, wrong)
     blended = np.where(marked[..., None], 0.2 * 255 * picture + 0.8 * colours, 255 * picture)
