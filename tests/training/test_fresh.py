@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from sre_triton.training.evaluation.fresh import in_fresh_process
+from sre_triton.training.runs.folder import command_line
 from sre_triton.training.runs.interruption import Interrupted
 
 
-def double(value: int) -> tuple[int, int]:
-    return 2 * value, os.getpid()
+def double(value: int) -> tuple[int, int, str]:
+    return 2 * value, os.getpid(), command_line()
 
 
 def refuse(message: str) -> None:
@@ -38,10 +39,17 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def test_the_command_line_is_as_a_shell_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for program, name in (("/bin/sre-triton", "sre-triton"), ("/lib/sre_triton/__main__.py", "python -m sre_triton")):
+        monkeypatch.setattr(sys, "argv", [program, "train", "--exp", "two words"])
+        assert command_line() == f"{name} train --exp 'two words'"
+
+
 def test_answers_and_errors_come_back() -> None:
-    answer, process = in_fresh_process(double, 21)
+    answer, process, command = in_fresh_process(double, 21)
     assert answer == 42
     assert process != os.getpid()
+    assert command == command_line()  # what the user ran
     with pytest.raises(Interrupted, match="enough"):
         in_fresh_process(refuse, "enough")
 

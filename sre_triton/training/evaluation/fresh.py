@@ -23,7 +23,7 @@ Answer = TypeVar("Answer")
 
 _BEGIN = """
 import pickle, sys
-sys.path[:] = pickle.load(sys.stdin.buffer)
+sys.path[:], sys.argv[:] = pickle.load(sys.stdin.buffer)
 from sre_triton.training.evaluation.fresh import serve
 serve(sys.stdin.buffer)
 """
@@ -46,7 +46,7 @@ def in_fresh_process(function: Callable[..., Answer], *arguments: Any) -> Answer
         process = subprocess.Popen([sys.executable, "-c", _BEGIN], stdin=subprocess.PIPE)
         assert process.stdin is not None
         try:
-            pickle.dump(sys.path, process.stdin)
+            pickle.dump((sys.path, sys.argv), process.stdin)  # the command line is kept with what it gives
             pickle.dump((os.fspath(answer), function, arguments), process.stdin)
             process.stdin.flush()
             status = process.wait()

@@ -184,7 +184,11 @@ _CONFIG, _VERSIONS = "config.json", "versions.json"
 
 def command_line() -> str:
     """What was run, as a shell takes it."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else ""
+    if not sys.argv:
+        return ""
+    program = Path(sys.argv[0])
+    called = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    return shlex.join([*called, *sys.argv[1:]])
 
 
 def versions() -> dict[str, str]:
