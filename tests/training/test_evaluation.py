@@ -272,7 +272,7 @@ def test_what_is_left_out_is_said(sre: Command, tmp_path: Path, capsys: Any) -> 
     arguments = ["--data", tmp_path / "one", "--split", split, "--epochs", "1", "--crop-size", "32"]
     assert sre("segment", *TINY_UNET, *arguments, "--eval-rot") == 0
     said = capsys.readouterr().out
-    assert "auc of sre_unet is undefined for 1 images, left out" in " ".join(said.split())
+    assert "AUC of sre_unet is undefined for 1 images, left out" in " ".join(said.split())
     run = tmp_path / "logs" / "task" / "one-sre_unet-seed1"
     result = read(run / "evaluation-test" / "evaluation.json")["sre_unet"]["rotation"]
     assert result["summary"]["auc"]["undefined"] == 1

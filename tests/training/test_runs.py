@@ -81,6 +81,18 @@ def test_ctrl_c_saves_and_resumes_to_the_same_bits(
     assert_same_run(tmp_path / "logs" / "whole" / stopped.name, stopped)
 
 
+@pytest.mark.slow
+def test_sigterm_while_a_network_is_compiled_is_quiet(
+    stop_at: Any, sre: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stop_at(0, 0, signal.SIGTERM)  # the first step compiles
+    assert sre("segment", *TINY_UNET, "--epochs", "1", "--compile") == 130
+    error = capfd.readouterr().err
+    run = tmp_path / "logs" / "task" / "vessels-sre_unet-seed1"
+    assert error.count("\n") == 1
+    assert f"go on with: sre-triton segment --resume {run}" in error
+
+
 def test_workers_change_nothing(make_set: MakeSet, sre: Command, stop_at: Any, tmp_path: Path) -> None:
     make_set("tiny")
     assert sre("train", *CLASSIFIER, "--exp", "whole") == 0

@@ -12,7 +12,9 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
+from sre_triton.training.evaluation.final_test import words
 from sre_triton.training.evaluation.results import (
     checksum_of,
     home_of,
@@ -151,11 +153,10 @@ def evaluate(checkpoints: Sequence[Path], options: EvaluateOptions, console: Con
         write_results(folder, results, options.figure_format)
     for table in summary_tables(results):
         console.print(table)
-    console.print(
-        f"{time.perf_counter() - start:.0f} s on {device}; {folder}/rotation.{options.figure_format}, "
-        f"rotation-polar.{options.figure_format}, rotation.csv, evaluation.json",
-        soft_wrap=True,
-    )
+    console.print(f"{time.perf_counter() - start:.0f} s on {device}; written to {folder}:")
+    drawn = (f"{stem}.{options.figure_format}" for stem in ("rotation", "rotation-polar"))
+    for name in ("evaluation.json", "rotation.csv", *drawn):
+        console.print(f"  {folder / name}", soft_wrap=True, highlight=False)
 
 
 def _check_alike(abouts: dict[str, dict[str, Any]]) -> None:
@@ -234,31 +235,33 @@ def curves_of(result: dict[str, Any]) -> list[tuple[str, list[float], list[float
     return curves
 
 
-def summary_tables(results: dict[str, dict[str, Any]]) -> list[Table]:
-    """Of each test, one row per network and score."""
-    tables = []
+def summary_tables(results: dict[str, dict[str, Any]]) -> list[Text | Table]:
+    """Of each test its title and a table: one row per score, and per network if there are several."""
+    parts: list[Text | Table] = []
     for test, places in (("rotation", ("mean", "std", "at_0", "at_90")), ("flips", ("mean", "std", "at_none"))):
         mine = {name: result[test] for name, result in results.items() if test in result}
         if not mine:
             continue
-        one = next(iter(mine.values()))
-        first = next(iter(results.values()))
-        title = f"{test} test: {len(one['rows'])} turns of {first['data']} ({first['split']}), in percent"
-        table = Table(title=title)
-        for header in ("network", "score", *(place.replace("at_", "at ") for place in places)):
-            table.add_column(header, justify="left" if header in ("network", "score") else "right")
+        first, turned = next(iter(results.values())), next(iter(mine.values()))
+        of = f"{first['data']} ({first['split']}, n = {first['n']:,})"
+        names = "" if len(mine) > 1 else f" by {next(iter(mine))}"
+        parts.append(Text(f"{test} test: {len(turned['rows'])} turns of {of}{names}, in percent"))
+        table = Table()
+        for header in (*(["network"] if len(mine) > 1 else []), "score"):
+            table.add_column(header, overflow="fold")
+        for place in places:
+            table.add_column(place.replace("at_", "at "), justify="right", no_wrap=True)
         left_out = []
         for name, content in mine.items():
             for score, values in content["summary"].items():
                 cells = (f"{100 * values[place]:.2f}" if place in values else "" for place in places)
-                table.add_row(name, score.replace("_", " "), *cells)
+                table.add_row(*([name] if len(mine) > 1 else []), words(score), *cells)
                 if "undefined" in values:
-                    count, of = f"{values['undefined']:.0f}", results[name]["averaged"]
-                    left_out.append(f"{score.replace('_', ' ')} of {name} is undefined for {count} {of}, left out")
+                    count, unit = f"{values['undefined']:.0f}", results[name]["averaged"]
+                    left_out.append(Text(f"{words(score)} of {name} is undefined for {count} {unit}, left out"))
             table.add_section()
-        table.caption = "\n".join(left_out) or None
-        tables.append(table)
-    return tables
+        parts += [table, *left_out]
+    return parts
 
 
 def _name(path: Path) -> str:

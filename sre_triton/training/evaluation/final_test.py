@@ -17,7 +17,7 @@ from sre_triton.training.tasks.report import Report
 from sre_triton.training.tasks.task import Task
 from sre_triton.training.tasks.undefined import UNDEFINED
 
-__all__ = ["WHOLE", "best_epoch", "final_test", "report_tables", "write_report"]
+__all__ = ["WHOLE", "best_epoch", "final_test", "report_tables", "words", "write_report"]
 
 WHOLE = "whole_"
 """Begins the name of a score of the whole image, where the others are of the field of view."""
@@ -46,7 +46,7 @@ def final_test(task: Task, options: RunOptions, folder: Path, epoch: int | None)
     }
     write_report(folder, report, about, options.figure_format)
     after = f" of epoch {epoch}" if epoch is not None else ""
-    title = f"test{after}: {about['n']:,} images of {about['data']}, scores in percent"
+    title = f"test{after}: {about['n']:,} image{'s' if about['n'] > 1 else ''} of {about['data']}, scores in percent"
     return [Text(title), *report_tables(report)]
 
 
@@ -84,9 +84,9 @@ def report_tables(report: Report) -> list[Text | Table]:
     for kind in used:
         scores.add_column(kinds[kind] or "mean", justify="right")
     for name in names:
-        scores.add_row(_words(name), *(_shown(report.scores.get(kind + name, math.nan)) for kind in used))
+        scores.add_row(words(name), *(_shown(report.scores.get(kind + name, math.nan)) for kind in used))
     left_out = [
-        f"{_words(name.removeprefix(UNDEFINED))} is undefined for {count:.0f}, left out"
+        f"{words(name.removeprefix(UNDEFINED))} is undefined for {count:.0f}, left out"
         for name, count in report.scores.items()
         if name.startswith(UNDEFINED)
     ]
@@ -98,7 +98,7 @@ def _table_of_classes(report: Report) -> Table:
     columns = [name for name in report.classes[0] if name != "class"]
     table.add_column("class")
     for name in columns:
-        table.add_column(_words(name), justify="right")
+        table.add_column(words(name), justify="right")
     for row in report.classes[:_SHOWN]:
         table.add_row(
             str(row["class"]),
@@ -109,7 +109,8 @@ def _table_of_classes(report: Report) -> Table:
     return table
 
 
-def _words(name: str) -> str:
+def words(name: str) -> str:
+    """A score's name in a table."""
     upper = {"auc": "AUC", "iou": "IoU", "f1": "F1", "top5": "top-5 accuracy", "dice": "Dice"}
     return upper.get(name, name.replace("_", " "))
 
