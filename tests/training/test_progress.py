@@ -44,28 +44,48 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_on_a_terminal_lines_stay_above_bars_with_the_time_left(
-    make_set: MakeSet, sre: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_set("tiny")
-    terminal = Terminal()
-    monkeypatch.setattr("sys.stdout", terminal)
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes standard output a terminal when it is called, and gives the lines that were written to it since then."""
     monkeypatch.setattr("sre_triton.training.runs.progress._REFRESH", 0)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
-    assert sre("train", *TINY, "--med-mnist", "tiny", "--epochs", "2") == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
-    said = [line.rstrip() for line in re.split(r"[\r\n]+", text)]
+    screens = [Terminal()]
+
+    def written() -> list[str]:
+        text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screens[-1].getvalue())
+        screens.append(Terminal())
+        monkeypatch.setattr("sys.stdout", screens[-1])
+        return [line.rstrip() for line in re.split(r"[\r\n]+", text)]
+
+    return written
+
+
+def counts(lines: list[str], bar: str, total: int) -> list[int]:
+    """How far a bar was, each time that it was drawn; after the first step it says what time is left."""
+    drawn = [line for line in lines if line.startswith(bar)]
+    assert all(re.search(r" \d+(:\d\d)*( s)? left$", line) for line in drawn[2:])
+    found = [int(re.search(rf" (\d+)/{total} ", f"{line} ")[1]) for line in drawn]  # type: ignore[index]
+    assert found == sorted(found)
+    return found
+
+
+def test_on_a_terminal_lines_stay_above_bars_with_the_time_left(
+    make_set: MakeSet, sre: Command, terminal: Any, tmp_path: Path
+) -> None:
+    make_set("tiny")  # 3 batches to train on and 1 to validate
+    options = [option for option in TINY if option != "--cos"]
+    terminal()
+    assert sre("train", *options, "--med-mnist", "tiny", "--epochs", "2") == 0
+    said = terminal()
     for epoch in (1, 2):
         assert sum(bool(re.fullmatch(rf"epoch {epoch}/2  loss .* s", line)) for line in said) == 1
-    # 3 batches to train on and 1 to validate, twice
-    for name, total in {"all 2 epochs ": 8, "epoch 1 ": 4, "epoch 2 ": 4}.items():
-        bars = [line for line in said if line.startswith(name)]
-        counts = [int(re.search(rf" (\d+)/{total} ", f"{line} ")[1]) for line in bars]  # type: ignore[index]
-        assert counts == sorted(counts)
-        assert set(counts) <= set(range(total + 1))
-        assert counts[-1] == total
-        assert all(re.search(r" \d+(:\d\d)*( s)? left$", line) for line in bars[2:])
+        assert set(counts(said, f"epoch {epoch} ", 4)) == set(range(5))
+    assert set(counts(said, "all 2 epochs ", 8)) == set(range(9))
+    assert sre("train", "--resume", tmp_path / "logs" / "task" / "tiny-sre_resnet18-seed1", "--epochs", "3") == 0
+    said = terminal()
+    assert set(counts(said, "all 3 epochs ", 12)) == set(range(8, 13))
+    assert set(counts(said, "epoch 3 ", 4)) == set(range(5))
 
 
 @pytest.fixture

@@ -93,6 +93,8 @@ class Bars(Callback):
         self._of_epoch = int(trainer.num_training_batches) + int(sum(trainer.num_val_batches))
         epochs = (trainer.max_epochs or 0) + self.first_epoch
         done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if done >= int(trainer.num_training_batches):  # resumed after an epoch, whose count still stands
+            done = 0
         self._whole = self.progress.add_task(
             f"all {epochs} epochs",
             total=self._of_epoch * (trainer.max_epochs or 0),
