@@ -33,6 +33,8 @@ TARGETS = {
 
 _POINTER = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32"}
 
+_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+
 
 @dataclass
 class Launch:
@@ -61,7 +63,7 @@ def record(call: Callable[[], object], arch: str) -> list[Launch]:
     launches: list[Launch] = []
 
     def note(kernel: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        options: dict[str, int] = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
+        options: dict[str, int] = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
         launches.append(Launch(kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs, options))
 
     limits = devices.limits_of(arch)

@@ -42,6 +42,8 @@ TOLERANCE = 1.10
 REFERENCE_CHANNELS = 64
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
+LINES, ALL_KINDS = (0, 1), (0, 1, 2, 3)  # invariants: those of the networks, gradient and anisotropy, and every one
+
 _FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
 
 
@@ -105,6 +107,14 @@ class Case:
                 grad_y, weight, None, spec, spec.output_padding(size, grad_y.shape[2:])
             ),
             "weight_grad": lambda: launch.weight_grad(x, grad_y, spec),
+            "invariants": lambda: launch.invariants_forward(x, LINES, (1,), 1e-2),
+            "invariants_backward": lambda: launch.invariants_backward(
+                torch.cat([x] * len(LINES), 1), x, LINES, (1,), 1e-2
+            ),
+            "all_invariants": lambda: launch.invariants_forward(x, ALL_KINDS, (1, 2), 1e-2),
+            "all_invariants_backward": lambda: launch.invariants_backward(
+                torch.cat([x] * 8, 1), x, ALL_KINDS, (1, 2), 1e-2
+            ),
             "expand": lambda: launch.expand(weight, spec.geometry),
             "collapse": lambda: launch.collapse(launch.expand(weight, spec.geometry), spec.geometry),
         }
@@ -124,6 +134,8 @@ def quick_cases() -> Iterator[Case]:
     yield Case(kernel_size=5, channels=128)
     yield Case(kernel_size=5, groups=64)
     yield Case("weight_grad", kernel_size=5)
+    for operation in ("invariants", "invariants_backward"):
+        yield Case(operation, size=64, batch=4)
 
 
 KERNEL_SIZES = (3, 5, 7, 9, 11)
@@ -154,6 +166,9 @@ def cases() -> Iterator[Case]:
         yield Case(kernel_size=k, dtype=dtype, ndim=3, size=32, batch=4)
     for operation, dtype in itertools.product(("expand", "collapse"), DTYPES):
         yield Case(operation, 9, dtype)
+    for ndim, dtype, which in itertools.product((2, 3), DTYPES, ("invariants", "all_invariants")):
+        for operation in (which, f"{which}_backward"):
+            yield Case(operation, 3, dtype, size=64 if ndim == 2 else 16, batch=4, ndim=ndim)
 
 
 def gpu_cases() -> Iterator[Case]:
@@ -196,10 +211,28 @@ def _row(kernel: tuple[str, Case, int]) -> dict[str, Any]:
     return describe(case, call, arch) | compiled(case, call, arch)
 
 
+_SHOWN = ("R", "BM", "BN", "BC", "BK", "BS", "BU", "BP", "BO", "BT", "EVEN_K", "ONE_BLOCK", "KINDS", "DILATIONS")
+
+
 def describe(case: Case, call: aot.Launch, arch: str) -> dict[str, Any]:
     blocks = {
         name: call.arguments[name]
-        for name in ("R", "BM", "BN", "BC", "BK", "BS", "BU", "BP", "BO", "BT", "EVEN_K", "ONE_BLOCK")
+        for name in (
+            "R",
+            "BM",
+            "BN",
+            "BC",
+            "BK",
+            "BS",
+            "BU",
+            "BP",
+            "BO",
+            "BT",
+            "EVEN_K",
+            "ONE_BLOCK",
+            "KINDS",
+            "DILATIONS",
+        )
         if name in call.arguments
     }
     variation = {

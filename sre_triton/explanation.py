@@ -44,12 +44,12 @@ def explain(module: nn.Module, *inputs: Any) -> str:
 
     added: list[tuple[int, str]] = []  # before which ring convolution, and its paragraph
 
-    def add(label: str, layer: nn.Module, args: Any) -> None:
+    def add(label: str, layer: Any, args: Any) -> None:
         position = sum(call.kind in ("forward", "transpose") for call, _ in records)
         title = f"{label}: {layer}" if label else str(layer)
         z = args[0]
         place = f"  input {tuple(z.shape)}, {z.dtype}, {z.device.type}"
-        added.append((position, f"{title}\n{place}\n  forward and backward: {way_to_add(z)}"))
+        added.append((position, f"{title}\n{place}\n  forward and backward: {way_to_add(z, layer.spec)}"))
 
     enterings: dict[type[nn.Module], Callable[..., None]] = {RingConvNd: enter, AddInvariantsNd: add}
     hooks = [

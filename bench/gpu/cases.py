@@ -195,6 +195,7 @@ def full() -> Workload:
         networks=(
             *(Network("sre_resnet18", _resnet, batch, 32) for batch in (128, 512)),
             Network("SREUNet", _unet, 8, 256),
+            Network("SREUNet with invariants", _unet_with_invariants, 8, 256),
         ),
     )
 
@@ -242,6 +243,12 @@ def _unet() -> nn.Module:
     from sre_triton.models import SREUNet
 
     return SREUNet()
+
+
+def _unet_with_invariants() -> nn.Module:
+    from sre_triton.models import SREUNet
+
+    return SREUNet(invariants=True)
 
 
 def _small_resnet() -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,16 @@ from bench.gpu.cases import Layer, Workload
 from bench.gpu.truth import difference, full_float32, poisoned_memory
 from sre_triton.backends import dense
 
-__all__ = ["Finding", "Job", "check_determinism", "check_operations", "check_tiles", "compile_ahead", "jobs"]
+__all__ = [
+    "Finding",
+    "Job",
+    "check_determinism",
+    "check_invariants",
+    "check_operations",
+    "check_tiles",
+    "compile_ahead",
+    "jobs",
+]
 
 Finding = tuple[int, list[str]]
 """Results that were checked, and what is wrong, in words."""
@@ -24,6 +34,8 @@ Job = tuple[str, str, Callable[..., Any], tuple[Any, ...]]
 def jobs(workload: Workload) -> list[Job]:
     """Every check. Tiles of 8 warps have a section of their own: some versions of Triton get them wrong."""
     found: list[Job] = [("checks", f"check of {layer}", check_operations, (layer,)) for layer in workload.checks]
+    for size, dtype in itertools.product(((19, 37), (5, 9, 11)), (torch.bfloat16, torch.float16, torch.float32)):
+        found.append(("checks", f"check of invariants {size} {dtype}", check_invariants, (size, dtype)))
     found.append(("checks", "check of determinism", check_determinism, (workload.checks[0],)))
     for layer in workload.tiled:
         for warps, section in ((8, "warps8"), (4, "checks")):
@@ -77,6 +89,31 @@ def check_tiles(layer: Layer, warps: int) -> Finding:
             if problem_found := difference(launch.fused_forward(x, weight, None, spec, tile=tile), truth):
                 failures.append(f"{tile}: {problem_found}")
     return len(some), failures
+
+
+def check_invariants(size: tuple[int, ...], dtype: torch.dtype) -> Finding:
+    """Every kind of differential invariant at two scales, and the gradient, of random maps of this size."""
+    from sre_triton.backends import triton
+    from sre_triton.invariants import formulas
+
+    torch.manual_seed(0)
+    spec = formulas.Spec(len(size), formulas.KINDS, (1, 2), 1e-2)
+    z = torch.randn(2, 8, *size, device="cuda", dtype=dtype)
+    grad_y = torch.randn(2, 8 * spec.per_channel, *size, device="cuda", dtype=dtype)
+    wide = z.double().requires_grad_()
+    truth = formulas.maps(wide, spec, torch.float64)
+    (true_grad,) = torch.autograd.grad(truth, wide, grad_y.double())
+    arguments = tuple(range(len(spec.kinds))), spec.dilations, spec.eps
+    calls: dict[str, tuple[Callable[[], Tensor], Tensor]] = {
+        "forward": (lambda: triton.invariants_forward(z, *arguments), truth.detach()),
+        "backward": (lambda: triton.invariants_backward(grad_y, z, *arguments), true_grad),
+    }
+    failures: list[str] = []
+    for name, (call, expected) in calls.items():
+        with _guard(failures, name), poisoned_memory():
+            if problem := difference(call(), expected):
+                failures.append(f"{name}: {problem}")
+    return len(calls), failures
 
 
 def check_determinism(layer: Layer) -> Finding:

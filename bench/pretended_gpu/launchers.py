@@ -58,6 +58,8 @@ def _dense_launchers() -> dict[str, Callable[..., Any]]:
         "backward": lambda *args: dense.backward(*args),
         "expand": _expand,
         "collapse": _collapse,
+        "invariants_forward": _invariants_forward,
+        "invariants_backward": _invariants_backward,
     }
 
 
@@ -74,3 +76,16 @@ def _expand(weight: Tensor, geometry: Any, dtype: torch.dtype | None = None) -> 
 def _collapse(kernel: Tensor, geometry: Any, dtype: torch.dtype | None = None) -> Tensor:
     wide = torch.float64 if kernel.dtype == torch.float64 else torch.float32
     return (kernel.to(wide).flatten(2) @ _table(geometry, wide).t()).to(dtype or kernel.dtype)
+
+
+def _invariants_forward(z: Tensor, kinds: tuple[int, ...], dilations: tuple[int, ...], eps: float) -> Tensor:
+    from sre_triton.invariants import formulas
+
+    names = tuple(formulas.KINDS[kind] for kind in kinds)
+    return formulas.maps(z, formulas.Spec(z.dim() - 2, names, dilations, eps), z.dtype)
+
+
+def _invariants_backward(grad_y: Tensor, z: Tensor, *arguments: Any) -> Tensor:
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        return torch.autograd.grad(_invariants_forward(z, *arguments), z, grad_y)[0]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sre_triton.backends import triton
 from sre_triton.backends.memory_format import layout_of, new_activation
 from sre_triton.backends.native.library import missing
 from sre_triton.invariants.formulas import (
@@ -80,6 +81,8 @@ def _values(z: Tensor, spec: Spec) -> Iterator[Tensor]:
 
 def maps_forward(z: Tensor, spec: Spec) -> Tensor:
     """(N, C, *space) to (N, per_channel * C, *space)."""
+    if _is_triton(z, spec):
+        return triton.invariants_forward(z, *_numbers(spec))
     channels = z.shape[1]
     y = new_activation(z, spec.per_channel * channels, tuple(z.shape[2:]))
     limit = largest(z.dtype)
@@ -107,6 +110,8 @@ def _pull_back(
 
 def maps_backward(grad_y: Tensor, z: Tensor, spec: Spec) -> Tensor:
     """Gradient of :func:`maps_forward`."""
+    if _is_triton(z, spec):
+        return triton.invariants_backward(grad_y, z, *_numbers(spec))
     channels = z.shape[1]
     grad_z = new_activation(z, channels, tuple(z.shape[2:]))
     dtype, limit = compute_dtype(z.dtype), largest(z.dtype)
@@ -164,10 +169,11 @@ def add_backward(
     )
 
 
-def way_to_add(z: Tensor) -> str:
+def way_to_add(z: Tensor, spec: Spec) -> str:
     """What computes :func:`add_forward` and :func:`add_backward` of such a map, in words."""
     if z.device.type != "cpu":
-        return f"PyTorch operations, piece by piece (the kernel runs on CPUs, the map is on {z.device.type!r})"
+        refusal = triton.invariants_refusal(z, *_numbers(spec)[:2])
+        return "triton" if refusal is None else f"PyTorch operations, piece by piece ({refusal})"
     reason = missing()
     return "native (one pass over the map)" if reason is None else f"PyTorch operations, piece by piece ({reason})"
 
@@ -177,14 +183,20 @@ def _is_native(z: Tensor, project: Tensor) -> bool:
     return z.device.type == "cpu" and z.numel() > 0 and project.shape[0] > 0 and missing() is None
 
 
-def _numbers(spec: Spec) -> tuple[list[int], list[int], float]:
-    """What the kernel reads of it."""
-    return [KINDS.index(kind) for kind in spec.kinds], list(spec.dilations), spec.eps
+def _is_triton(z: Tensor, spec: Spec) -> bool:
+    """Whether the kernels of a GPU take this map."""
+    return z.device.type != "cpu" and z.numel() > 0 and triton.invariants_refusal(z, *_numbers(spec)[:2]) is None
+
+
+def _numbers(spec: Spec) -> tuple[tuple[int, ...], tuple[int, ...], float]:
+    """What the kernels read of it."""
+    return tuple(KINDS.index(kind) for kind in spec.kinds), spec.dilations, spec.eps
 
 
 def _images(z: Tensor) -> Iterator[slice]:
     """Images that are computed together: so many that a call is worth it."""
-    together = max(1, _PIECE * 4 // max(1, math.prod(z.shape[1:])))
+    elements = _PIECE * 4 if z.device.type == "cpu" else _PIECE * 1024
+    together = max(1, elements // max(1, math.prod(z.shape[1:])))
     for start in range(0, z.shape[0] if z.numel() else 0, together):
         yield slice(start, min(start + together, z.shape[0]))
 

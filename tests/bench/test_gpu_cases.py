@@ -50,7 +50,8 @@ def test_checks_reach_every_dtype_and_kernel() -> None:
     assert any(layer.stride > 1 for layer in layers)
     sections = [section for section, *_ in checks.jobs(cases.full())]
     assert sections.count("warps8") == 6
-    assert sections.count("checks") == len(layers) + 1 + 6
+    of_invariants, of_determinism, of_tiles = 2 * 3, 1, 6
+    assert sections.count("checks") == len(layers) + of_invariants + of_determinism + of_tiles
 
 
 def test_the_floor_is_the_larger_of_traffic_and_product() -> None:

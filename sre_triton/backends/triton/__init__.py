@@ -25,6 +25,9 @@ __all__ = [
     "expand",
     "forward",
     "fused_forward",
+    "invariants_backward",
+    "invariants_forward",
+    "invariants_refusal",
     "refusal",
     "transpose",
     "weight_grad",
@@ -33,6 +36,16 @@ __all__ = [
 
 class _Launchers(FusedBackend, ExpansionKernels, Protocol):
     """What :mod:`sre_triton.backends.triton.launch` offers."""
+
+    def invariants_refusal(self, z: Tensor, kinds: tuple[int, ...], dilations: tuple[int, ...]) -> str | None: ...
+
+    def invariants_forward(
+        self, z: Tensor, kinds: tuple[int, ...], dilations: tuple[int, ...], eps: float
+    ) -> Tensor: ...
+
+    def invariants_backward(
+        self, grad_y: Tensor, z: Tensor, kinds: tuple[int, ...], dilations: tuple[int, ...], eps: float
+    ) -> Tensor: ...
 
 
 @lru_cache(maxsize=1)
@@ -94,3 +107,20 @@ def expand(weight: Tensor, geometry: RingGeometry, dtype: torch.dtype | None = N
 
 def collapse(dense: Tensor, geometry: RingGeometry, dtype: torch.dtype | None = None) -> Tensor:
     return _launchers().collapse(dense, geometry, dtype)
+
+
+def invariants_refusal(z: Tensor, kinds: tuple[int, ...], dilations: tuple[int, ...]) -> str | None:
+    try:
+        return _launchers().invariants_refusal(z, kinds, dilations)
+    except ImportError as error:
+        return f"Triton cannot be imported ({error})"
+
+
+def invariants_forward(z: Tensor, kinds: tuple[int, ...], dilations: tuple[int, ...], eps: float) -> Tensor:
+    return _launchers().invariants_forward(z, kinds, dilations, eps)
+
+
+def invariants_backward(
+    grad_y: Tensor, z: Tensor, kinds: tuple[int, ...], dilations: tuple[int, ...], eps: float
+) -> Tensor:
+    return _launchers().invariants_backward(grad_y, z, kinds, dilations, eps)

@@ -23,6 +23,7 @@ from sre_triton.backends.triton import tiles, tuning
 from sre_triton.backends.triton.backward_pass import Apart, Shared, WeightGrad, shares
 from sre_triton.backends.triton.convolution import Convolution, Epilogue, TwoKernels
 from sre_triton.backends.triton.dense_kernels import ring_collapse_kernel, ring_expand_kernel
+from sre_triton.backends.triton.invariants import Invariants, InvariantsBackward, fits
 from sre_triton.backends.triton.layout import new_strides
 from sre_triton.backends.triton.prepared import DTYPES, Kept, Launch, forward_problem, precision
 from sre_triton.backends.triton.tiles import Tile
@@ -37,6 +38,9 @@ __all__ = [
     "forget",
     "forward",
     "fused_forward",
+    "invariants_backward",
+    "invariants_forward",
+    "invariants_refusal",
     "refusal",
     "transpose",
     "two_kernel_forward",
@@ -224,6 +228,33 @@ def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple
 
 def _dense_bias(bias: Tensor | None) -> Tensor | None:
     return bias if bias is None or bias.is_contiguous() else bias.contiguous()
+
+
+# Invariants -----------------------------------------------------------------------------------------------
+
+
+def invariants_refusal(z: Tensor, kinds: tuple[int, ...], dilations: tuple[int, ...]) -> str | None:
+    """Why :func:`invariants_forward` of ``z`` cannot run here, in words; None if it can."""
+    if reason := device_refusal(z.device.type, z.dtype):
+        return reason
+    return None if fits(z.shape, len(kinds), len(dilations)) else "one image holds more than 2^31 elements of maps"
+
+
+def invariants_forward(z: Tensor, kinds: tuple[int, ...], dilations: tuple[int, ...], eps: float) -> Tensor:
+    """Differential invariants of (N, C, *space), not empty, by scale, kind and channel; ``kinds`` by number."""
+    arguments = kinds, dilations, eps
+    result: Tensor = _planned((z,), ("invariants_forward", *arguments), lambda: Invariants(z, *arguments))(z)
+    return result
+
+
+def invariants_backward(
+    grad_y: Tensor, z: Tensor, kinds: tuple[int, ...], dilations: tuple[int, ...], eps: float
+) -> Tensor:
+    """Gradient of :func:`invariants_forward` in ``z``."""
+    arguments = kinds, dilations, eps
+    plan = _planned((grad_y, z), ("invariants_backward", *arguments), lambda: InvariantsBackward(z, *arguments))
+    result: Tensor = plan(grad_y, z)
+    return result
 
 
 # Expansion ------------------------------------------------------------------------------------------------
