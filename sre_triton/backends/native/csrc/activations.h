@@ -73,30 +73,46 @@ inline void exchange(V* rows, std::index_sequence<kLane...>) {
   if constexpr (2 * kStep < kCount) exchange<2 * kStep>(rows, std::make_index_sequence<kCount>());
 }
 
+// The first n elements of a vector, from and to memory of any type.
+template <class T, class From>
+inline Vector<T> load_as(const From* from, Index n) {
+  if constexpr (std::is_same_v<T, From>) return n == kLanes<T> ? load(from) : load_part(from, n);
+  alignas(kVectorBytes) T one[kLanes<T>] = {};
+  if (n == kLanes<T>)  // a constant number makes a vector loop
+    copy_run(one, from, kLanes<T>);
+  else
+    copy_run(one, from, n);
+  return load(one);
+}
+template <class T, class To>
+inline void store_as(To* to, Vector<T> v, Index n) {
+  if constexpr (std::is_same_v<T, To>) return n == kLanes<T> ? store(to, v) : store_part(to, v, n);
+  alignas(kVectorBytes) T one[kLanes<T>];
+  store(one, v);
+  if (n == kLanes<T>)
+    copy_run(to, one, kLanes<T>);
+  else
+    copy_run(to, one, n);
+}
+
 // row_of(c)[r] = from[r * from_pitch + c] for all rows r and columns c; T is the type in between.
 template <class T, class RowOf, class From>
 void transpose(RowOf row_of, const From* from, Index from_pitch, Index rows, Index columns) {
-  constexpr Index kSide = kLanes<T>;
+  constexpr Index kSide = kLanes<T>, kWorthwhile = kSide * kSide / 4;
   for (Index r = 0; r < rows; r += kSide)
     for (Index c = 0; c < columns; c += kSide) {
       const From* source = from + r * from_pitch + c;
-      if (r + kSide > rows || c + kSide > columns) {
-        for (Index i = 0; i < std::min(kSide, rows - r); ++i)
-          for (Index j = 0; j < std::min(kSide, columns - c); ++j)
-            copy_run(row_of(c + j) + r + i, source + i * from_pitch + j, 1);
+      const Index height = std::min(kSide, rows - r), width = std::min(kSide, columns - c);
+      if (height * width < kWorthwhile) {
+        for (Index i = 0; i < height; ++i)
+          for (Index j = 0; j < width; ++j) copy_run(row_of(c + j) + r + i, source + i * from_pitch + j, 1);
         continue;
       }
       Vector<T> square[kSide];
-      alignas(kVectorBytes) T one[kSide];
-      for (Index i = 0; i < kSide; ++i) {
-        copy_run(one, source + i * from_pitch, kSide);
-        square[i] = load(one);
-      }
+      for (Index i = 0; i < kSide; ++i)
+        square[i] = i < height ? load_as<T>(source + i * from_pitch, width) : Vector<T>{};
       exchange<1>(square, std::make_index_sequence<kSide>());
-      for (Index j = 0; j < kSide; ++j) {
-        store(one, square[j]);
-        copy_run(row_of(c + j) + r, one, kSide);
-      }
+      for (Index j = 0; j < width; ++j) store_as<T>(row_of(c + j) + r, square[j], height);
     }
 }
 

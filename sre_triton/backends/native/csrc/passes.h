@@ -46,7 +46,7 @@ class Mixer {
   }
 
   // Elements of scratch memory for this many positions.
-  Index products(Index positions) const { return (residual_ ? 2 : 1) * panel(positions); }
+  Index products(Index positions) const { return (residual_ ? 2 : 1) * panel(std::min(positions, kAtOnce)); }
 
   // The outputs of a tile from its ring sums (rings, positions, channels). Additions for the next one are done on the
   // way.
@@ -75,17 +75,22 @@ class Mixer {
             continue;
           }
         }
-        mix(group, channels, ring_stride, positions, g, panel, products, width, additions);
-        T* more = residual_ ? products + this->panel(positions) : nullptr;
-        if (more) load_rows(more, width, *residual_, offsets, positions, channel, columns);
-        finish(products, more, positions * width);
-        store_rows(products, width, y_, offsets, positions, channel, columns);
+        for (Index p = 0; p < positions; p += kAtOnce) {
+          const Index count = std::min(kAtOnce, positions - p);
+          mix(group + p * channels, channels, ring_stride, count, g, panel, products, width, additions);
+          T* more = residual_ ? products + this->panel(count) : nullptr;
+          if (more) load_rows(more, width, *residual_, offsets + p, count, channel, columns);
+          finish(products, more, count * width);
+          store_rows(products, width, y_, offsets + p, count, channel, columns);
+        }
       }
     }
   }
 
  private:
   static constexpr Index kPair = sizeof(F) / sizeof(Factor);
+  // Positions that are kept in the first-level cache until they are stored: whole blocks, and whole vectors of them.
+  static constexpr Index kAtOnce = 8 * kRows;
   static Index panel(Index positions) { return positions * kPanelVectors * kLanes<T>; }
 
   // out = activation(out + more) where there are such.

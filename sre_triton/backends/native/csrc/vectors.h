@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <type_traits>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace sre_triton {
 
 using Index = int64_t;
@@ -43,6 +47,26 @@ inline Vector<T> load(const T* p) {
 template <class T>
 inline void store(T* p, Vector<T> v) {
   *reinterpret_cast<typename VectorOf<T>::stored*>(p) = v;
+}
+
+// The first n elements alone.
+template <class T>
+inline Vector<T> load_part(const T* p, Index n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (Vector<T>)_mm512_maskz_loadu_epi32((1u << n) - 1, p);
+  if constexpr (sizeof(T) == 8) return (Vector<T>)_mm512_maskz_loadu_epi64((1u << n) - 1, p);
+#endif
+  alignas(kVectorBytes) T all[kLanes<T>] = {};
+  for (Index i = 0; i < n; ++i) all[i] = p[i];
+  return load(all);
+}
+template <class T>
+inline void store_part(T* p, Vector<T> v, Index n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_epi32(p, (1u << n) - 1, (__m512i)v);
+  if constexpr (sizeof(T) == 8) return _mm512_mask_storeu_epi64(p, (1u << n) - 1, (__m512i)v);
+#endif
+  for (Index i = 0; i < n; ++i) p[i] = v[i];
 }
 
 inline Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
