@@ -181,7 +181,7 @@ class EvaluateOptions(TurningOptions):
     no_cuda: bool = _machine(False, "stay on the CPU", common=True)
     threads: int = _machine(0, "threads of PyTorch (0: its own choice)", metavar="N", common=True)
     output: Path | None = _run(
-        None, "folder of the results (default: the first run folder)", metavar="DIR", common=True
+        None, "folder of the results (default: evaluation-SPLIT in each run)", metavar="DIR", common=True
     )
     figure_format: str = _run("png", "format of figures", choices=FIGURE_FORMATS, common=True)
     quiet: bool = _quiet(group="run folder and logs")

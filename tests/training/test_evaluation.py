@@ -66,6 +66,8 @@ def test_results_of_something_else_are_kept(
     assert read(run / "evaluation-test" / "evaluation.json") == first
     assert read(run / "evaluation-test-2" / "evaluation.json")[run.name]["interpolation"] == "bilinear"
     output = tmp_path / "chosen"
+    output.mkdir()
+    (output / "notes.txt").write_text("of mine")
     assert sre(*evaluate, "--output", output) == 0
     assert sre(*evaluate, "--output", output) == 0
     capsys.readouterr()

@@ -63,7 +63,7 @@ def kept_results(folder: Path) -> dict[str, dict[str, Any]] | None:
     """What was measured before, scores as shares of one; None where there is nothing, {} where it is damaged."""
     path = folder / _FILE
     if not path.is_file():
-        return None if not folder.exists() or not any(folder.iterdir()) else {}
+        return None
     try:
         return {name: _mapped(result, as_shares) for name, result in read_json(path).items()}
     except (ValueError, TypeError, AttributeError, KeyError):
