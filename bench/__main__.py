@@ -36,7 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--planner-check", action="store_true", help="race the planned path against the dense one instead"
     )
+    parser.add_argument(
+        "--losses", action="store_true", help="race the layers with next to nothing to save against nn.Conv2d instead"
+    )
     options = parser.parse_args(arguments)
+    if options.losses:
+        from bench import losses
+
+        return losses.main(options.filter, options.threads)
     if options.planner_check:
         from bench.fit_plan import check_registry
 

@@ -8,6 +8,7 @@
 #include <torch/library.h>
 
 #include "arguments.h"
+#include "depthwise.h"
 #include "invariants.h"
 #include "passes.h"
 #include "ring_sums.h"
@@ -37,6 +38,13 @@ void run(const Call& call, const Window& w) {
   if (empty) {
     if (call.y) fill(call);
     return;
+  }
+  if (call.y && !call.residual && !call.slope && channels(call, *call.y).depthwise()) {
+    weigh_taps<S, T>(call, w);
+    if (!call.grad) return;
+    const std::optional<Tensor> none;
+    return run<S, T, F>(
+        {call.source, call.groups, call.transposed, none, none, none, call.thin, call.grad, none, std::nullopt}, w);
   }
   const Tiling tiling = cut(w, x.images, x.channels);
   const Index most = tiling.slab(tiling.tile(0, x.images, w), 0, w).positions();
