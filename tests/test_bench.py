@@ -11,7 +11,7 @@ import pytest
 import torch
 
 pytest.importorskip("pytest_benchmark")
-from bench import fit_plan, networks, report, timing
+from bench import fit_plan, losses, networks, report, timing
 from bench import scaling as bench_scaling
 from bench.__main__ import main
 from bench.cases import CASES, QUICK_CASES, Case, cases
@@ -167,20 +167,60 @@ def test_work_is_what_a_hand_counts() -> None:
     forward, backward = (fit_plan.make_call(kind, case, 3, FLOAT) for kind in ("forward", "backward"))
     kernel, activations = 9 * 24 * 40, 128 * (24 + 40)
     products = (8 * 3 - 2) ** 2 * 2 * 24 * 48  # taps within the images
-    assert cost.dense_work(forward) == (1, pytest.approx(products), 0, kernel, activations)
-    assert cost.dense_work(backward) == (2, 0, pytest.approx(2 * products), 2 * kernel, 2 * activations)
+    assert cost.dense_work(forward) == (1, pytest.approx(products), 0, 0, kernel, activations)
+    assert cost.dense_work(backward) == (2, 0, pytest.approx(2 * products), 0, 2 * kernel, 2 * activations)
     pixels, sums = 128, 128 * 24
     assert cost.native_work(forward) == (
-        1, sums, pixels // 8 * 5, sums * 5, sums * 2 * 48, 0, 10 * 2, 2 * 24 * 48, pixels * 40
+        1, sums, pixels // 8 * 5, sums * 5, sums * 2 * 48, 0, 0, 10 * 2, 2 * 24 * 48, pixels * 40
     )  # fmt: skip
     assert cost.ringwise_work(forward) == (1, 5 + 2 + 2, sums * 5, 0, sums * (1 + 2), sums * 2 * 48, pixels * 40)
     sums = 128 * 40  # the gradients share those of the output's
     assert cost.native_work(backward) == (
-        1, sums, pixels // 8 * 5, sums * 5, 0, 2 * sums * 2 * 32, 2 * 10, 2 * 2 * 40 * 32, 2 * pixels * 24
+        1, sums, pixels // 8 * 5, sums * 5, 0, 2 * sums * 2 * 32, 0, 2 * 10, 2 * 2 * 40 * 32, 2 * pixels * 24
     )  # fmt: skip
     assert cost.ringwise_work(backward) == (
         1, 5 + 2 + 4, sums * 5, 0, sums * (1 + 2), 2 * sums * 2 * 32, 2 * pixels * 24
     )  # fmt: skip
+
+
+def test_depthwise_layers_are_weighed_tap_by_tap() -> None:
+    """A 5x5 layer of 24 channels on two images of 8x8: 21 taps within the circle, channels in sixteens; the gradients
+    one after the other, of which that of the weight has ring sums."""
+    case = Case("test", 2, 2, 24, 24, 8, groups=24)
+    forward, backward, weight_grad = (
+        cost.native_work(fit_plan.make_call(kind, case, 5, FLOAT)) for kind in ("forward", "backward", "weight_grad")
+    )
+    assert forward == (1, 0, 0, 0, 0, 0, 128 * 21 * 32, 0, 21 * 24, 128 * 24)
+    assert backward == pytest.approx([a + b for a, b in zip(forward, weight_grad, strict=True)])
+    assert weight_grad.taps == 0 < weight_grad.additions
+    inside = (8 * 5 - 2 * (1 + 2)) ** 2 * 2
+    assert cost.dense_work(fit_plan.make_call("forward", case, 5, FLOAT)) == (
+        1, 0, 0, pytest.approx(inside * 32), 25 * 24, 0
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("k", [3, 5, 7])
+def test_depthwise_inference_is_planned_native_where_there_is_the_kernel(
+    k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's own kernel is as fast for channels_last alone, and the plan does not look at layouts."""
+    call = fit_plan.make_call("forward", Case("test", 2, 8, 96, 96, 28, groups=96), k, FLOAT)
+    for missing, backend in ((None, "native"), ("not in this test", "dense")):
+        monkeypatch.setattr(native, "missing", lambda missing=missing: missing)
+        assert plan_call(call, "auto").backend == backend
+
+
+@pytest.mark.slow
+def test_losses_are_raced_in_processes_of_their_own() -> None:
+    case = Case("test", 2, 1, 8, 8, 8, groups=8)
+    with losses.contestants(1) as ready:
+        assert set(ready) == {(kind, name) for kind in ("ours", "nn.Conv2d") for name in ("nchw", "nhwc")}
+        found = losses.race(ready, case, 3, "train", rounds=3)
+    assert [loss.memory_format for loss in found] == ["nchw", "nhwc"]
+    for loss in found:
+        assert loss.ratio > 0 < loss.milliseconds
+        assert loss.is_loss == (loss.ratio < losses.GOAL)
+        assert len(loss.plan.split(" / ")) == 2
 
 
 def test_every_addition_of_a_strided_convolution_is_strided() -> None:

@@ -39,6 +39,7 @@ class DenseWork(NamedTuple):
     start: float  # once per pass
     products: float  # of one convolution
     gradient_products: float  # of its adjoints, which other kernels compute
+    depthwise: float  # products of a depthwise layer's forward pass, which has a kernel of its own
     kernel: float  # elements of the expanded kernel
     activations: float  # elements of input and output
 
@@ -64,6 +65,7 @@ class NativeWork(NamedTuple):
     additions: float  # of elements in ring sums
     products: float
     gradient_products: float  # of passes that make a weight gradient, where bfloat16 is multiplied as float32
+    taps: float  # products of depthwise layers, tap by tap: they have no ring sums but for weight gradients
     calls: float  # of the kernels that multiply a few positions by a few channels
     kernel: float  # elements of the ring weight, packed or added up
     outputs: float  # elements of products
@@ -91,9 +93,14 @@ def choose(call: Call, seconds: Mapping[str, float]) -> str:
     """The backend to take, of the dense one and one other. Where the two are close it is the dense one, whose time is
     predicted more safely."""
     (other,) = set(seconds) - {"dense"}
-    narrow = call.kind == "forward" and min(call.in_channels, call.out_channels) // call.spec.groups < _NARROW
+    per_group = min(call.in_channels, call.out_channels) // call.spec.groups
+    narrow = call.kind == "forward" and per_group < _NARROW and not _is_depthwise(call)
     expected = (_NARROW_MARGIN if narrow else _MARGIN) * seconds[other] + _HEAD_START[other]
     return other if expected < seconds["dense"] else "dense"
+
+
+def _is_depthwise(call: Call) -> bool:
+    return call.spec.groups == call.in_channels == call.out_channels > 1
 
 
 def dense_work(call: Call) -> DenseWork:
@@ -107,17 +114,20 @@ def dense_work(call: Call) -> DenseWork:
         taps *= _taps_inside(k, n, m, p, s, d) / max(m, 1)
     group_in, group_out = call.in_channels // spec.groups, call.out_channels // spec.groups
     forward = call.kind == "forward"
-    # Depthwise layers have a kernel of their own.
     lanes = 1 if group_out == group_in == 1 else in_lanes(group_out)
     rows = group_in if forward else in_lanes(group_in, 8)
     products = call.pixels * taps * rows * lanes * spec.groups
     passes = 2 if call.kind == "backward" else 1
     kernel = spec.geometry.num_taps * call.out_channels * group_in
     activations = call.batch * call.in_channels * math.prod(input_size) + call.pixels * call.out_channels
+    if forward and _is_depthwise(call):
+        weighed = call.pixels * taps * in_lanes(call.in_channels)
+        return DenseWork(1.0, 0.0, 0.0, depthwise=weighed, kernel=kernel, activations=0.0)
     return DenseWork(
         start=passes,
         products=products if forward else 0.0,
         gradient_products=0.0 if forward else passes * products,
+        depthwise=0.0,
         kernel=passes * kernel,
         activations=passes * activations,
     )
@@ -207,11 +217,13 @@ _NATIVE_COLUMNS = 32
 
 def native_work(call: Call) -> NativeWork:
     """What the native backend does for this call, if its input is channels_last."""
-    if call.kind == "backward" and not call.spec.is_unit_stride:
+    depthwise = _is_depthwise(call)
+    if call.kind == "backward" and (depthwise or not call.spec.is_unit_stride):
         return NativeWork(*_in_two_passes(native_work, call))
+    if depthwise and call.kind != "weight_grad":
+        return _tap_by_tap(call)
     groups, r = call.spec.groups, ring_sums(call)
     elements, mixed = r.positions * r.summed, r.mixed // groups
-    depthwise = r.summed == r.mixed == groups
     lanes = 1 if depthwise else in_lanes(mixed)
     products = r.products * elements * r.rings * lanes
     calls = r.products * groups * math.ceil(r.positions / _NATIVE_ROWS) * math.ceil(mixed / _NATIVE_COLUMNS)
@@ -223,9 +235,22 @@ def native_work(call: Call) -> NativeWork:
         additions=elements * r.additions,
         products=0.0 if weight_grad else products,
         gradient_products=products if weight_grad else 0.0,
+        taps=0.0,
         calls=0.0 if depthwise else calls,
         kernel=r.products * r.rings * r.summed * lanes,
         outputs=r.products * r.positions * r.mixed,
+    )
+
+
+def _tap_by_tap(call: Call) -> NativeWork:
+    """What the native backend does for a depthwise layer's output, or for the gradient of its input."""
+    taps = int((call.spec.geometry.weights != 0).any(axis=0).sum())
+    positions = call.pixels if call.kind == "forward" else call.batch * math.prod(call.input_size)
+    weighed = call.pixels * taps * in_lanes(call.in_channels)
+    nothing = dict.fromkeys(NativeWork._fields, 0.0)
+    return NativeWork(
+        **nothing
+        | {"start": 1.0, "taps": weighed, "kernel": taps * call.in_channels, "outputs": positions * call.in_channels}
     )
 
 
@@ -248,7 +273,9 @@ def rates(device_type: str, dtype: torch.dtype) -> dict[str, Work]:
 
 # One thread of a server processor with AVX-512. More threads make both backends faster alike.
 _CPU: dict[str, Work] = {
-    "dense": DenseWork(start=7.7e4, products=0.0176, gradient_products=0.0165, kernel=2.6, activations=0.67),
+    "dense": DenseWork(
+        start=7.7e4, products=0.0176, gradient_products=0.0165, depthwise=0.055, kernel=2.6, activations=0.67
+    ),
     "ringwise": RingwiseWork(
         start=1.3e5,
         calls=4.2e3,
@@ -265,13 +292,16 @@ _CPU: dict[str, Work] = {
         additions=0.064,
         products=0.0173,
         gradient_products=0.0215,
+        taps=0.033,
         calls=50.0,
         kernel=0.46,
         outputs=0.23,
     ),
 }
 _CPU_HALF: dict[str, Work] = {
-    "dense": DenseWork(start=1.1e5, products=0.0091, gradient_products=0.0113, kernel=1.25, activations=0.39),
+    "dense": DenseWork(
+        start=1.1e5, products=0.0091, gradient_products=0.0113, depthwise=0.035, kernel=1.25, activations=0.39
+    ),
     "ringwise": RingwiseWork(
         start=1.7e5,
         calls=6.1e3,
@@ -288,6 +318,7 @@ _CPU_HALF: dict[str, Work] = {
         additions=0.075,
         products=0.0075,
         gradient_products=0.0176,
+        taps=0.06,
         calls=66.0,
         kernel=0.51,
         outputs=0.24,
@@ -296,7 +327,7 @@ _CPU_HALF: dict[str, Work] = {
 # Not measured: a ratio of arithmetic to memory traffic as GPUs have it, 200 products to a byte, with every
 # addition going through memory. It errs to the side of the dense backend.
 _OTHER: dict[str, Work] = {
-    "dense": DenseWork(start=1e4, products=1e-5, gradient_products=1e-5, kernel=4e-3, activations=4e-3),
+    "dense": DenseWork(start=1e4, products=1e-5, gradient_products=1e-5, depthwise=1e-5, kernel=4e-3, activations=4e-3),
     "ringwise": RingwiseWork(
         start=2e4,
         calls=6e3,

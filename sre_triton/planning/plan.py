@@ -101,13 +101,13 @@ def recording() -> Iterator[list[tuple[Call, Plan]]]:
             outer.extend(records)
 
 
-# Taps of depthwise layers that the dense backend has kernels of its own for.
+# Taps of depthwise layers that PyTorch's kernels are hard to beat at by its own operations.
 _FEW_TAPS = 9
 
 
 def _automatic(call: Call, has_native: bool) -> Plan:
     taps, depthwise = call.spec.geometry.num_taps, call.spec.groups == call.in_channels == call.out_channels
-    if taps == 1 or (depthwise and taps <= _FEW_TAPS):
+    if taps == 1 or (depthwise and taps <= _FEW_TAPS and not has_native):
         return Plan(
             "dense", f"nothing to save with {taps} tap{'s' * (taps > 1)}{' and no channels to mix' * depthwise}"
         )
