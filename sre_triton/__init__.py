@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sre_triton import functional, models
+from sre_triton.backends.native import build as build_native
 from sre_triton.balance import balance_steps, balance_weights
 from sre_triton.compat import (
     GMR_Conv1d,
@@ -123,6 +124,7 @@ __all__ = [
     "backend",
     "balance_steps",
     "balance_weights",
+    "build_native",
     "centered_avg_pool",
     "centered_max_pool",
     "convert",

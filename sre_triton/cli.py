@@ -7,7 +7,10 @@ import difflib
 import sys
 from collections.abc import Sequence
 
+import torch
+
 import sre_triton
+from sre_triton.backends import native
 from sre_triton.training.commands import add_commands as add_training_commands
 from sre_triton.training.parser import CommandParser, parse
 from sre_triton.training.runs.interruption import Interrupted
@@ -21,6 +24,10 @@ _EXAMPLES = (
     "sre-triton evaluate logs/task/RUN                  # its scores on turned images",
     "sre-triton predict logs/task/RUN new               # its answers on a folder of images",
 )
+
+
+# Commands that compute for so long that the native kernel is worth a word.
+_LONG = ("train", "segment", "evaluate", "compare", "predict", "visualize", "demo", "models")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"there is no command {command!r}" + (f", did you mean {alike[0]}?" if alike else ""))
     try:
         arguments = parse(parser, words)
+        advice = native.advice() if command in _LONG and not torch.cuda.is_available() else None
+        if advice:
+            print(advice, file=sys.stderr)
         status = arguments.run(arguments)
     except ImportError as error:
         extra = {"models": "models", "export": "train,onnx"}.get(str(command), "train")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sre_triton.backends import native
 from sre_triton.backends.base import Call, Kind
 from sre_triton.invariants.layers import AddInvariantsNd
 from sre_triton.invariants.passes import way_to_add
@@ -32,7 +33,7 @@ def explain(module: nn.Module, *inputs: Any) -> str:
     Returns:
         One paragraph per ring convolution that ran, in order: the layer, its input, and the backend of
         the forward and the backward pass with the reason for each. One per layer that adds invariants, too: its input,
-        and what computes it.
+        and what computes it. Last, where tensors are on the CPU and the native kernel is not built: how to build it.
 
     Raises:
         RuntimeError: a requested backend cannot run one of the calls.
@@ -72,6 +73,9 @@ def explain(module: nn.Module, *inputs: Any) -> str:
     paragraphs = [_paragraph(title, call, plan) for title, (call, plan) in zip(titles, calls, strict=True)]
     for position, paragraph in reversed(added):
         paragraphs.insert(position, paragraph)
+    advice = native.advice()
+    if advice and any(call.device.type == "cpu" for call, _ in calls):
+        paragraphs.append(advice)
     return "\n".join(paragraphs)
 
 

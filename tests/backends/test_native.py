@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import sre_triton
 from sre_triton.backends import dense, native
 from sre_triton.backends.base import Call
 from sre_triton.backends.native import library
+from sre_triton.cli import main
 from sre_triton.geometry.conv import conv_spec
 
 needs_native = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
@@ -85,6 +88,9 @@ def test_without_a_compiler_it_says_so_and_leaves_nothing(compiler: str, tmp_pat
         ({"__GNUC__": 9, "__GNUC_MINOR__": 3, "__GNUC_PATCHLEVEL__": 1}, "GCC 9.3.1"),
         ({"__GNUC__": 12, "__GNUC_MINOR__": 1, "__GNUC_PATCHLEVEL__": 0}, None),
         ({"__GNUC__": 4, "__GNUC_MINOR__": 2, "__GNUC_PATCHLEVEL__": 1, "__clang__": 1}, None),
+        ({"__GNUC__": 4, "__clang__": 1, "__clang_major__": 13, "__clang_minor__": 0}, "Clang 13.0"),
+        ({"__GNUC__": 4, "__clang__": 1, "__clang_major__": 14, "__clang_minor__": 0}, None),
+        ({"__clang__": 1, "__clang_major__": 13, "__apple_build_version__": 13160021}, None),
         ({"_MSC_VER": 1944}, None),
     ],
 )
@@ -98,8 +104,61 @@ def test_a_compiler_that_is_too_old_is_named_with_its_version(
     if found is None:
         library._check_version(str(compiler))
         return
-    with pytest.raises(RuntimeError, match=f"is {re.escape(found)}; expected GCC 12 or newer, or Clang"):
+    with pytest.raises(RuntimeError, match=f"is {re.escape(found)}; expected GCC 12 or newer, or Clang 14 or newer"):
         library._check_version(str(compiler))
+
+
+def test_the_name_of_a_library_holds_compiler_and_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SRE_TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    names = set()
+    for compiler in ("one", "two"):
+        path = tmp_path / compiler
+        path.write_text("#!/bin/sh\n")
+        path.chmod(0o755)
+        for options in ("", "-O1"):
+            monkeypatch.setenv("CXX", str(path))
+            monkeypatch.setenv("SRE_TRITON_NATIVE_OPTIONS", options)
+            library._name.cache_clear()
+            names.add(library._library())
+    assert len(names) == 4
+    (tmp_path / "cache").mkdir()
+    for built in names:
+        built.touch()
+    # Where there is no compiler, what one has built there before; with these options.
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    assert library._library() in names
+    monkeypatch.setenv("SRE_TRITON_NATIVE_OPTIONS", "-O2")
+    library._name.cache_clear()
+    assert not library._library().exists()
+    library._name.cache_clear()
+
+
+def test_users_without_the_kernel_are_told_once_how_to_build_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layers = nn.Sequential(sre_triton.SREConv2d(3, 4, 3), sre_triton.SREConv2d(4, 4, 3))
+    x = torch.randn(1, 3, 8, 8)
+    commands = (["models", "--filter", "sre_resnet18", "--no-time"], ["build-native", "--help"])
+
+    def told() -> list[int]:
+        texts = [sre_triton.explain(layers, x)]
+        for command in commands:
+            with contextlib.suppress(SystemExit):
+                main(command)
+            shown = capsys.readouterr()
+            assert "sre_triton.build_native()" not in shown.out
+            texts.append(shown.err)
+        return [text.count("sre_triton.build_native()") for text in texts]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(library, "missing", lambda: "not built in this test")
+    assert told() == [1, 1, 0]
+    monkeypatch.setenv("SRE_TRITON_NATIVE", "0")
+    assert told() == [0, 0, 0]
+    monkeypatch.delenv("SRE_TRITON_NATIVE")
+    monkeypatch.setattr(library, "missing", lambda: None)
+    assert told() == [0, 0, 0]
+    assert sre_triton.build_native is native.build
 
 
 def test_a_broken_library_is_not_used(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ compiler and :mod:`torch.utils.cpp_extension`, and every later process finds it.
 same work more slowly.
 """
 
-from sre_triton.backends.native.library import build, missing
+from sre_triton.backends.native.library import advice, build, missing
 from sre_triton.backends.native.passes import backward, forward, fused_forward, refusal, transpose, weight_grad
 
-__all__ = ["backward", "build", "forward", "fused_forward", "missing", "refusal", "transpose", "weight_grad"]
+__all__ = ["advice", "backward", "build", "forward", "fused_forward", "missing", "refusal", "transpose", "weight_grad"]

@@ -3,8 +3,10 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <optional>
 #include <vector>
 
@@ -64,7 +66,11 @@ class TapWeights {
     for (size_t i = 0; i < parts.size(); ++i) {
       if (i == 0 || parts[i].tap != parts[i - 1].tap) {
         Triple shift;
-        for (Index d = 0; d < 3; ++d) shift[d] = (parts[i].tap[d] + w.half[d]) * w.dilation[d];
+        for (Index d = 0; d < 3; ++d) {
+          TORCH_CHECK_VALUE(std::abs(parts[i].tap[d]) <= w.half[d], "numbers: sums of taps reach ", parts[i].tap[d],
+                            ", further than half, ", w.half[d]);
+          shift[d] = (parts[i].tap[d] + w.half[d]) * w.dilation[d];
+        }
         shifts.push_back(shift);
         weights_.resize(weights_.size() + pitch, T(0));
       }
