@@ -94,10 +94,10 @@ def compare(options: RunOptions, comparison: CompareOptions, console: Console | 
     _add_costs(rows, {model: dataclasses.replace(options, model_type=model) for model in models}, comparison.output)
     _write(comparison.output, rows, results, options.figure_format)
     console.print(_table(rows, results))
-    console.print(
-        f"{comparison.output}/comparison.csv, comparison.md, comparison.json, rotation.{options.figure_format}, "
-        f"curves.{options.figure_format}"
-    )
+    console.print(f"written to {comparison.output}:", soft_wrap=True, highlight=False)
+    drawn = (f"{stem}.{options.figure_format}" for stem in ("rotation", "curves"))
+    for name in ("comparison.csv", "comparison.md", "comparison.json", *drawn):
+        console.print(f"  {comparison.output / name}", soft_wrap=True, highlight=False)
     return rows
 
 
@@ -296,7 +296,7 @@ def _table(rows: list[dict[str, Any]], results: dict[str, list[dict[str, Any]]])
     some = next(iter(results.values()))
     turns = len(some[0]["rotation"]["rows"])
     seeds = f"{len(some)} seeds (mean ± sd over them)" if len(some) > 1 else f"seed {some[0]['seed']}"
-    table = Table(title=f"{some[0]['data']}, test: {turns} turns, {seeds}, scores in percent")
+    table = Table(caption=f"{some[0]['data']}, test: {turns} turns, {seeds}, scores in percent", caption_justify="left")
     for number, name in enumerate(names):
         table.add_column(name if number else "", justify="right" if number else "left")
     for cells in figures:
