@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parse(parser, words)
         advice = native.advice() if command in _LONG and not torch.cuda.is_available() else None
-        if advice:
+        if advice and not getattr(arguments, "quiet", False):
             print(advice, file=sys.stderr)
         status = arguments.run(arguments)
     except ImportError as error:

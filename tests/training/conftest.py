@@ -34,6 +34,12 @@ def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(style._STYLE, "savefig.dpi", 60)
 
 
+@pytest.fixture(autouse=True)
+def no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands are silent on a kernel that is not built: these tests read what else they say."""
+    monkeypatch.setattr("sre_triton.backends.native.advice", lambda: None)
+
+
 @pytest.fixture
 def make_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSet:
     """Writes a small file of MedMNIST's format into the data folder and returns its path.

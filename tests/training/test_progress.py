@@ -162,9 +162,10 @@ def test_several_labels_are_reported_each(make_set: MakeSet, sre: Command, tmp_p
 
 
 def test_quiet_prints_errors_alone(
-    make_set: MakeSet, sre: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_set: MakeSet, sre: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_set("tiny")
+    monkeypatch.setattr("sre_triton.backends.native.advice", lambda: "build the kernel")
     assert sre("train", *TESTED, "--med-mnist", "tiny", "--epochs", "1", "--quiet") == 0
     run = tmp_path / "logs" / "task" / "tiny-sre_resnet18-seed1"
     assert sre("evaluate", run, "--step-degrees", "180", "--quiet") == 0
