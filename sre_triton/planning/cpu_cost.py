@@ -3,6 +3,13 @@
 A backend's *work* is a few amounts that its time grows with: operations started, additions, products,
 elements moved. The predicted time is their sum, each times its *rate* in nanoseconds. The rates of CPUs
 are fitted by ``python -m bench.fit_plan``.
+
+There is no backend by FFT. A ring kernel's spectrum is real, so tiles of 32 need 1.9 products per channel
+pair and pixel at k = 9 where ring sums need 5. Measured once in float32 on one thread (AVX-512), spectra of
+the weights given, maps of 96 to 144 pixels, the native kernel's time over that by FFT, and over that of its
+products alone: k = 9 with 128, 256 and 512 channels .44, .33, .59 and 1.5, 1.3, 1.6; k = 11 with 128 and 256
+channels .40, .36 and 1.7, 1.3. So even transforms that cost almost nothing would hardly reach the 1.3 for
+which a backend pays, at tens of times the weights' memory.
 """
 
 from __future__ import annotations
@@ -121,8 +128,8 @@ def dense_work(call: Call) -> DenseWork:
     kernel = spec.geometry.num_taps * call.out_channels * group_in
     activations = call.batch * call.in_channels * math.prod(input_size) + call.pixels * call.out_channels
     if forward and _is_depthwise(call):
-        weighed = call.pixels * taps * in_lanes(call.in_channels)
-        return DenseWork(1.0, 0.0, 0.0, depthwise=weighed, kernel=kernel, activations=0.0)
+        weighed, outputs = call.pixels * taps * in_lanes(call.in_channels), call.pixels * call.out_channels
+        return DenseWork(1.0, 0.0, 0.0, depthwise=weighed, kernel=kernel, activations=outputs)
     return DenseWork(
         start=passes,
         products=products if forward else 0.0,
@@ -274,7 +281,7 @@ def rates(device_type: str, dtype: torch.dtype) -> dict[str, Work]:
 # One thread of a server processor with AVX-512. More threads make both backends faster alike.
 _CPU: dict[str, Work] = {
     "dense": DenseWork(
-        start=7.7e4, products=0.0176, gradient_products=0.0165, depthwise=0.055, kernel=2.6, activations=0.67
+        start=7.7e4, products=0.0176, gradient_products=0.0165, depthwise=0.035, kernel=2.6, activations=0.67
     ),
     "ringwise": RingwiseWork(
         start=1.3e5,
