@@ -8,8 +8,8 @@ There is no backend by FFT. A ring kernel's spectrum is real, so tiles of 32 nee
 pair and pixel at k = 9 where ring sums need 5. Measured once in float32 on one thread (AVX-512), spectra of
 the weights given, maps of 96 to 144 pixels, the native kernel's time over that by FFT, and over that of its
 products alone: k = 9 with 128, 256 and 512 channels .44, .33, .59 and 1.5, 1.3, 1.6; k = 11 with 128 and 256
-channels .40, .36 and 1.7, 1.3. So even transforms that cost almost nothing would hardly reach the 1.3 for
-which a backend pays, at tens of times the weights' memory.
+channels .40, .36 and 1.7, 1.3. So only transforms that cost almost nothing would reach the 1.3 for which a
+backend pays, at tens of times the weights' memory.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class NativeWork(NamedTuple):
     rows: float  # additions of rows of elements
     additions: float  # of elements in ring sums
     products: float
-    gradient_products: float  # of passes that make a weight gradient, where bfloat16 is multiplied as float32
+    gradient_products: float  # of passes that make a weight gradient
     taps: float  # products of depthwise layers, tap by tap: they have no ring sums but for weight gradients
     calls: float  # of the kernels that multiply a few positions by a few channels
     kernel: float  # elements of the ring weight, packed or added up
