@@ -301,3 +301,10 @@ def test_scores_of_every_class_are_those_counted_one_by_one() -> None:
         for name, values in expected.items():
             assert scores[name] == pytest.approx(sum(values) / len(values)), (classes, name)
         assert scores["accuracy"] == pytest.approx(float((found == labels).double().mean()))
+
+
+def test_five_answers_are_a_score_where_there_are_more_classes() -> None:
+    logits, labels = torch.randn(40, 6), torch.arange(40) % 6
+    ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
+    assert classification_scores(logits, labels, False)["top5"] == pytest.approx((ranks < 5).float().mean().item())
+    assert "top5" not in classification_scores(logits[:, :5], labels % 5, False)

@@ -76,8 +76,6 @@ def report_tables(report: Report) -> list[Text | Table]:
     if any(name.startswith(WHOLE) for name in report.scores):
         kinds[""] = "field of view"
     names = [name for name in report.scores if not name.startswith((WHOLE, UNDEFINED))]
-    if len(report.names) <= 5 and "top5" in names:
-        names.remove("top5")  # every answer is among the five
     scores = Table()
     scores.add_column("score")
     used = [kind for kind in kinds if any(kind + name in report.scores for name in names)]

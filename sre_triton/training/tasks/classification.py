@@ -236,7 +236,7 @@ class ClassificationTask(Task):
 
 
 def classification_scores(logits: Tensor, labels: Tensor, multi_label: bool) -> dict[str, float]:
-    """Accuracy, top-5 accuracy, AUC, balanced accuracy and macro-F1, as shares of one.
+    """Accuracy, top-5 accuracy (of more than five classes), AUC, balanced accuracy and macro-F1, as shares of one.
 
     For several labels per image, accuracy counts labels, the decision is at a probability of one half, and balanced
     accuracy is the mean over labels of the mean of sensitivity and specificity. Classes (labels) that do not occur
@@ -272,9 +272,10 @@ def classification_scores(logits: Tensor, labels: Tensor, multi_label: bool) -> 
     how = {"task": "multiclass", "num_classes": classes}
     # Each class by itself: the means of torchmetrics take in a class that does not occur but is answered as 0.
     recall = metrics.recall(found, labels, average=None, **how)
-    return {
-        "accuracy": float(metrics.accuracy(found, labels, average="micro", **how)),
-        "top5": float(metrics.accuracy(logits, labels, average="micro", top_k=min(5, classes), **how)),
+    accuracy = {"accuracy": float(metrics.accuracy(found, labels, average="micro", **how))}
+    if classes > 5:
+        accuracy["top5"] = float(metrics.accuracy(logits, labels, average="micro", top_k=5, **how))
+    return accuracy | {
         "auc": statistics.fmean(one_against_rest) if one_against_rest else float("nan"),
         "balanced_accuracy": float(recall[counts > 0].mean()),
         "f1": float(metrics.f1_score(found, labels, average="macro", **how)),
