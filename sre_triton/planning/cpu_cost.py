@@ -72,7 +72,7 @@ class NativeWork(NamedTuple):
     additions: float  # of elements in ring sums
     products: float
     gradient_products: float  # of passes that make a weight gradient
-    taps: float  # products of depthwise layers, tap by tap: they have no ring sums but for weight gradients
+    taps: float  # products of depthwise layers, which have no ring sums but for weight gradients
     calls: float  # of the kernels that multiply a few positions by a few channels
     kernel: float  # elements of the ring weight, packed or added up
     outputs: float  # elements of products
@@ -225,9 +225,9 @@ _NATIVE_COLUMNS = 32
 def native_work(call: Call) -> NativeWork:
     """What the native backend does for this call, if its input is channels_last."""
     depthwise = _is_depthwise(call)
-    if call.kind == "backward" and (depthwise or not call.spec.is_unit_stride):
+    if call.kind == "backward" and not call.spec.is_unit_stride:
         return NativeWork(*_in_two_passes(native_work, call))
-    if depthwise and call.kind != "weight_grad":
+    if depthwise and call.kind not in ("weight_grad", "backward"):
         return _tap_by_tap(call)
     groups, r = call.spec.groups, ring_sums(call)
     elements, mixed = r.positions * r.summed, r.mixed // groups

@@ -39,12 +39,9 @@ void run(const Call& call, const Window& w) {
     if (call.y) fill(call);
     return;
   }
-  if (call.y && !call.residual && !call.slope && channels(call, *call.y).depthwise()) {
-    weigh_taps<S, T>(call, w);
-    if (!call.grad) return;
-    const std::optional<Tensor> none;
-    return run<S, T, F>(
-        {call.source, call.groups, call.transposed, none, none, none, call.thin, call.grad, none, std::nullopt}, w);
+  // A weight gradient wants the ring sums, which then serve both.
+  if (call.y && !call.grad && !call.residual && !call.slope && channels(call, *call.y).depthwise()) {
+    return weigh_taps<S, T>(call, w);
   }
   const Tiling tiling = cut(w, x.images, x.channels);
   const Index most = tiling.slab(tiling.tile(0, x.images, w), 0, w).positions();
