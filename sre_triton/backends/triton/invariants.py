@@ -20,7 +20,7 @@ from sre_triton.backends.triton.stencils import (
 
 __all__ = ["Invariants", "InvariantsBackward", "fits"]
 
-_BLOCK = 256  # elements of a program: two for each thread
+_BLOCK = 128  # elements of a program: one for each thread
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 _MAX_IMAGE = 2**31 - 1 - _BLOCK  # offsets within an image are 32-bit
 
