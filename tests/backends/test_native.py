@@ -331,3 +331,17 @@ def test_bfloat16_rounds_as_pytorch_does(value: float) -> None:
     x = torch.full((1, 1, 3, 3), value).bfloat16()
     y = native.forward(x, torch.ones(1, 1, 1).bfloat16(), None, spec)
     torch.testing.assert_close(y, x, rtol=0, atol=0, equal_nan=True)
+
+
+@needs_native
+def test_threads_do_not_meet_in_depthwise_planes() -> None:
+    spec = conv_spec(2, 3, 2, True, False, (1, 1), (1, 1), (1, 1), 64)
+    x, weight = torch.randn(4, 64, 40, 40, dtype=torch.float64), torch.randn(64, 1, 2, dtype=torch.float64)
+    expected = dense.forward(x, weight, None, spec)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for _ in range(10):
+            torch.testing.assert_close(native.forward(x, weight, None, spec), expected)
+    finally:
+        torch.set_num_threads(threads)

@@ -178,10 +178,10 @@ void weigh_planes(const Activation<S>& x, const Activation<S>& y, const TapWeigh
   const Index pitch = most[2], width = round_up(tiling.size[2], kL);
   // Blocks may begin in the last row and read what nobody asked for.
   const Index padded_size = (most[0] * most[1] + kRowsOfSums * w.stride[1]) * pitch + 4 * kL;
-  Activation<S> plane = x;
-  plane.channels = plane.channel_stride = 1;
 
   at::parallel_for(0, tiling.count(), 1, [&](Index begin, Index end) {
+    Activation<S> plane = x;  // each thread is at one of its own
+    plane.channels = plane.channel_stride = 1;
     scratch.reset(Scratch::size<T>(padded_size) + Scratch::size<T>(kRowsOfSums * width) +
                   Scratch::size<T>(taps.count()));
     T *padded = scratch.take<T>(padded_size), *rows = scratch.take<T>(kRowsOfSums * width);
