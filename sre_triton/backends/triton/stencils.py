@@ -15,15 +15,19 @@ GRADIENT, ANISOTROPY, ISOPHOTE, FLOW = (tl.constexpr(kind) for kind in range(4))
 
 
 @triton.jit
-def _place(e, channels, depth, height, width, INNER: tl.constexpr):
-    """Channel, pixel and position (z, y, x) of the elements of an image, in the order of memory."""
+def _elements(channels, depth, height, width, INNER: tl.constexpr, BLOCK: tl.constexpr):
+    """A program's image, its elements of that image in the order of memory and which of them there are, and of each the
+    channel, the pixel and its position (z, y, x)."""
     pixels = depth * height * width
+    blocks = tl.cdiv(channels * pixels, BLOCK)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    e = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     if INNER:
         channel, pixel = e % channels, e // channels
     else:
         channel, pixel = e // pixels, e % pixels
     row = pixel // width
-    return channel, pixel, row // height, row % height, pixel % width
+    return image, e, e < channels * pixels, channel, pixel, row // height, row % height, pixel % width
 
 
 @triton.jit
@@ -157,13 +161,9 @@ def invariants_kernel(p_z, p_y, channels, depth, height, width, KINDS: tl.conste
     """
     MAPS: tl.constexpr = len(KINDS) * len(DILATIONS)
     pixels = depth * height * width
-    blocks = tl.cdiv(channels * pixels, BLOCK)
-    image = (tl.program_id(0) // blocks).to(tl.int64)
+    image, e, m, channel, pixel, z, y, x = _elements(channels, depth, height, width, INNER, BLOCK)
     p_z += image * channels * pixels
     p_y += image * channels * pixels * MAPS
-    e = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    m = e < channels * pixels
-    channel, pixel, z, y, x = _place(e, channels, depth, height, width, INNER)
     for i in tl.static_range(len(DILATIONS)):
         g, h, mixed = _derivatives(
             p_z, e, z, y, x, m, channels, depth, height, width, NDIM, DILATIONS[i], CENTER, INNER
@@ -228,14 +228,10 @@ def invariants_cotangents_kernel(p_z, p_grad, p_c, channels, depth, height, widt
     PLANES: tl.constexpr = 5 if NDIM == 2 else 9
     ALL: tl.constexpr = PLANES * len(DILATIONS)
     pixels = depth * height * width
-    blocks = tl.cdiv(channels * pixels, BLOCK)
-    image = (tl.program_id(0) // blocks).to(tl.int64)
+    image, e, m, channel, pixel, z, y, x = _elements(channels, depth, height, width, INNER, BLOCK)
     p_z += image * channels * pixels
     p_grad += image * channels * pixels * MAPS
     p_c += image * channels * pixels * ALL
-    e = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    m = e < channels * pixels
-    channel, pixel, z, y, x = _place(e, channels, depth, height, width, INNER)
     for i in tl.static_range(len(DILATIONS)):
         g, h, mixed = _derivatives(
             p_z, e, z, y, x, m, channels, depth, height, width, NDIM, DILATIONS[i], CENTER, INNER
@@ -320,13 +316,9 @@ def invariants_adjoint_kernel(p_c, p_grad, channels, depth, height, width, DILAT
     PLANES: tl.constexpr = 5 if NDIM == 2 else 9
     ALL: tl.constexpr = PLANES * len(DILATIONS)
     pixels = depth * height * width
-    blocks = tl.cdiv(channels * pixels, BLOCK)
-    image = (tl.program_id(0) // blocks).to(tl.int64)
+    image, e, m, channel, pixel, z, y, x = _elements(channels, depth, height, width, INNER, BLOCK)
     p_c += image * channels * pixels * ALL
     p_grad += image * channels * pixels
-    e = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    m = e < channels * pixels
-    channel, pixel, z, y, x = _place(e, channels, depth, height, width, INNER)
     s_x = ALL * channels if INNER else 1
     s_y = s_x * width
     stride = channels if INNER else channels * pixels
