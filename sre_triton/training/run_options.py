@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 from sre_triton.training.files import FIGURE_FORMATS
-from sre_triton.training.schema import option
+from sre_triton.training.option_groups import augment as _augment
+from sre_triton.training.option_groups import data as _data
+from sre_triton.training.option_groups import machine as _machine
+from sre_triton.training.option_groups import model as _model
+from sre_triton.training.option_groups import optimiser as _optimiser
+from sre_triton.training.option_groups import reference as _reference
+from sre_triton.training.option_groups import run as _run
+from sre_triton.training.option_groups import turn as _turn
 
 __all__ = ["RunOptions", "TurningOptions"]
-
-_data = partial(option, group="data", common=False)
-_model = partial(option, group="network", common=False)
-_optimiser = partial(option, group="optimiser and schedule", common=False)
-_augment = partial(option, group="augmentation", common=False)
-_turn = partial(option, group="rotation test", common=False)
-_machine = partial(option, group="machine", result=False, common=False)
-_run = partial(option, group="run folder and logs", result=False, common=False)
-_reference = partial(option, group="reference", result=False, common=False)
 
 
 @dataclass
