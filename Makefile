@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo native test fuzz test-native mutation test-slow test-swap test-matrix kernels lint format wheel bench clean
+.PHONY: help env demo native test fuzz test-native mutation test-slow test-swap test-matrix kernels lint format docs wheel bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' -c constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		--editable '.[triton,native,train,onnx,bench,test,lint]'
+		--editable '.[triton,native,train,onnx,bench,docs,test,lint]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt SRE-Conv GMR-Conv
 	@touch $@
 
@@ -100,6 +100,11 @@ format: $(READY) ## Rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i sre_triton/backends/native/csrc/*
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(READY) ## The documentation as static files: build/site/index.html
+	$(BIN)/python -m mkdocs build --quiet
+	@echo build/site/index.html
 
 wheel: $(READY) ## Build the wheel and import it in an environment of its own
 	rm -rf dist build/wheel-env

@@ -1,0 +1,51 @@
+"""What mkdocs does beside rendering pages: tables, figures and texts from the code, formulas without a script.
+
+A page asks with a comment that GitHub does not show: ``<!-- table: NAME -->`` for a function of :mod:`docs.tables`,
+``<!-- include: PATH -->`` for a text of the repository. Pictures ``figures/NAME`` are drawn by :mod:`docs.figures`.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parent.parent
+
+_ASKED = re.compile(r"^<!-- (table|include): (\S+) -->$", re.MULTILINE)
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Fills in what a page asks for."""
+    return _ASKED.sub(lambda asked: _answer(asked[1], asked[2], page), markdown)
+
+
+def _answer(kind: str, name: str, page: Page) -> str:
+    if kind == "include":
+        text = (ROOT / name).read_text(encoding="utf-8")
+        return re.sub(r"\A# .*\n+", "", text)  # the page has a heading
+    from docs import tables
+
+    try:
+        function = tables.TABLES[name]
+    except KeyError:
+        raise PluginError(
+            f"{page.file.src_uri} asks for the table {name!r}; there are {', '.join(tables.TABLES)}"
+        ) from None
+    return function()
+
+
+def on_page_content(html_text: str, **_: Any) -> str:
+    """Formulas as MathML, which browsers draw by themselves."""
+
+    def formula(found: re.Match[str]) -> str:
+        display = "inline" if found[1] == "span" else "block"
+        return convert(html.unescape(found[2]).strip(), display=display)
+
+    return _FORMULA.sub(formula, html_text)
