@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import torch
 
+from sre_triton.docstrings import completed_by
 from sre_triton.gmr import GMRConv1d, GMRConv2d, GMRConv3d, _GMRConvNd
-from sre_triton.layers import Size, SREConv1d, SREConv2d, SREConv3d, SREConvTranspose2d, _SREConvNd
+from sre_triton.layers.convolutions import SREConv1d, SREConv2d, SREConv3d, SREConvTranspose2d, _SREConvNd
+from sre_triton.operators.arguments import Size
 
 __all__ = [
     "GMR_Conv1d",
@@ -64,20 +66,39 @@ class _SREArguments(_SREConvNd):
         return self.num_rings
 
 
-class SRE_Conv1d(_SREArguments, SREConv1d):
-    """:class:`sre_triton.SREConv1d` with the argument order of SRE_Conv 1.0.2."""
-
-
+@completed_by(SREConv2d)
 class SRE_Conv2d(_SREArguments, SREConv2d):
-    """:class:`sre_triton.SREConv2d` with the argument order of SRE_Conv 1.0.2."""
+    """:class:`sre_triton.SREConv2d` with the names and the order of the arguments of SRE_Conv 1.0.2.
+
+    Args:
+        transposed: False, the only one: the reference runs a plain convolution there.
+        sre_k: rings of the kernel; None for ``kernel_size // 2 + 1``.
+        inference_accelerate: changes nothing, since there is no cached kernel to switch off.
+
+    Raises:
+        ValueError: an argument describes no convolution, or no ring kernel; or ``transposed`` is True.
+    """
 
 
+@completed_by(SRE_Conv2d)
+class SRE_Conv1d(_SREArguments, SREConv1d):
+    """:class:`sre_triton.SREConv1d`, over (N, in, L) or (in, L), with the arguments of :class:`SRE_Conv2d`."""
+
+
+@completed_by(SRE_Conv2d)
 class SRE_Conv3d(_SREArguments, SREConv3d):
-    """:class:`sre_triton.SREConv3d` with the argument order of SRE_Conv 1.0.2."""
+    """:class:`sre_triton.SREConv3d`, over (N, in, D, H, W) or (in, D, H, W), with the arguments of
+    :class:`SRE_Conv2d`."""
 
 
+@completed_by(SREConvTranspose2d)
 class SRE_ConvTranspose2d(SREConvTranspose2d):
-    """:class:`sre_triton.SREConvTranspose2d` with the argument order of SRE_Conv 1.0.2."""
+    """:class:`sre_triton.SREConvTranspose2d` with the names and the order of the arguments of SRE_Conv 1.0.2.
+
+    Args:
+        sre_k: rings of the kernel; None for ``kernel_size // 2 + 1``.
+        inference_accelerate: changes nothing, since there is no cached kernel to switch off.
+    """
 
     def __init__(
         self,
@@ -151,17 +172,34 @@ class _GMRArguments(_GMRConvNd):
             self.log_sigmas._no_weight_decay = True  # type: ignore[attr-defined]
 
 
-class GMR_Conv1d(_GMRArguments, GMRConv1d):
-    """:class:`sre_triton.GMRConv1d` with the argument order of GMR_Conv 1.0.3."""
-
-
+@completed_by(GMRConv2d)
 class GMR_Conv2d(_GMRArguments, GMRConv2d):
-    """:class:`sre_triton.GMRConv2d` with the argument order of GMR_Conv 1.0.3."""
+    """:class:`sre_triton.GMRConv2d` with the names and the order of the arguments of GMR_Conv 1.0.3.
+
+    Args:
+        transposed: False, the only one: the reference runs a plain convolution there.
+        train_index_mat: False, the only one: a trained map would no longer be constant on rings.
+        inference_accelerate: changes nothing, since there is no cached kernel to switch off.
+        force_circular: True ends the rings at radius ``kernel_size // 2 + 0.5`` pixels; False at the corners.
+        gaussian_mixture_ring: True, the only one: without the mixture the layer is :class:`SRE_Conv2d`.
+        sigma_no_weight_decay: mark ``log_sigmas`` for the reference's optimiser, which then does not decay it.
+        dw_fwd: changes nothing: it chose between two ways of computing the same.
+
+    Raises:
+        ValueError: an argument describes no convolution, no ring kernel, or no width; or one that has a single
+            value above has another.
+    """
 
 
+@completed_by(GMR_Conv2d)
+class GMR_Conv1d(_GMRArguments, GMRConv1d):
+    """:class:`sre_triton.GMRConv1d`, over (N, in, L) or (in, L), with the arguments of :class:`GMR_Conv2d`."""
+
+
+@completed_by(GMR_Conv2d)
 class GMR_Conv3d(_GMRArguments, GMRConv3d):
-    """:class:`sre_triton.GMRConv3d` with the argument order of GMR_Conv 1.0.3, which in this class alone
-    has ``sigma_no_weight_decay`` before ``train_gaussian_sigma``."""
+    """:class:`sre_triton.GMRConv3d`, over (N, in, D, H, W) or (in, D, H, W), with the arguments of
+    :class:`GMR_Conv2d`; as in GMR_Conv 1.0.3 ``sigma_no_weight_decay`` comes before ``train_gaussian_sigma`` here."""
 
     def __init__(
         self,

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sre_triton.layers import Size, _SREConvNd
+from sre_triton.docstrings import completed_by
+from sre_triton.layers.convolutions import SREConv2d, _SREConvNd
+from sre_triton.operators.arguments import Size
 from sre_triton.operators.checks import is_parameter
 from sre_triton.private_api import has_autocast
 
@@ -91,7 +93,8 @@ class _GMRConvNd(_SREConvNd):
             self.log_sigmas.fill_(math.log(ring_width / self.gaussian_sigma_scale))
 
     def ring_weight(self) -> Tensor:
-        """``weight @ P(log_sigmas)``, differentiable."""
+        """``weight @ P(log_sigmas)``, the weight of each ring that the convolution uses, in the shape of ``weight``;
+        differentiable."""
         for parameter in (self.weight, self.log_sigmas):
             is_parameter(parameter)
         device_type = self.weight.device.type
@@ -109,12 +112,7 @@ class _GMRConvNd(_SREConvNd):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class GMRConv1d(_GMRConvNd):
-    """GMR convolution over (N, in, L) or (in, L); see :class:`GMRConv2d`."""
-
-    ndim = 1
-
-
+@completed_by(SREConv2d)
 class GMRConv2d(_GMRConvNd):
     """GMR convolution over (N, in, H, W) or (in, H, W): a ring convolution whose rings are mixed by learned Gaussians.
 
@@ -127,17 +125,27 @@ class GMRConv2d(_GMRConvNd):
 
     Attributes:
         weight: (out_channels, in_channels / groups, num_rings), before mixing.
-        bias: (out_channels,) or None.
         log_sigmas: (num_rings,) logarithms of the Gaussians' widths, in rings.
 
     Raises:
-        TypeError, ValueError: an argument describes no convolution, no ring kernel, or no width.
+        ValueError: an argument describes no convolution, no ring kernel, or no width.
+
+    Source:
+        the package GMR_Conv 1.0.3, whose constants are kept.
     """
 
     ndim = 2
 
 
+@completed_by(GMRConv2d)
+class GMRConv1d(_GMRConvNd):
+    """GMR convolution over (N, in, L) or (in, L). The arguments are those of :class:`GMRConv2d`."""
+
+    ndim = 1
+
+
+@completed_by(GMRConv2d)
 class GMRConv3d(_GMRConvNd):
-    """GMR convolution over (N, in, D, H, W) or (in, D, H, W); see :class:`GMRConv2d`."""
+    """GMR convolution over (N, in, D, H, W) or (in, D, H, W). The arguments are those of :class:`GMRConv2d`."""
 
     ndim = 3

@@ -38,7 +38,7 @@ AREAS = {
     ),
     "planning": ("sre_triton/planning", "tests/planning tests/test_bench.py -k 'not quick and not scaling'"),
     "functional": (
-        "sre_triton/functional.py",
+        "sre_triton/functional",
         "tests/test_public_names.py tests/test_functional.py tests/test_kernels.py tests/test_conv_act.py",
     ),
     "pooling": ("sre_triton/pooling.py", "tests/test_pooling.py"),

@@ -47,7 +47,7 @@ def test_an_inference_call_is_18_functions_deep_at_most(requested: str) -> None:
     layer, x = sre_triton.SREConv2d(8, 8, 3, padding=1), torch.randn(1, 8, 8, 8)
     with torch.no_grad(), sre_triton.backend(requested):
         found = hops(lambda: layer(x))
-    assert found[0] == "layers.py:forward"
+    assert found[0] == "layers/convolutions.py:forward"
     assert any(hop.startswith("backends/native") for hop in found)
     assert len(found) <= 18, "\n".join(found)
 

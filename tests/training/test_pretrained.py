@@ -175,6 +175,6 @@ def test_vessels_scores_on_photographs_that_it_was_not_trained_on() -> None:
 def test_the_wheel_has_their_files() -> None:
     wheel = pytest.importorskip("hatchling.builders.wheel", reason="hatchling comes with the extra test")
     names = {file.distribution_path for file in wheel.WheelBuilder(str(ROOT)).recurse_included_files()}
-    assert "sre_triton/layers.py" in names
+    assert "sre_triton/gmr.py" in names
     for name in NAMES:
         assert {f"sre_triton/pretrained/{name}{suffix}" for suffix in (".safetensors", ".json", ".md")} <= names

@@ -1,40 +1,22 @@
-"""Ring convolution layers with the arguments, attributes and errors of ``torch.nn``'s own.
-
-``SREConv2d`` stands wherever ``nn.Conv2d`` stood. Its weight is (out, in / groups, rings) instead of
-(out, in / groups, k, k); everything else is the same, so optimisers, schedulers, DDP, AMP, compile,
-export, pickling and checkpoints see an ordinary module with ordinary parameters and no buffers.
-
-Source: J. Zhang et al., "Improved Vessel Segmentation with Symmetric Rotation-Equivariant U-Net",
-ISBI 2025; initialisation and ring edges as in the package SRE_Conv 1.0.2.
-"""
+"""What every ring convolution layer shares: arguments, parameters, their state, and how tracers see them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
-from torch.nn import functional as F
 
-from sre_triton.functional import ring_conv, ring_conv_transpose, traced_by_jit
-from sre_triton.geometry.conv import ConvArgs, output_padding
+from sre_triton.functional.calls import traced_by_jit
+from sre_triton.geometry.conv import ConvArgs
 from sre_triton.geometry.rings import RingGeometry, default_num_rings, ring_geometry
-from sre_triton.operators.arguments import Size, conv_args, size_tuple
+from sre_triton.operators.arguments import Size, conv_args
 from sre_triton.planning.request import current_backend
 from sre_triton.private_api import ntuple
 
-__all__ = [
-    "RingConvNd",
-    "SREConv1d",
-    "SREConv2d",
-    "SREConv3d",
-    "SREConvTranspose1d",
-    "SREConvTranspose2d",
-    "SREConvTranspose3d",
-]
+__all__ = ["INDEX_BUFFERS", "RingConvNd"]
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -255,190 +237,3 @@ class RingConvNd(nn.Module):
             "is not the one-hot map of this layer's rings (it may have been trained, or belong to other ring edges), "
             "so the checkpoint is not a ring convolution of this geometry"
         )
-
-
-class _SREConvNd(RingConvNd):
-    transposed = False
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size | str = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        num_rings: int | None = None,
-        circular: bool = True,
-        antialias: bool = False,
-    ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation, output_padding=0,
-            groups=groups, bias=bias, padding_mode=padding_mode, num_rings=num_rings, circular=circular,
-            antialias=antialias, device=device, dtype=dtype,
-        )  # fmt: skip
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolves (N, in, *space) or (in, *space); see :mod:`sre_triton.functional`."""
-        if type(input) is not Tensor and isinstance(input, Proxy):
-            return self._as_leaf(input)
-        args = self._conv_args(self.padding)
-        if self.padding_mode != "zeros":
-            input = F.pad(input, [p for p in reversed(args.padding) for _ in range(2)], mode=self.padding_mode)
-            args = args._replace(padding=(0,) * self.ndim)
-        return ring_conv(input, self.ring_weight(), self.bias, args)
-
-
-class _SREConvTransposeNd(RingConvNd):
-    transposed = True
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size = 0,
-        output_padding: Size = 0,
-        groups: int = 1,
-        bias: bool = True,
-        dilation: Size = 1,
-        padding_mode: str = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        num_rings: int | None = None,
-        circular: bool = True,
-        antialias: bool = False,
-    ) -> None:
-        if isinstance(padding, str):
-            raise TypeError(f"padding must be an int or a tuple of ints for {type(self).__name__}, got {padding!r}")
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation,
-            output_padding=output_padding, groups=groups, bias=bias, padding_mode=padding_mode, num_rings=num_rings,
-            circular=circular, antialias=antialias, device=device, dtype=dtype,
-        )  # fmt: skip
-
-    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        """Transposed convolution of (N, in, *space) or (in, *space), to ``output_size`` if it is given."""
-        if type(input) is not Tensor and isinstance(input, Proxy):
-            return self._as_leaf(input, *(() if output_size is None else (output_size,)))
-        assert not isinstance(self.padding, str)
-        args = self._conv_args(self.padding)
-        if output_size is None:
-            extra = size_tuple(self.output_padding, self.ndim, "output_padding")
-        else:
-            extra = self._extra_for(input, output_size, args)
-        return ring_conv_transpose(input, self.ring_weight(), self.bias, extra, args)
-
-    def _extra_for(self, input: Tensor, output_size: Sequence[int], args: ConvArgs) -> tuple[int, ...]:
-        """Output padding that leads to ``output_size``, which may or may not name batch and channels."""
-        space = input.shape[-self.ndim :]
-        size = tuple(output_size)
-        if len(size) == input.dim():
-            size = size[-self.ndim :]
-        if len(size) != self.ndim:
-            raise ValueError(
-                f"{type(self).__name__}: for {input.dim()}D input, output_size must have {self.ndim} or {input.dim()} "
-                f"elements (got {len(size)})"
-            )
-        extra = output_padding(args, size, space)
-        if not all(0 <= n < s for n, s in zip(extra, args.stride, strict=True)):
-            least = [n - e for n, e in zip(size, extra, strict=True)]
-            most = [n + s - 1 for n, s in zip(least, args.stride, strict=True)]
-            raise ValueError(
-                f"requested an output size of {size}, but valid sizes range from {least} to {most} (for an input of "
-                f"{tuple(space)})"
-            )
-        return extra
-
-
-class SREConv1d(_SREConvNd):
-    """Ring convolution over (N, in, L) or (in, L); see :class:`SREConv2d`."""
-
-    ndim = 1
-
-
-class SREConv2d(_SREConvNd):
-    """Ring convolution over (N, in, H, W) or (in, H, W), equivariant to quarter turns and flips exactly
-    and to other rotations approximately.
-
-    Arguments up to ``dtype`` are those of :class:`torch.nn.Conv2d`, in its order.
-
-    Args:
-        in_channels, out_channels: channels of input and output.
-        kernel_size: odd; an int, or the same int once per dimension.
-        stride, padding, dilation: an int or one per dimension; padding also "same" or "valid". At a
-            stride above 1 an output is symmetric only if ``size + 2 * padding - dilation *
-            (kernel_size - 1) - 1`` is a multiple of the stride.
-        groups: blocks of channels that are convolved apart.
-        bias: learn a bias per output channel.
-        padding_mode: "zeros", "reflect", "replicate" or "circular".
-        num_rings: rings of the kernel; None for ``kernel_size // 2 + 1`` (one more if not circular).
-        circular: True ends the rings at radius ``kernel_size // 2 + 0.5``; False at the corners.
-        antialias: weigh each tap by the share of its pixel that a ring covers, instead of giving each
-            tap to one ring. Closer to equivariant between quarter turns, at more additions.
-
-    Attributes:
-        weight: (out_channels, in_channels / groups, num_rings).
-        bias: (out_channels,) or None.
-
-    Raises:
-        TypeError, ValueError: an argument describes no convolution, or no ring kernel.
-    """
-
-    ndim = 2
-
-
-class SREConv3d(_SREConvNd):
-    """Ring (spherical shell) convolution over (N, in, D, H, W) or (in, D, H, W); see :class:`SREConv2d`."""
-
-    ndim = 3
-
-
-class SREConvTranspose1d(_SREConvTransposeNd):
-    """Transposed ring convolution over (N, in, L) or (in, L); see :class:`SREConvTranspose2d`."""
-
-    ndim = 1
-
-
-class SREConvTranspose2d(_SREConvTransposeNd):
-    """Transposed ring convolution over (N, in, H, W) or (in, H, W): the adjoint of :class:`SREConv2d` in its input.
-
-    Arguments up to ``dtype`` are those of :class:`torch.nn.ConvTranspose2d`, in its order. The output has in each
-    dimension the size ``(size - 1) * stride - 2 * padding + dilation * (kernel_size - 1) + output_padding + 1``.
-
-    Args:
-        in_channels, out_channels: channels of input and output.
-        kernel_size: odd; an int, or the same int once per dimension.
-        stride: zeros between neighbours of the input, less one; an int or one per dimension.
-        padding: rows and columns cut off every side of the output; an int or one per dimension, no string.
-        output_padding: rows and columns added at the far sides of the output, fewer than the stride or the dilation.
-            The output is symmetric only where it is 0.
-        groups: blocks of channels that are convolved apart.
-        bias: learn a bias per output channel.
-        dilation: distance between neighbouring taps; an int or one per dimension.
-        padding_mode: "zeros", the only one.
-        num_rings, circular, antialias: as for :class:`SREConv2d`.
-
-    Attributes:
-        weight: (in_channels, out_channels / groups, num_rings).
-        bias: (out_channels,) or None.
-
-    Raises:
-        TypeError, ValueError: an argument describes no transposed convolution, or no ring kernel.
-    """
-
-    ndim = 2
-
-
-class SREConvTranspose3d(_SREConvTransposeNd):
-    """Transposed ring convolution over (N, in, D, H, W) or (in, D, H, W); see :class:`SREConvTranspose2d`."""
-
-    ndim = 3
