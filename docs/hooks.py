@@ -12,13 +12,34 @@ from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
+DRAWN = ROOT / "build" / "figures"
+
+_redraw = True
 
 _ASKED = re.compile(r"^<!-- (table|include): (\S+) -->$", re.MULTILINE)
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+
+
+def on_startup(command: str, dirty: bool, **_: Any) -> None:
+    """While pages are written (``mkdocs serve``, ``build --dirty``) figures that are there are shown as they are."""
+    global _redraw
+    _redraw = command == "build" and not dirty
+
+
+def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
+    """Draws the figures, and adds them to the site."""
+    from docs import figures
+
+    figures.draw(DRAWN, [name for name in figures.FIGURES if _redraw or not (DRAWN / name).exists()])
+    for name in figures.FIGURES:
+        files.append(File.generated(config, f"figures/{name}", abs_src_path=str(DRAWN / name)))
+    return files
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
@@ -49,3 +70,16 @@ def on_page_content(html_text: str, **_: Any) -> str:
         return convert(html.unescape(found[2]).strip(), display=display)
 
     return _FORMULA.sub(formula, html_text)
+
+
+# What a browser fetches by itself, other than the readers' own clicks.
+_FETCHED = re.compile(
+    r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(?:https?:)?//|<link\b[^>]*rel=["']?stylesheet[^>]*//|url\(["']?(?:https?:)?//"""
+)
+
+
+def on_post_build(config: MkDocsConfig, **_: Any) -> None:
+    """Makes sure that pages need nothing from outside to be read."""
+    for path in Path(config.site_dir).rglob("*"):
+        if path.suffix in (".html", ".css") and (found := _FETCHED.search(path.read_text(encoding="utf-8"))):
+            raise PluginError(f"{path} fetches something from outside: {found[0]}")

@@ -13,6 +13,11 @@ import griffe
 _ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):`(~?)([\w.]+)`")
 
 
+def without_roles(text: str) -> str:
+    """A docstring's text with plain names in the place of roles."""
+    return _ROLE.sub(lambda role: f"`{role[2].rsplit('.', 1)[-1] if role[1] else role[2]}`", text)
+
+
 class Roles(griffe.Extension):
     """Rewrites the docstrings of every object of the package."""
 

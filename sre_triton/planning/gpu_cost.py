@@ -21,7 +21,7 @@ from sre_triton.backends.base import Call
 from sre_triton.backends.triton import rules
 from sre_triton.planning.cpu_cost import in_lanes
 
-__all__ = ["Estimate", "Gpu", "describe", "estimate"]
+__all__ = ["Estimate", "Gpu", "describe", "estimate", "gpu_of"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,23 @@ _ARCHS = {
 
 
 _UNKNOWN = _Arch(0, 0.0, 0.0)
+
+
+def gpu_of(arch: str, processors: int, name: str = "") -> Gpu:
+    """A GPU that need not be there, to ask what would be planned for it.
+
+    Args:
+        arch: "sm_90", "gfx942" or another architecture that the model knows.
+        processors: multiprocessors, or compute units.
+        name: of the GPU; its measurements are looked up under it.
+
+    Raises:
+        ValueError: the model does not know the architecture.
+    """
+    if arch not in _ARCHS:
+        raise ValueError(f"arch must be one of {', '.join(_ARCHS)}, got {arch!r}")
+    known = _ARCHS[arch]
+    return Gpu(name, processors, known.clock, known.bandwidth, known.tensor_flop, known.lanes, known.packs_bfloat16)
 
 
 @lru_cache(maxsize=64)

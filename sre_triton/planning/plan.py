@@ -20,7 +20,7 @@ from sre_triton.geometry.conv import ConvArgs
 from sre_triton.planning import cpu_cost as cost
 from sre_triton.planning import gpu_cost, gpu_tables
 
-__all__ = ["Plan", "plan_call", "plan_pass", "recording"]
+__all__ = ["Plan", "plan_call", "plan_on_gpu", "plan_pass", "recording"]
 
 _records: list[tuple[Call, Plan]] | None = None
 
@@ -79,7 +79,7 @@ def plan_call(call: Call, request: str, in_graph: bool = False) -> Plan:
     if request == "auto":
         # The native kernel may be built while the process runs.
         if call.device.type == "cuda":
-            return _automatic_on_gpu(call, in_graph)
+            return plan_on_gpu(call, None, in_graph)
         return _automatic(call, has_native=call.device.type == "cpu" and native.missing() is None)
     refusal = BACKENDS[request].refusal(call)
     if refusal is not None:
@@ -121,12 +121,19 @@ def _automatic(call: Call, has_native: bool) -> Plan:
 _MEASURED_MARGIN = 1.1
 
 
-def _automatic_on_gpu(call: Call, in_graph: bool) -> Plan:
-    """Triton where it was measured or is predicted to be faster, dense elsewhere and whenever Triton refuses."""
+def plan_on_gpu(call: Call, gpu: gpu_cost.Gpu | None = None, in_graph: bool = False) -> Plan:
+    """Triton where it was measured or is predicted to be faster, dense elsewhere and whenever Triton refuses.
+
+    Args:
+        gpu: the GPU to plan for, which need not be there (see :func:`~sre_triton.planning.gpu_cost.gpu_of`); None for
+            that of the call's device.
+        in_graph: as for :func:`plan_call`.
+    """
     refusal = triton.refusal(call)
     if refusal is not None:
         return Plan("dense", f"not with Triton: {refusal}")
-    gpu = gpu_cost.describe(call.device)
+    if gpu is None:
+        gpu = gpu_cost.describe(call.device)
     measured = gpu_tables.lookup(call, gpu_tables.load(gpu.name))
     if measured is not None:
         chosen = "triton" if measured.speedup >= _MEASURED_MARGIN else "dense"

@@ -160,7 +160,7 @@ def test_type_of_films_is_legible(
     notes: list[list[str]], written: list[tuple[Text, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     frames: list[Any] = []
-    monkeypatch.setattr(film, "_write_gif", lambda path, pictures, seconds: (path.touch(), frames.extend(pictures)))
+    monkeypatch.setattr(film, "write_gif", lambda path, pictures, seconds: (path.touch(), frames.extend(pictures)))
     picture = np.zeros((1, 20, 30, 3), np.uint8)
     acts = [Act(f"a network of a long name ({name})", picture, [99.9], notes=notes) for name in ("seed-1", "seed-2")]
     write_film(tmp_path / "film.gif", [0], picture, acts, "Dice with the mask", "light grey: outside the frame")

@@ -15,7 +15,7 @@ from sre_triton.training.figures.maps import OUTSIDE
 from sre_triton.training.figures.style import COLOURS, LINES, house_style, shortened
 from sre_triton.training.files import replacing
 
-__all__ = ["Act", "check_film_format", "write_film"]
+__all__ = ["Act", "check_film_format", "write_film", "write_gif"]
 
 Colours = npt.NDArray[np.uint8]
 
@@ -82,7 +82,7 @@ def write_film(
     check_film_format(kind)
     frames = list(_frames(angles, turning, acts, score, caption))
     with replacing(path) as partial:
-        (_write_gif if kind == "gif" else _write_mp4)(partial, frames, seconds / len(frames))
+        (write_gif if kind == "gif" else _write_mp4)(partial, frames, seconds / len(frames))
 
 
 def _frames(
@@ -142,7 +142,7 @@ def _set_scales(axis: Any, acts: Sequence[Act], score: str) -> None:
     axis.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(acts))
 
 
-def _write_gif(path: Path, frames: Sequence[Colours], seconds: float) -> None:
+def write_gif(path: Path, frames: Sequence[Colours], seconds: float) -> None:
     from PIL import Image
 
     pictures = [Image.fromarray(frame) for frame in frames]
