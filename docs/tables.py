@@ -121,12 +121,13 @@ _GPUS = {
 def gpu_plans() -> str:
     """What the planner would take on GPUs that are not here."""
     rows = []
-    for kind, named in (("forward", "forward"), ("backward", "backward")):
+    kinds: tuple[Kind, ...] = ("forward", "backward")
+    for kind in kinds:
         for k in (3, 5, 9):
             for channels, size in ((64, 64), (256, 16)):
                 call = _call(kind, k=k, channels=channels, size=size, batch=32, dtype=torch.bfloat16, device="cuda")
                 plans = [plan_on_gpu(call, gpu_of(*arch), in_graph=True) for arch in _GPUS.values()]
-                rows.append([named, k, channels, f"{size}x{size}", *(plan.backend for plan in plans)])
+                rows.append([kind, k, channels, f"{size}x{size}", *(plan.backend for plan in plans)])
     return _table(["pass", "k", "channels", "image", *_GPUS], rows)
 
 
@@ -217,11 +218,11 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 def _modules() -> Iterator[tuple[str, Callable[[], nn.Module], tuple[int, ...], str]]:
     """What precision is measured of: a name, a module, its input, and the backend that is asked for."""
-    layer, image = {"padding": 2}, (2, 16, 24, 24)
-    yield "nn.Conv2d, k = 5 (PyTorch's own)", partial(nn.Conv2d, 16, 16, 5, **layer), image, "auto"
+    image = (2, 16, 24, 24)
+    yield "nn.Conv2d, k = 5 (PyTorch's own)", partial(nn.Conv2d, 16, 16, 5, padding=2), image, "auto"
     for backend in ("dense", "ringwise", "native"):
         if BACKENDS[backend].refusal(_call()) is None:
-            yield f"SREConv2d, k = 5, `{backend}`", partial(sre_triton.SREConv2d, 16, 16, 5, **layer), image, backend
+            yield f"SREConv2d, k = 5, `{backend}`", partial(sre_triton.SREConv2d, 16, 16, 5, padding=2), image, backend
     yield "nn.Conv2d, k = 9 (PyTorch's own)", partial(nn.Conv2d, 16, 16, 9, padding=4), image, "auto"
     yield "SREConv2d, k = 9", partial(sre_triton.SREConv2d, 16, 16, 9, padding=4), image, "auto"
     yield (
@@ -232,7 +233,7 @@ def _modules() -> Iterator[tuple[str, Callable[[], nn.Module], tuple[int, ...], 
     )
     yield (
         "SREConvTranspose2d, k = 5, stride 2",
-        partial(sre_triton.SREConvTranspose2d, 16, 16, 5, 2, **layer),
+        partial(sre_triton.SREConvTranspose2d, 16, 16, 5, 2, padding=2),
         image,
         "auto",
     )

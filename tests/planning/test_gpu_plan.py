@@ -18,7 +18,7 @@ from sre_triton.geometry.conv import ConvArgs, conv_spec
 from sre_triton.geometry.rings import default_num_rings
 from sre_triton.planning import gpu_cost, gpu_tables, plan
 from sre_triton.planning.gpu_cost import Gpu
-from sre_triton.planning.plan import plan_call
+from sre_triton.planning.plan import plan_call, plan_on_gpu
 
 H100 = Gpu("Some H100", processors=132, clock=1.75e9, bandwidth=3.35e12, tensor_flop=4096)
 KINDS = ("forward", "transpose", "weight_grad", "backward")
@@ -179,6 +179,16 @@ def test_the_plan_says_whether_the_host_counts(monkeypatch: pytest.MonkeyPatch) 
         reasons.append(records[0][1].reason)
     plan._planned.cache_clear()
     assert reasons == [plan_call(one, "auto", in_graph).reason for in_graph in (False, True)]
+
+
+def test_a_plan_can_be_made_for_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan.triton, "refusal", lambda call: None)
+    absent = gpu_cost.gpu_of("sm_90", 132)
+    assert absent == Gpu("", 132, 1.75e9, 3.3e12, 4096)
+    assert plan_on_gpu(call(9, batch=256), absent, in_graph=True).backend == "triton"
+    assert plan_on_gpu(call(3, size=4, batch=1), absent).backend == "dense"
+    with pytest.raises(ValueError, match="arch must be one of sm_80, .*, got 'sm_70'"):
+        gpu_cost.gpu_of("sm_70", 80)
 
 
 def properties(**fields: Any) -> types.SimpleNamespace:
