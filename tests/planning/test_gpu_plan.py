@@ -187,7 +187,7 @@ def test_a_plan_can_be_made_for_a_gpu_that_is_not_there(monkeypatch: pytest.Monk
     assert absent == Gpu("", 132, 1.75e9, 3.3e12, 4096)
     assert plan_on_gpu(call(9, batch=256), absent, in_graph=True).backend == "triton"
     assert plan_on_gpu(call(3, size=4, batch=1), absent).backend == "dense"
-    with pytest.raises(ValueError, match="arch must be one of sm_80, .*, got 'sm_70'"):
+    with pytest.raises(ValueError, match=r"arch must be one of sm_80, .*, got 'sm_70'"):
         gpu_cost.gpu_of("sm_70", 80)
 
 
