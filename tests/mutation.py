@@ -34,7 +34,7 @@ AREAS = {
     "ringwise": ("sre_triton/backends/ringwise", "tests/backends/test_ringwise.py -k 'not native'"),
     "native": (
         "sre_triton/backends/native/passes.py",
-        "tests/backends/test_native.py tests/backends/test_ringwise.py -k native",
+        "tests/backends/test_ringwise.py tests/backends/test_native.py -k 'native and not built_once'",
     ),
     "planning": ("sre_triton/planning", "tests/planning tests/test_bench.py -k 'not quick and not scaling'"),
     "functional": (
