@@ -174,6 +174,10 @@ def load(run: str | Path, *, device: str | torch.device = "cpu") -> Predictor:
             --pretrained` lists them).
         device: where the network computes.
 
+    Returns:
+        The network and what it takes to ask it about pictures: ``predict``, ``probabilities``, ``classes``,
+        ``threshold`` and ``network``, the module itself.
+
     Raises:
         FileNotFoundError: there is no checkpoint.
         ValueError: it is damaged, not of this package, or of a network for volumes.

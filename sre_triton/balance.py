@@ -28,6 +28,9 @@ def balance_weights(model: nn.Module) -> None:
     convolution in ``model`` is scaled; other layers are left alone. Call it once, before training. Weights that are
     sharded by FSDP2 are scaled where they are.
 
+    Args:
+        model: a network, or a ring convolution itself; with FSDP2 after ``fully_shard``.
+
     Raises:
         ValueError: a ring convolution does not hold its weight as a parameter (parametrized, weight-normalised,
             pruned), or it is sharded by ring. Nothing has been changed then.

@@ -20,24 +20,26 @@ _TITLE = re.compile(rf"^({'|'.join(_SECTIONS)}):\n", re.MULTILINE)
 _ENTRY = re.compile(r"^(?=    \S)", re.MULTILINE)
 
 
-def completed_by(source: Callable[..., Any]) -> Callable[[Documented], Documented]:
+def completed_by(source: Callable[..., Any], *titles: str) -> Callable[[Documented], Documented]:
     """Decorates a class or function: its docstring gets what it lacks from that of ``source``.
 
-    That is whole sections (Args, Attributes, Returns, Raises, Source) and, in those that it has, single entries. Of
-    arguments it gets those of its own signature, in that order. What it says itself stands.
+    That is whole sections (those of ``titles``; by default Args, Attributes, Returns, Raises, Source) and, in those
+    that it has, single entries. Of arguments it gets those of its own signature, in that order; a class gets
+    nothing about what a function returns. What it says itself stands.
     """
 
     def complete(target: Documented) -> Documented:
         if target.__doc__ and source.__doc__:  # python -OO has neither
-            target.__doc__ = _merged(target.__doc__, source.__doc__, list(inspect.signature(target).parameters))
+            wanted = [title for title in titles or _SECTIONS if title != "Returns" or not inspect.isclass(target)]
+            target.__doc__ = _merged(target.__doc__, source.__doc__, wanted, list(inspect.signature(target).parameters))
         return target
 
     return complete
 
 
-def _merged(own: str, other: str, parameters: list[str]) -> str:
+def _merged(own: str, other: str, wanted: list[str], parameters: list[str]) -> str:
     head, sections = _parse(own)
-    _, others = _parse(other)
+    others = {title: entries if title in wanted else {} for title, entries in _parse(other)[1].items()}
     merged = {**others, **sections, **{title: {**others[title], **sections[title]} for title in _BY_NAME}}
     merged["Args"] = {name: merged["Args"][name] for name in parameters if name in merged["Args"]}
     bodies = ("\n".join((f"{title}:", *merged[title].values())) for title in _SECTIONS if merged.get(title))

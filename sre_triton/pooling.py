@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sre_triton.docstrings import completed_by
 from sre_triton.operators.arguments import Size
 from sre_triton.private_api import ntuple
 
@@ -72,8 +73,12 @@ def centered_avg_pool(x: Tensor, stride: Size = 2, ndim: int | None = None, *, r
     return pool(x, window, stride, padding, count_include_pad=False)
 
 
+@completed_by(centered_avg_pool)
 def centered_max_pool(x: Tensor, stride: Size = 2, ndim: int | None = None, *, reach: Size = 0) -> Tensor:
-    """Maximum over windows that lie symmetrically at every size; see :func:`centered_avg_pool`."""
+    """Maximum over windows that lie symmetrically at every size. The arguments are those of :func:`centered_avg_pool`.
+
+    Equal to ``F.max_poolNd(x, stride)`` where the stride divides the size.
+    """
     pool, stride, window, padding = _windows(_MAX_POOL, x, stride, ndim, reach)
     return pool(x, window, stride, padding)
 
@@ -152,11 +157,23 @@ class CenteredPoolNd(nn.Module):
         self.reach = reach
 
     def forward(self, input: Tensor) -> Tensor:
-        """Pools (N, C, *space) or (C, *space) to ``ceil((space - reach) / stride)``."""
+        """Pools one map or a batch.
+
+        Args:
+            input: (N, C, *space) or (C, *space).
+
+        Returns:
+            (N, C, *size) or (C, *size) with ``size = ceil((space - reach) / stride)``, in the memory format of
+            ``input``.
+
+        Raises:
+            RuntimeError: ``input`` has more dimensions, or nothing is left of it.
+            IndexError: ``input`` has fewer dimensions.
+        """
         return type(self)._pool(input, self.stride, self.ndim, reach=self.reach)
 
     def axes(self) -> list[tuple[int, int]]:
-        """Stride and reach of each dimension."""
+        """Stride and reach of each dimension, in pixels."""
         strides, reaches = _entries("stride", self.stride, self.ndim, 1), _entries("reach", self.reach, self.ndim, 0)
         return list(zip(strides, reaches, strict=True))
 
@@ -165,39 +182,49 @@ class CenteredPoolNd(nn.Module):
         return f"stride={self.stride}" + (f", reach={self.reach}" if self.reach != 0 else "")
 
 
+@completed_by(centered_avg_pool)
 class CenteredAvgPool1d(CenteredPoolNd):
-    """:func:`centered_avg_pool` of (N, C, L) or (C, L) as a module."""
+    """:func:`centered_avg_pool` of (N, C, L) or (C, L) as a module: ``nn.AvgPool1d(stride)``, but symmetric at
+    every size."""
 
     ndim, _pool = 1, centered_avg_pool
 
 
+@completed_by(centered_avg_pool)
 class CenteredAvgPool2d(CenteredPoolNd):
-    """:func:`centered_avg_pool` of (N, C, H, W) or (C, H, W) as a module: ``nn.AvgPool2d(stride)``, but
-    symmetric at every size."""
+    """:func:`centered_avg_pool` of (N, C, H, W) or (C, H, W) as a module: ``nn.AvgPool2d(stride)``, but symmetric at
+    every size."""
 
     ndim, _pool = 2, centered_avg_pool
 
 
+@completed_by(centered_avg_pool)
 class CenteredAvgPool3d(CenteredPoolNd):
-    """:func:`centered_avg_pool` of (N, C, D, H, W) or (C, D, H, W) as a module."""
+    """:func:`centered_avg_pool` of (N, C, D, H, W) or (C, D, H, W) as a module: ``nn.AvgPool3d(stride)``, but symmetric
+    at every size."""
 
     ndim, _pool = 3, centered_avg_pool
 
 
+@completed_by(centered_max_pool)
 class CenteredMaxPool1d(CenteredPoolNd):
-    """:func:`centered_max_pool` of (N, C, L) or (C, L) as a module."""
+    """:func:`centered_max_pool` of (N, C, L) or (C, L) as a module: ``nn.MaxPool1d(stride)``, but symmetric at
+    every size."""
 
     ndim, _pool = 1, centered_max_pool
 
 
+@completed_by(centered_max_pool)
 class CenteredMaxPool2d(CenteredPoolNd):
-    """:func:`centered_max_pool` of (N, C, H, W) or (C, H, W) as a module: ``nn.MaxPool2d(stride)``, but
-    symmetric at every size."""
+    """:func:`centered_max_pool` of (N, C, H, W) or (C, H, W) as a module: ``nn.MaxPool2d(stride)``, but symmetric at
+    every size."""
 
     ndim, _pool = 2, centered_max_pool
 
 
+@completed_by(centered_max_pool)
 class CenteredMaxPool3d(CenteredPoolNd):
-    """:func:`centered_max_pool` of (N, C, D, H, W) or (C, D, H, W) as a module."""
+    """:func:`centered_max_pool` of (N, C, D, H, W) or (C, D, H, W) as a module: ``nn.MaxPool3d(stride)``, but symmetric
+    at every size."""
 
     ndim, _pool = 3, centered_max_pool

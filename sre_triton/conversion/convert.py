@@ -44,8 +44,8 @@ def convert(
 
     Args:
         model: any module, also a convolution itself.
-        kernel_size: odd size of every ring kernel of more than one tap. None keeps each layer's own. A smaller
-            kernel is embedded, then projected. That keeps the function of a ring kernel where its rings are
+        kernel_size: odd number of pixels of every ring kernel of more than one tap. None keeps each layer's own. A
+            smaller kernel is embedded, then projected. That keeps the function of a ring kernel where its rings are
             rings of the larger one: always in 1-D; in 2-D from 3, from 5 to at most 15, and from 7 to 9; in 3-D
             from 3 to 5 and from 7 to 9. A larger kernel loses its outer taps.
         num_rings: rings of every kernel; None for ``kernel_size // 2 + 1``.
@@ -58,10 +58,11 @@ def convert(
             of the network as it was, at all sizes. "keep" leaves strides and poolings as they are: the same
             function, but symmetric only where each stride happens to divide.
         filter_fn: called with every convolution and max- or average-pooling, and its fully qualified name;
-            it is left alone where this returns False.
+            it is left alone where this returns False. None replaces whatever can be replaced.
         inplace: change ``model`` instead of a copy. Optimisers made before then hold replaced parameters.
             A model that is itself replaced (a bare convolution) is not changed: use what is returned.
-        circular, antialias: of every ring kernel; see :class:`sre_triton.SREConv2d`.
+        circular: True ends the rings of every kernel at radius ``kernel_size // 2 + 0.5`` pixels; False at the corners.
+        antialias: weigh each tap by the share of its pixel that a ring covers, see :class:`sre_triton.SREConv2d`.
 
     Returns:
         The network, in the mode, dtype and devices that it had. Modules and parameters that were shared

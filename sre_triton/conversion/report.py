@@ -92,7 +92,8 @@ class ModelReport:
 
     Attributes:
         layers: every convolution and pooling layer, in the order of ``named_modules``.
-        parameters_before, parameters_after: of the whole network, without and with its ring kernels.
+        parameters_before: number of the whole network's parameters, were its kernels dense.
+        parameters_after: number of them as it is, with its ring kernels.
         symmetry: None if no sample was given.
     """
 
@@ -137,7 +138,7 @@ def report(
         model: any module. One that :func:`sre_triton.convert` returned tells what its layers were before.
         sample: (N, C, *space), an image such as the network is used on. Its size matters: windows with a stride
             are centred at some sizes and not at others. Given one, a copy of the network runs on it in float64
-            and eval mode, turned and flipped, and each module's output is compared.
+            and eval mode, turned and flipped, and each module's output is compared. None: nothing is measured.
         group: "rotations" (quarter turns), "flips" or "all"; see :func:`sre_triton.grid_symmetries`.
         tolerance: relative error up to which an output counts as symmetric. Rounding is far below the default,
             a pixel lost at the edge of an image far above it.

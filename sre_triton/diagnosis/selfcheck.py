@@ -150,7 +150,12 @@ class Row:
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """What :func:`selfcheck` found; ``str`` of it is the report."""
+    """What :func:`selfcheck` found; ``str`` of it is the report.
+
+    Attributes:
+        machine: versions, processor and GPU, by name.
+        rows: one for each device, backend and dtype.
+    """
 
     machine: dict[str, str]
     rows: list[Row]

@@ -53,9 +53,9 @@ class RingGeometry:
     """The rings of one kernel shape. Immutable, hashable, compared by its arguments.
 
     Args:
-        kernel_size: one odd size per spatial dimension, all equal, e.g. ``(9, 9)``.
+        kernel_size: one odd number of pixels per spatial dimension, all equal, e.g. ``(9, 9)``.
         num_rings: how many rings the radius is divided into.
-        circular: rings end at radius ``k // 2 + 0.5`` and taps beyond carry no weight. If False,
+        circular: rings end at radius ``k // 2 + 0.5`` pixels and taps beyond carry no weight. If False,
             rings reach the corner and the last ring is the set of corner taps alone.
         antialias: weigh each tap by the share of its pixel that a ring covers.
 
@@ -187,10 +187,13 @@ def ring_geometry(
     """The one shared :class:`RingGeometry` for these arguments.
 
     Args:
-        kernel_size: one odd size per spatial dimension (1 to 3 of them), all equal.
-        num_rings: number of rings; None takes :func:`default_num_rings`.
-        circular: see :class:`RingGeometry`.
-        antialias: see :class:`RingGeometry`; needs ``circular=True``.
+        kernel_size: one odd number of pixels per spatial dimension (1 to 3 of them), all equal.
+        num_rings: number of rings; None takes ``kernel_size // 2 + 1``, one more if not circular.
+        circular: True ends the rings at radius ``kernel_size // 2 + 0.5`` pixels; False at the corners.
+        antialias: weigh each tap by the share of its pixel that a ring covers; needs ``circular=True``.
+
+    Returns:
+        The same object for the same arguments.
 
     Raises:
         TypeError: an argument has the wrong type.

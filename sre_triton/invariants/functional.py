@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from sre_triton.docstrings import completed_by
 from sre_triton.invariants import autograd, formulas
 from sre_triton.invariants.formulas import KINDS, Spec
 
@@ -54,6 +55,7 @@ def differential_invariants(
     return _batched(z, spec, lambda batch: autograd.maps(batch, spec))
 
 
+@completed_by(differential_invariants, "Args")
 def add_invariants(
     z: Tensor,
     project: Tensor,
@@ -65,19 +67,19 @@ def add_invariants(
     ndim: int | None = None,
 ) -> Tensor:
     """``z`` plus a mixture of the :func:`differential_invariants` of some features, mixtures of its channels: what
-    :class:`sre_triton.AddInvariants2d` computes.
+    :class:`sre_triton.AddInvariants2d` computes. ``kinds``, ``dilations`` and ``eps`` are those of the former.
 
     Args:
         z: (N, C, *space), or (C, *space) if ``ndim`` is given.
         project: (features, C, 1, ...), the weight of a convolution of one tap: which channels each feature is made of.
         weight: (C, scales * kinds * features, 1, ...), how their invariants are added to the channels.
-        kinds, dilations, eps, ndim: as for :func:`differential_invariants`.
 
     Returns:
         a tensor such as ``z``. Only the arguments are kept for the backward pass.
 
     Raises:
-        ValueError, TypeError: an argument is none of the above.
+        ValueError: an argument is none of the above.
+        TypeError: ``z`` is not of a floating type.
     """
     ndim = z.dim() - 2 if ndim is None else ndim
     spec = invariant_spec(ndim, kinds, dilations, eps)
@@ -94,20 +96,23 @@ def add_invariants(
     return _batched(z, spec, lambda batch: autograd.add(batch, project, weight, spec))
 
 
+@completed_by(differential_invariants, "Args")
 def gradient_products(
     z: Tensor, partner: Tensor, dilations: Sequence[int] | int = 1, *, ndim: int | None = None
 ) -> Tensor:
     """Scalar products of the gradients of two maps, channel by channel: which way one rises as seen from the other.
+    ``dilations`` are those of :func:`differential_invariants`.
 
     Args:
-        z, partner: (N, C, *space) of the same shape and dtype, or (C, *space) if ``ndim`` is given.
-        dilations, ndim: as for :func:`differential_invariants`.
+        z: (N, C, *space), or (C, *space) if ``ndim`` is given.
+        partner: a map like ``z``, of its shape and dtype.
 
     Returns:
-        (N, scales * C, *space)
+        (N, scales * C, *space), or the same without N.
 
     Raises:
-        ValueError, TypeError: an argument is none of the above.
+        ValueError: an argument is none of the above.
+        TypeError: a map is not of a floating type.
     """
     ndim = z.dim() - 2 if ndim is None else ndim
     spec = invariant_spec(ndim, "gradient", dilations)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from sre_triton.docstrings import completed_by
 from sre_triton.invariants import formulas
 from sre_triton.invariants.functional import (
     add_invariants,
@@ -88,7 +89,18 @@ class _DifferentialInvariantsNd(InvariantsNd):
             nn.init.normal_(self.pairing_weight, 0, 1 / math.sqrt(self.pairing_weight.shape[0]))
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, *space) to (N, scales * (kinds [+ 1]) * C, *space)."""
+        """The invariants of one map or a batch.
+
+        Args:
+            input: (N, C, *space) or (C, *space), of the parameter's device.
+
+        Returns:
+            (N, scales * (kinds [+ 1]) * C, *space), or the same without N; 1 more kind where there is a pairing.
+
+        Raises:
+            TypeError: ``input`` is not of a floating type.
+            ValueError: ``input`` has not these dimensions, or with a pairing not ``channels`` channels.
+        """
         if isinstance(input, Proxy):  # its shape and type are not known; nothing in PyTorch is of them here
             weight = self._parameters["pairing_weight"]
             dtype = torch.float32 if weight is None else weight.dtype
@@ -118,18 +130,20 @@ class _DifferentialInvariantsNd(InvariantsNd):
         return super().extra_repr() + (f", pairing={self.pairing!r}" if self.pairing is not None else "")
 
 
+@completed_by(differential_invariants, "Args")
 class DifferentialInvariants2d(_DifferentialInvariantsNd):
     """:func:`sre_triton.differential_invariants` of (N, C, H, W) or (C, H, W) as a layer.
 
-    The result has scales * kinds * C channels, and scales * C more where there is a pairing.
+    The result has scales * kinds * C channels, and scales * C more where there is a pairing. ``kinds``, ``dilations``
+    and ``eps`` are those of the function.
 
     Args:
         channels: C, which is only read by ``pairing``; None for any.
-        kinds, dilations, eps: as for the function.
         pairing: adds scalar products of gradients between channels, after everything else and by scale and channel.
             A sequence of C ints names the partner of each channel; "learned" makes it a mixture of all channels by a
             matrix ``pairing_weight`` (C, C, 1, ...), drawn with variance 1 / C; None for no products.
-        device, dtype: of the parameter.
+        device: where the parameter is; None for PyTorch's default.
+        dtype: of the parameter; None for PyTorch's default.
 
     Raises:
         ValueError: an argument is none of the above.
@@ -138,26 +152,32 @@ class DifferentialInvariants2d(_DifferentialInvariantsNd):
     ndim = 2
 
 
+@completed_by(DifferentialInvariants2d)
 class DifferentialInvariants3d(_DifferentialInvariantsNd):
-    """:func:`sre_triton.differential_invariants` of (N, C, D, H, W) or (C, D, H, W) as a layer; see
-    :class:`DifferentialInvariants2d`."""
+    """:func:`sre_triton.differential_invariants` of (N, C, D, H, W) or (C, D, H, W) as a layer. The arguments are those
+    of :class:`DifferentialInvariants2d`."""
 
     ndim = 3
 
 
+@completed_by(differential_invariants, "Args")
 class AddInvariantsNd(InvariantsNd):
     """Its input plus differential invariants of it: ``z + weight . invariants(project . z)``.
 
     It stands between a ring convolution and its normalisation, where it lets a network see lines and edges, which
     rings cannot tell from blobs and steps. ``project`` mixes the channels to a few features, and ``weight`` adds
-    their invariants to all channels. Only the input is kept for the backward pass.
+    their invariants to all channels. Only the input is kept for the backward pass. ``kinds``, ``dilations`` and ``eps``
+    are those of :func:`sre_triton.differential_invariants`.
 
     Args:
         channels: of the input.
-        kinds, dilations, eps: as for :func:`sre_triton.differential_invariants`.
-        features: how many; None for a quarter of the channels.
-        device, dtype: of the parameters: ``project`` (features, channels, 1, ...), drawn with variance 1 / channels,
-            and ``weight`` (channels, scales * kinds * features, 1, ...), with 1 / (scales * kinds * features).
+        features: how many mixtures of channels have invariants; None for a quarter of the channels.
+        device: where the parameters are; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
+
+    Attributes:
+        project: (features, channels, 1, ...), drawn with variance 1 / channels.
+        weight: (channels, scales * kinds * features, 1, ...), drawn with variance 1 / (scales * kinds * features).
 
     Raises:
         ValueError: an argument is none of the above.
@@ -193,7 +213,18 @@ class AddInvariantsNd(InvariantsNd):
             nn.init.normal_(matrix, 0, 1 / math.sqrt(matrix.shape[1]))
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, *space) or (C, *space) to the same."""
+        """Adds invariants to one map or a batch.
+
+        Args:
+            input: (N, channels, *space) or (channels, *space), of a floating type and the parameters' device.
+
+        Returns:
+            A tensor like ``input``.
+
+        Raises:
+            TypeError: ``input`` is not of a floating type.
+            ValueError: ``input`` has not these dimensions or channels.
+        """
         if isinstance(input, Proxy):
             weight = self._parameters["weight"]
             assert weight is not None
@@ -207,13 +238,18 @@ class AddInvariantsNd(InvariantsNd):
         return f"{self.channels}, {super().extra_repr()}, features={self.features}"
 
 
+@completed_by(AddInvariantsNd)
 class AddInvariants2d(AddInvariantsNd):
-    """:class:`AddInvariantsNd` for (N, C, H, W) or (C, H, W)."""
+    """A map (N, C, H, W) or (C, H, W) plus differential invariants of it: ``z + weight . invariants(project . z)``.
+
+    It stands between a ring convolution and its normalisation, where it lets a network see lines and edges, which
+    rings cannot tell from blobs and steps."""
 
     ndim = 2
 
 
+@completed_by(AddInvariantsNd)
 class AddInvariants3d(AddInvariantsNd):
-    """:class:`AddInvariantsNd` for (N, C, D, H, W) or (C, D, H, W)."""
+    """A map (N, C, D, H, W) or (C, D, H, W) plus differential invariants of it; :class:`AddInvariants2d` in 3-D."""
 
     ndim = 3

@@ -6,11 +6,7 @@ but for rounding. ``list_models()`` names them all; each is also a function or c
 
 from sre_triton.conversion.fusion import fold_batch_norm
 from sre_triton.models.checkpoint import ReferenceCheckpoint, load_reference_checkpoint
-from sre_triton.models.registry import entry, get_model, list_models
-from sre_triton.models.resnet import (
-    BasicBlock,
-    Bottleneck,
-    ResNet,
+from sre_triton.models.named_resnets import (
     gmr_r3d_18,
     gmr_resnet18,
     gmr_resnet34,
@@ -28,6 +24,9 @@ from sre_triton.models.resnet import (
     sre_resnet50,
     sre_resnet101,
 )
+from sre_triton.models.registry import entry, get_model, list_models
+from sre_triton.models.residual_blocks import BasicBlock, Bottleneck
+from sre_triton.models.resnet import ResNet
 from sre_triton.models.unet import GMRUNet, SREUNet, UNet, gmr_unet, gmr_unet_3d, sre_unet, sre_unet_3d
 
 __all__ = [

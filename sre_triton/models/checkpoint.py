@@ -20,7 +20,13 @@ _PAIR = re.compile(r"(?P<block>layer\d+\.\d+\.)conv(?P<number>\d)\.(?P<place>\d)
 
 
 class ReferenceCheckpoint(TypedDict):
-    """A file of the training script."""
+    """A file of the reference's training script.
+
+    Attributes:
+        state_dict: tensors by name, for ``load_state_dict``.
+        optimizer: state dict of the optimiser, or None.
+        cur_ep: how many epochs were finished, or None.
+    """
 
     state_dict: dict[str, Tensor]
     optimizer: dict[str, Any] | None

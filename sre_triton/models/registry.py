@@ -50,12 +50,29 @@ def register_model(input_shape: tuple[int, ...], **published: Any) -> Callable[[
 
 
 def list_models(filter: str = "*") -> list[str]:
-    """Names of all networks in alphabetical order, or of those that match a shell pattern as ``"sre_*"``."""
+    """Names of all networks, or of some.
+
+    Args:
+        filter: a shell pattern such as ``"sre_*"``; ``"*"`` for all.
+
+    Returns:
+        Names in alphabetical order, for :func:`get_model` and :func:`entry`.
+
+    Raises:
+        TypeError: ``filter`` is no string.
+    """
     return sorted(name for name in _ENTRIES if fnmatchcase(name, filter))
 
 
 def entry(name: str) -> Entry:
     """What is known about the network of this name.
+
+    Args:
+        name: one of :func:`list_models`.
+
+    Returns:
+        Its name, the function that builds it, the size of an image that it is meant for, and the arguments with which
+        it was published.
 
     Raises:
         ValueError: there is none.
@@ -69,7 +86,11 @@ def get_model(name: str, **options: Any) -> nn.Module:
     """The network of this name, with random parameters.
 
     Args:
+        name: one of :func:`list_models`.
         options: arguments of the function of the same name in :mod:`sre_triton.models`.
+
+    Returns:
+        The network, in training mode.
 
     Raises:
         ValueError: there is no such network, or an argument has a value that it cannot have.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from sre_triton.docstrings import completed_by
 from sre_triton.models.parts import Parts
 
 __all__ = ["BasicBlock", "Block", "Bottleneck", "strided"]
@@ -42,7 +43,18 @@ class Block(nn.Module):
         return self.get_submodule(f"bn{self.convolutions}")
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, *space) to (N, out, *ceil(space / stride))."""
+        """The block's map of one batch.
+
+        Args:
+            x: (N, in_channels, *space).
+
+        Returns:
+            (N, out, *size) with ``size = ceil(space / stride)`` and ``out = expansion * channels``.
+
+        Raises:
+            RuntimeError: ``x`` has other channels.
+            ValueError: ``x`` has no dimension for the batch.
+        """
         shortcut = x if self.downsample is None else self.downsample(x)
         for i in range(1, self.convolutions + 1):
             x = getattr(self, f"conv{i}")(x)
@@ -59,7 +71,25 @@ def strided(parts: Parts, conv: nn.Module, stride: int) -> nn.Module:
 
 
 class BasicBlock(Block):
-    """Two convolutions of the same size."""
+    """A residual block of two convolutions of the same size, for :class:`ResNet`.
+
+    Args:
+        parts: which convolutions, poolings and normalisations the network is made of.
+        in_channels: channels of the block's input.
+        channels: channels of its convolutions; the output has ``expansion`` times as many.
+        stride: pixels of the input to one of the output in each dimension, done by averaging.
+        stage: number of the stage, from 0, upon which depends whether it adds invariants.
+        size: odd size of its convolutions, in pixels.
+        num_rings: of these; None for the default of their size.
+        groups: 1, the only one here: blocks of channels that are convolved apart.
+        width_per_group: 64, the only one here.
+
+    Raises:
+        ValueError: an argument is none of the above.
+
+    Source:
+        K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
+    """
 
     expansion = 1
     convolutions = 2
@@ -90,8 +120,15 @@ class BasicBlock(Block):
         self._shortcut(parts, in_channels, channels, stride)
 
 
+@completed_by(BasicBlock)
 class Bottleneck(Block):
-    """A convolution between two pointwise ones, which lead to fewer channels and back to four times as many."""
+    """A residual block for :class:`ResNet`: a convolution between two pointwise ones, which lead to fewer channels and
+    back to four times as many. The arguments are those of :class:`BasicBlock`.
+
+    Args:
+        groups: blocks of channels that the middle convolution convolves apart, as in ResNeXt.
+        width_per_group: channels of each where ``channels`` is 64, and in proportion elsewhere.
+    """
 
     expansion = 4
     convolutions = 3

@@ -21,11 +21,10 @@ from sre_triton.conversion.fusion import fused
 from sre_triton.layers import RingConvNd
 from sre_triton.models.checkpoint import translate_reference_keys
 from sre_triton.models.parts import InvariantsOption, Parts, checkpointed, invariants_of, per_stage
-from sre_triton.models.registry import register_model
-from sre_triton.models.residual_blocks import BasicBlock, Block, Bottleneck, strided
+from sre_triton.models.residual_blocks import Block, strided
 
 if TYPE_CHECKING:
-    from typing_extensions import TypedDict, Unpack
+    from typing_extensions import TypedDict
 
     class ResNetOptions(TypedDict, total=False):
         """Keyword arguments of every network here; see :class:`ResNet`."""
@@ -52,27 +51,7 @@ if TYPE_CHECKING:
         dtype: torch.dtype | None
 
 
-__all__ = [
-    "BasicBlock",
-    "Bottleneck",
-    "ResNet",
-    "gmr_r3d_18",
-    "gmr_resnet18",
-    "gmr_resnet34",
-    "gmr_resnet50",
-    "r3d_18",
-    "r3d_34",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "sre_r3d_18",
-    "sre_r3d_34",
-    "sre_resnet18",
-    "sre_resnet34",
-    "sre_resnet50",
-    "sre_resnet101",
-]
+__all__ = ["ResNet"]
 
 
 class ResNet(nn.Module):
@@ -97,14 +76,16 @@ class ResNet(nn.Module):
         antialias: weigh taps of ring convolutions by the share of their pixel that a ring covers.
         norm_layer: makes a normalisation of so many channels, None for batch normalisation.
         zero_init_residual: start every residual branch at zero.
-        groups, width_per_group: of the bottleneck's middle convolution, as in ResNeXt.
+        groups: blocks of channels that the bottleneck's middle convolution convolves apart, as in ResNeXt.
+        width_per_group: channels of each in the first stage.
         global_pool: "avg" or "max" over the last map.
         dropout_p: probability of dropping a pooled feature before the classifier in training.
         features_only: return the list of the four stages' maps instead of logits.
         invariants: True adds scalars of derivatives, which let rings see lines, after the stem and the first ring
             convolution of each block of the first two stages; a mapping changes where and which, see
             :class:`sre_triton.models.parts.Invariants`. For networks of ring convolutions.
-        device, dtype: of all parameters.
+        device: where the parameters are; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
 
     Attributes:
         num_features: channels of the last map.
@@ -114,6 +95,10 @@ class ResNet(nn.Module):
     Raises:
         TypeError: an argument is unknown.
         ValueError: an argument is none of the above.
+
+    Source:
+        K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; of ring convolutions the packages
+        SRE_Conv 1.0.2 and GMR_Conv 1.0.3.
     """
 
     def __init__(
@@ -213,7 +198,17 @@ class ResNet(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """A new classifier of ``num_classes`` logits, none at 0; None keeps the global pooling."""
+        """Puts a new classifier with random parameters into the place of the last.
+
+        Args:
+            num_classes: logits; 0 for none, which gives the pooled features.
+            global_pool: "avg" or "max" over the last map; None keeps what it was.
+            device: where the parameters are; None for where the others are.
+            dtype: of the parameters; None for that of the others.
+
+        Raises:
+            ValueError: an argument is none of the above.
+        """
         if num_classes < 0:
             raise ValueError(f"num_classes must not be negative, got {num_classes}")
         if global_pool is not None:
@@ -226,11 +221,15 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(self.num_features, num_classes, **factory) if num_classes else nn.Identity()
 
     def get_classifier(self) -> nn.Module:
-        """The last layer."""
+        """The last layer, an ``nn.Linear`` or, without classes, an ``nn.Identity``."""
         return self.fc
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the maps between blocks for the backward pass, and compute the others twice."""
+        """Keep only the maps between blocks for the backward pass, and compute the others twice.
+
+        Args:
+            enable: False keeps all maps again.
+        """
         self.grad_checkpointing = enable
 
     def _stages(self, x: Tensor) -> list[Tensor]:
@@ -246,17 +245,50 @@ class ResNet(nn.Module):
         return maps
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last map, (N, num_features, *space)."""
+        """The last map.
+
+        Args:
+            x: (N, in_channels, *space).
+
+        Returns:
+            (N, num_features, *size), smaller than the image by the last ``reduction`` of ``feature_info``.
+
+        Raises:
+            RuntimeError: ``x`` has other channels.
+            ValueError: ``x`` has no dimension for the batch.
+        """
         return self._stages(x)[-1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (N, num_classes) of the last map; its pooled features if ``pre_logits``."""
+        """The logits that a last map gives.
+
+        Args:
+            x: (N, num_features, *size), as :meth:`forward_features` gives it.
+            pre_logits: return the pooled features instead.
+
+        Returns:
+            (N, num_classes), or (N, num_features) if ``pre_logits``.
+
+        Raises:
+            RuntimeError: ``x`` has another number of channels.
+        """
         dims = tuple(range(-self.ndim, 0))
         x = x.mean(dims) if self.global_pool == "avg" else x.amax(dims)
         return x if pre_logits else self.fc(self.dropout(x))
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Logits (N, num_classes), or the four stages' maps if ``features_only``."""
+        """The logits of images, or maps of them.
+
+        Args:
+            x: (N, in_channels, *space), of any size.
+
+        Returns:
+            (N, num_classes), or the list of the four stages' maps if ``features_only``.
+
+        Raises:
+            RuntimeError: ``x`` has other channels.
+            ValueError: ``x`` has no dimension for the batch.
+        """
         if self.features_only:
             return self._stages(x)
         return self.forward_head(self.forward_features(x))
@@ -277,121 +309,3 @@ class ResNet(nn.Module):
         """
         network: ResNet = fused(self)
         return network
-
-
-_DEPTHS: dict[int, tuple[Callable[..., Block], tuple[int, ...]]] = {
-    18: (BasicBlock, (2, 2, 2, 2)),
-    34: (BasicBlock, (3, 4, 6, 3)),
-    50: (Bottleneck, (3, 4, 6, 3)),
-    101: (Bottleneck, (3, 4, 23, 3)),
-}
-# The GMR networks average where the others take the maximum.
-_STEM_POOLS = {"sre": "max", "gmr": "avg", "plain": "max"}
-
-
-def _resnet2d(conv: str, layers: int, options: ResNetOptions) -> ResNet:
-    return ResNet(*_DEPTHS[layers], conv=conv, ndim=2, stem_pool=_STEM_POOLS[conv], **options)
-
-
-def _resnet3d(conv: str, layers: int, options: ResNetOptions) -> ResNet:
-    options = {"num_classes": 400, "stem_size": 3, **options}
-    return ResNet(*_DEPTHS[layers], conv=conv, ndim=3, **options)
-
-
-@register_model((3, 32, 32), sre_conv_size=(9, 9, 5, 5), skip_first_maxpool=True)
-def sre_resnet18(**options: Unpack[ResNetOptions]) -> ResNet:
-    """ResNet-18 of SRE convolutions. Keyword arguments: those of :class:`ResNet` from ``num_classes`` on."""
-    return _resnet2d("sre", 18, options)
-
-
-@register_model((3, 32, 32), sre_conv_size=(9, 9, 5, 5), skip_first_maxpool=True)
-def sre_resnet34(**options: Unpack[ResNetOptions]) -> ResNet:
-    """ResNet-34 of SRE convolutions; see :func:`sre_resnet18`."""
-    return _resnet2d("sre", 34, options)
-
-
-@register_model((3, 32, 32), sre_conv_size=(9, 9, 5, 5), skip_first_maxpool=True)
-def sre_resnet50(**options: Unpack[ResNetOptions]) -> ResNet:
-    """ResNet-50 of SRE convolutions; see :func:`sre_resnet18`."""
-    return _resnet2d("sre", 50, options)
-
-
-@register_model((3, 32, 32), sre_conv_size=(9, 9, 5, 5), skip_first_maxpool=True)
-def sre_resnet101(**options: Unpack[ResNetOptions]) -> ResNet:
-    """ResNet-101 of SRE convolutions; see :func:`sre_resnet18`."""
-    return _resnet2d("sre", 101, options)
-
-
-@register_model((3, 32, 32), sre_conv_size=(9, 9, 5, 5), skip_first_maxpool=True)
-def gmr_resnet18(**options: Unpack[ResNetOptions]) -> ResNet:
-    """ResNet-18 of GMR convolutions, its stem pooled by averages; see :func:`sre_resnet18`."""
-    return _resnet2d("gmr", 18, options)
-
-
-@register_model((3, 32, 32), sre_conv_size=(9, 9, 5, 5), skip_first_maxpool=True)
-def gmr_resnet34(**options: Unpack[ResNetOptions]) -> ResNet:
-    """ResNet-34 of GMR convolutions; see :func:`gmr_resnet18`."""
-    return _resnet2d("gmr", 34, options)
-
-
-@register_model((3, 32, 32), sre_conv_size=(9, 9, 5, 5), skip_first_maxpool=True)
-def gmr_resnet50(**options: Unpack[ResNetOptions]) -> ResNet:
-    """ResNet-50 of GMR convolutions; see :func:`gmr_resnet18`."""
-    return _resnet2d("gmr", 50, options)
-
-
-@register_model((3, 32, 32), sre_conv_size=3, skip_first_maxpool=True)
-def resnet18(**options: Unpack[ResNetOptions]) -> ResNet:
-    """The plain twin of :func:`sre_resnet18`: the same network of ``nn.Conv2d``, and not equivariant."""
-    return _resnet2d("plain", 18, options)
-
-
-@register_model((3, 32, 32), sre_conv_size=3, skip_first_maxpool=True)
-def resnet34(**options: Unpack[ResNetOptions]) -> ResNet:
-    """The plain twin of :func:`sre_resnet34`."""
-    return _resnet2d("plain", 34, options)
-
-
-@register_model((3, 32, 32), sre_conv_size=3, skip_first_maxpool=True)
-def resnet50(**options: Unpack[ResNetOptions]) -> ResNet:
-    """The plain twin of :func:`sre_resnet50`."""
-    return _resnet2d("plain", 50, options)
-
-
-@register_model((3, 32, 32), sre_conv_size=3, skip_first_maxpool=True)
-def resnet101(**options: Unpack[ResNetOptions]) -> ResNet:
-    """The plain twin of :func:`sre_resnet101`."""
-    return _resnet2d("plain", 101, options)
-
-
-@register_model((1, 28, 28, 28), in_channels=1, sre_conv_size=5)
-def sre_r3d_18(**options: Unpack[ResNetOptions]) -> ResNet:
-    """3-D ResNet-18 of SRE convolutions: 400 classes and a 3x3x3 stem by default, which is not pooled.
-
-    Keyword arguments: those of :class:`ResNet` from ``num_classes`` on.
-    """
-    return _resnet3d("sre", 18, options)
-
-
-@register_model((1, 28, 28, 28), in_channels=1, sre_conv_size=5)
-def sre_r3d_34(**options: Unpack[ResNetOptions]) -> ResNet:
-    """3-D ResNet-34 of SRE convolutions; see :func:`sre_r3d_18`."""
-    return _resnet3d("sre", 34, options)
-
-
-@register_model((1, 28, 28, 28), in_channels=1, sre_conv_size=5)
-def gmr_r3d_18(**options: Unpack[ResNetOptions]) -> ResNet:
-    """3-D ResNet-18 of GMR convolutions; see :func:`sre_r3d_18`."""
-    return _resnet3d("gmr", 18, options)
-
-
-@register_model((1, 28, 28, 28), in_channels=1, sre_conv_size=3)
-def r3d_18(**options: Unpack[ResNetOptions]) -> ResNet:
-    """The plain twin of :func:`sre_r3d_18`."""
-    return _resnet3d("plain", 18, options)
-
-
-@register_model((1, 28, 28, 28), in_channels=1, sre_conv_size=3)
-def r3d_34(**options: Unpack[ResNetOptions]) -> ResNet:
-    """The plain twin of :func:`sre_r3d_34`."""
-    return _resnet3d("plain", 34, options)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sre_triton.conversion.fusion import fused
+from sre_triton.docstrings import completed_by
 from sre_triton.models.parts import InvariantsOption, Parts, checkpointed, invariants_of, per_stage
 from sre_triton.models.registry import register_model
 from sre_triton.pooling import upsample_to
@@ -142,7 +143,37 @@ class _UpCat(nn.Module):
 
 
 class UNet(nn.Module):
-    """A U-Net over (N, in_channels, *space), which gives (N, out_channels, *space); see :class:`SREUNet`."""
+    """A U-Net over (N, in_channels, *space), which gives (N, out_channels, *space). Subclasses say of which
+    convolutions: :class:`SREUNet`, :class:`GMRUNet`.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        out_channels: classes.
+        features: channels per resolution, from fine to coarse; one less is the number of down-samplings. None for
+            (32, 32, 64, 128), with ``invariants`` (32, 32, 64, 120).
+        sre_conv_size: odd size of the convolutions in pixels, one or one per resolution.
+        num_rings: of these, None for the default of their size; one or one per resolution.
+        pooling: "centered", symmetric at every size, or "reference": ordinary pooling and doubling, which
+            is symmetric where the size is a multiple of 2 per down-sampling.
+        antialias: weigh taps by the share of their pixel that a ring covers.
+        norm_layer: makes a normalisation of so many channels, None for batch normalisation.
+        negative_slope: of the LeakyReLU.
+        dropout_p: probability of dropping an activation in training.
+        invariants: True adds scalars of derivatives, which let rings see lines, after the first convolution of each
+            pair at the two finest resolutions (262,574 parameters); a mapping changes
+            where and which, see :class:`sre_triton.models.parts.Invariants`.
+        device: where the parameters are; None for PyTorch's default.
+        dtype: of the parameters; None for PyTorch's default.
+
+    Raises:
+        TypeError: an argument is unknown.
+        ValueError: an argument is none of the above.
+
+    Source:
+        J. Zhang et al., "Improved Vessel Segmentation with Symmetric Rotation-Equivariant U-Net", ISBI 2025; the shape
+        is that of O. Ronneberger et al., "U-Net", MICCAI 2015, as MONAI's BasicUNet has it.
+    """
 
     conv: ClassVar[str]
 
@@ -199,7 +230,11 @@ class UNet(nn.Module):
         self.final_conv = parts.pointwise(features[0], out_channels, bias=True)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the maps between levels for the backward pass, and compute the others twice."""
+        """Keep only the maps between levels for the backward pass, and compute the others twice.
+
+        Args:
+            enable: False keeps all maps again.
+        """
         self.grad_checkpointing = enable
 
     def _run(self, name: str, *inputs: Tensor) -> Tensor:
@@ -210,7 +245,18 @@ class UNet(nn.Module):
         return y
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, *space) to logits (N, out_channels, *space)."""
+        """The logits of each pixel.
+
+        Args:
+            x: (N, in_channels, *space), of any size that is left over after the down-samplings.
+
+        Returns:
+            (N, out_channels, *space).
+
+        Raises:
+            RuntimeError: ``x`` has other channels.
+            ValueError: ``x`` has no dimension for the batch.
+        """
         skips = [self._run("conv_0", x)]
         for i in range(1, self.depth + 1):
             skips.append(self._run(f"down_{i}", skips[-1]))
@@ -234,62 +280,58 @@ class UNet(nn.Module):
         return network
 
 
+@completed_by(UNet)
 class SREUNet(UNet):
-    """U-Net of SRE convolutions: by default the vessel network, 274,306 parameters.
-
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels: channels of the image.
-        out_channels: classes.
-        features: channels per resolution, from fine to coarse; one less is the number of down-samplings. None for
-            (32, 32, 64, 128), with ``invariants`` (32, 32, 64, 120).
-        sre_conv_size: size of the convolutions, one or one per resolution.
-        num_rings: of these, None for the default of their size; one or one per resolution.
-        pooling: "centered", symmetric at every size, or "reference": ordinary pooling and doubling, which
-            is symmetric where the size is a multiple of 2 per down-sampling.
-        antialias: weigh taps by the share of their pixel that a ring covers.
-        norm_layer: makes a normalisation of so many channels, None for batch normalisation.
-        negative_slope: of the LeakyReLU.
-        dropout_p: probability of dropping an activation in training.
-        invariants: True adds scalars of derivatives, which let rings see lines, after the first convolution of each
-            pair at the two finest resolutions (262,574 parameters); a mapping changes
-            where and which, see :class:`sre_triton.models.parts.Invariants`.
-        device, dtype: of all parameters.
-
-    Raises:
-        TypeError: an argument is unknown.
-        ValueError: an argument is none of the above.
-    """
+    """U-Net of SRE convolutions over (N, in_channels, *space): by default the vessel network, 274,306 parameters. The
+    arguments are those of :class:`UNet`."""
 
     conv = "sre"
 
 
+@completed_by(UNet)
 class GMRUNet(UNet):
-    """The U-Net of :class:`SREUNet`, with the same arguments, of GMR convolutions: their rings are mixed by learned
-    Gaussians, one width per ring and layer."""
+    """U-Net of GMR convolutions over (N, in_channels, *space), whose rings are mixed by learned Gaussians, one width
+    per ring and layer. The arguments are those of :class:`UNet`."""
 
     conv = "gmr"
 
 
 @register_model((3, 256, 256), sre_conv_size=9)
 def sre_unet(**options: Unpack[UNetOptions]) -> SREUNet:
-    """:class:`SREUNet` in 2-D."""
+    """:class:`SREUNet` over images (N, in_channels, H, W).
+
+    Args:
+        options: keyword arguments of :class:`UNet` from ``in_channels`` on.
+
+    Returns:
+        The network with random parameters, in training mode.
+
+    Raises:
+        TypeError: an argument is unknown.
+        ValueError: an argument has a value that it cannot have.
+
+    Source:
+        J. Zhang et al., "Improved Vessel Segmentation with Symmetric Rotation-Equivariant U-Net", ISBI 2025.
+    """
     return SREUNet(2, **options)
 
 
 @register_model((3, 256, 256), sre_conv_size=9)
+@completed_by(sre_unet)
 def gmr_unet(**options: Unpack[UNetOptions]) -> GMRUNet:
-    """:class:`GMRUNet` in 2-D."""
+    """:class:`GMRUNet` over images (N, in_channels, H, W). The arguments are those of :func:`sre_unet`."""
     return GMRUNet(2, **options)
 
 
 @register_model((1, 48, 48, 48), in_channels=1, sre_conv_size=5)
+@completed_by(sre_unet)
 def sre_unet_3d(**options: Unpack[UNetOptions]) -> SREUNet:
-    """:class:`SREUNet` in 3-D."""
+    """:class:`SREUNet` over volumes (N, in_channels, D, H, W). The arguments are those of :func:`sre_unet`."""
     return SREUNet(3, **options)
 
 
 @register_model((1, 48, 48, 48), in_channels=1, sre_conv_size=5)
+@completed_by(sre_unet)
 def gmr_unet_3d(**options: Unpack[UNetOptions]) -> GMRUNet:
-    """:class:`GMRUNet` in 3-D."""
+    """:class:`GMRUNet` over volumes (N, in_channels, D, H, W). The arguments are those of :func:`sre_unet`."""
     return GMRUNet(3, **options)

@@ -39,7 +39,7 @@ def tune(
         inputs: what it is called with, of the dtype, layout and image size that count.
         backward: also tune the gradients of the parameters that require one.
         force: measure again what an earlier search has found.
-        timer: returns the milliseconds of a call. The default uses the GPU's own clock; the interpreter has none.
+        timer: returns the milliseconds of a call. None uses the GPU's own clock; the interpreter has none.
 
     Returns:
         One entry per kernel and bucket that was measured: the options, their time, and that of the default.

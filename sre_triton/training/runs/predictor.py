@@ -73,6 +73,9 @@ class Predictor:
             image: see the class.
             tta: average over the 8 turns and flips of the square, for networks that are not equivariant.
 
+        Returns:
+            float32 in 0 to 1, which sum to 1 over the classes, but where a picture can have several labels.
+
         Raises:
             TypeError: the picture is of a kind that is not read.
             ValueError: its shape or range is not as it should be.
@@ -81,10 +84,18 @@ class Predictor:
 
     @torch.no_grad()
     def probabilities_of(self, images: Sequence[Any], *, tta: bool = False) -> npt.NDArray[np.float32]:
-        """Probabilities for several pictures of one size, (N, ...), computed together; see :meth:`probabilities`.
+        """Probabilities for several pictures of one size, computed together; see :meth:`probabilities`.
+
+        Args:
+            images: see the class.
+            tta: average over the 8 turns and flips of the square.
+
+        Returns:
+            (N, classes), or (N, classes, H, W) of a segmentation, float32 in 0 to 1.
 
         Raises:
-            TypeError, ValueError: as :meth:`probabilities`, and where sizes differ.
+            TypeError: a picture is of a kind that is not read.
+            ValueError: its shape or range is not as it should be, sizes differ, or there is none.
         """
         pictures = [as_picture(image) for image in images]
         if len({tuple(picture.shape) for picture in pictures}) != 1:
@@ -108,16 +119,35 @@ class Predictor:
         return logits.sigmoid() if self.several else logits.softmax(dim=1)
 
     def predict(self, image: Any, *, tta: bool = False) -> Any:
-        """The answer: a class name, a list of names where there are several labels, or a mask.
+        """The answer for a picture.
 
-        A mask (H, W) stores the values that the masks of the training stored; uint8 where they fit, else int64.
+        Args:
+            image: see the class.
+            tta: average over the 8 turns and flips of the square.
 
-        Args, raises: as :meth:`probabilities`.
+        Returns:
+            A class name, a list of names where there are several labels, or a mask (H, W), which stores the values
+            that the masks of the training stored; uint8 where they fit, else int64.
+
+        Raises:
+            TypeError: the picture is of a kind that is not read.
+            ValueError: its shape or range is not as it should be.
         """
         return self.decide(self.probabilities(image, tta=tta))
 
     def decide(self, probabilities: npt.NDArray[np.float32]) -> Any:
-        """The answer that probabilities give."""
+        """The answer that probabilities give.
+
+        Args:
+            probabilities: (classes,), or (classes, H, W) of a segmentation.
+
+        Returns:
+            What :meth:`predict` returns.
+
+        Raises:
+            IndexError: there are fewer than classes.
+            ValueError: there are not as many as labels, of which a picture can have several.
+        """
         if self.several:
             return [name for name, p in zip(self.classes, probabilities, strict=True) if p >= self.threshold]
         found = self.found(probabilities)
@@ -127,7 +157,17 @@ class Predictor:
         return values[found].astype(np.uint8 if values.max() < 256 else np.int64)
 
     def found(self, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-        """The number of the class that probabilities (classes, ...) give, (...,)."""
+        """The number of the class that probabilities give.
+
+        Args:
+            probabilities: (classes, ...).
+
+        Returns:
+            (...,), numbers from 0.
+
+        Raises:
+            IndexError: there are fewer than two classes, and a threshold between them.
+        """
         if self.threshold is None:
             return probabilities.argmax(axis=0)
         return (probabilities[1] >= self.threshold).astype(np.int64)
