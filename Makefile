@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo native test fuzz test-native mutation test-slow test-swap test-matrix kernels lint format docs wheel bench clean
+.PHONY: help env demo native test fuzz test-native mutation test-slow test-swap test-matrix kernels lint format docs wheel bench evidence clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -117,6 +117,12 @@ wheel: $(READY) ## Build the wheel and import it in an environment of its own
 
 bench: $(READY) ## Layers against nn.Conv, the reference packages and the floor: table, JSON and PNG
 	$(BIN)/python -m bench
+
+evidence: $(READY) ## The page of bench/results/evidence from its results; evidence-TABLE DATA=DIR makes those of a table
+	$(BIN)/python -m bench.evidence tables
+
+evidence-%: $(READY)
+	$(BIN)/python -m bench.evidence run $* $(if $(DATA),--data $(DATA))
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) $(SWAP) .venv-matrix-* build dist .import_linter_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

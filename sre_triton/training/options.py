@@ -135,7 +135,7 @@ class SegmentOptions(RunOptions):
     )
     test_crop: int = _data(
         0,
-        "side of the middle of an image that is tested on (0: all of it)",
+        "side of the middle of an image that is tested on, after what is around it has turned with it (0: all of it)",
         metavar="N",
         result=False,
     )
@@ -152,7 +152,6 @@ class SegmentOptions(RunOptions):
         metavar="NAME",
         common=True,
     )
-    model_args: str = _model("", "further arguments of the network, as JSON", metavar="JSON")
     tune_threshold: bool = _optimiser(
         False, "of two classes, take the probability from which Dice on validation is best, and keep it"
     )

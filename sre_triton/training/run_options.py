@@ -64,6 +64,7 @@ class RunOptions(TurningOptions):
     )
 
     model_type: str = _model("", "network; `sre-triton models` lists them", metavar="NAME")
+    model_args: str = _model("", "further arguments of the network, as JSON", metavar="JSON")
     norm_layer: str = _model("batch", "normalisation", choices=("batch", "group", "instance"))
     invariants: bool = _model(False, "let ring networks see lines, by scalars of derivatives", common=True)
 

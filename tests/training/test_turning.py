@@ -13,8 +13,9 @@ from torch import Tensor
 
 from sre_triton.training.data.augment import Preparation, Share, derived_seed
 from sre_triton.training.data.warp import AXES, Symmetry, affine, rotation_matrix, turn
-from sre_triton.training.options import TrainOptions, TurningOptions
+from sre_triton.training.options import SegmentOptions, TrainOptions, TurningOptions
 from sre_triton.training.tasks.classification import classification_scores
+from sre_triton.training.tasks.segmentation import SegmentationTask
 from sre_triton.training.tasks.segmentation_scores import segmentation_scores
 from sre_triton.training.tasks.turning import symmetries
 from tests.training.conftest import TINY, Command, MakeSet
@@ -67,6 +68,24 @@ def test_expanding_keeps_every_corner() -> None:
     assert turned.shape == (1, 1, 18, 18)
     assert turned.sum() == pytest.approx(140, rel=0.1)
     assert turn(x, 90, expand=True).shape == (1, 1, 14, 10)
+
+
+def test_the_middle_of_a_photograph_turns_with_what_is_around_it() -> None:
+    options = SegmentOptions(
+        vessels_size=64, vessels_count=[1, 1, 1], model_args='{"features": [2, 2], "sre_conv_size": 3}', test_crop=24
+    )
+    task = SegmentationTask.from_options(options)
+    seen: list[Tensor] = []
+    task.network.register_forward_hook(lambda network, inputs, output: seen.append(inputs[0]))
+    image = torch.from_numpy(task.photographs.splits["test"][0].image)[None]
+    for angle in (0.0, 40.0, 90.0):
+        scores, each = task.eval().each_scored("test", Symmetry(angle), TurningOptions(interpolation="bilinear"))
+        assert each == [scores]
+    upright, turned, quarter = seen
+    assert torch.equal(upright, image[:, :, 20:44, 20:44])
+    assert torch.equal(quarter, upright.rot90(1, (2, 3)))
+    assert (turn(upright, 40.0, "x", "bilinear")[:, :, 0, 0] != turned[:, :, 0, 0]).any()  # whose corners are black
+    assert (turned - turn(image, 40.0, "x", "bilinear")[:, :, 20:44, 20:44]).abs().max() < 1e-5
 
 
 def test_the_protocols_count_what_they_say() -> None:

@@ -167,8 +167,16 @@ class ClassificationTask(Task):
                 labels.append(targets)
         return torch.cat(logits), torch.cat(labels)
 
-    def turned_scores(self, split: str, symmetry: Symmetry, turning: TurningOptions) -> dict[str, float]:
-        return classification_scores(*self._answered(split, symmetry, turning), self.images.multi_label)
+    def each_scored(
+        self, split: str, symmetry: Symmetry, turning: TurningOptions
+    ) -> tuple[dict[str, float], list[dict[str, float]]]:
+        logits, labels = self._answered(split, symmetry, turning)
+        if self.images.multi_label:
+            right = ((logits > 0) == labels.bool()).double().mean(dim=1)
+        else:
+            right = (logits.argmax(dim=1) == labels).double()
+        scores = classification_scores(logits, labels, self.images.multi_label)
+        return scores, [{"accuracy": share} for share in right.tolist()]
 
     def report(self, split: str, turning: TurningOptions) -> Report:
         logits, labels = self._answered(split, Symmetry(), turning)

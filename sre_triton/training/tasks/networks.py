@@ -79,13 +79,14 @@ def classifier(options: TrainOptions, classes: int, channels: int, ndim: int) ->
         arguments["num_rings"] = rings[0] if rings is not None and len(rings) == 1 else rings
     if options.large_conv:
         arguments["stem_size"] = 7
+    arguments |= network_arguments(options)
     try:
         return _balanced(network.build(**arguments), options)
     except TypeError as error:
-        raise ValueError(f"--model-type {name} is not a classifier: {error}") from error
+        raise ValueError(f"--model-type {name} with {arguments}: {error}") from error
 
 
-def network_arguments(options: SegmentOptions) -> dict[str, Any]:
+def network_arguments(options: RunOptions) -> dict[str, Any]:
     """What ``--model-args`` says.
 
     Raises:

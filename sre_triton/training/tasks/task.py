@@ -177,6 +177,12 @@ class Task(LightningModule):
             symmetry: what is done to each image (and its mask).
             turning: how.
         """
+        return self.each_scored(split, symmetry, turning)[0]
+
+    def each_scored(
+        self, split: str, symmetry: Symmetry, turning: TurningOptions
+    ) -> tuple[dict[str, float], list[dict[str, float]]]:
+        """What :meth:`turned_scores` gives, and those scores that an image has by itself, for each image."""
         raise NotImplementedError
 
     def report(self, split: str, turning: TurningOptions) -> Report:

@@ -1,0 +1,281 @@
+"""The page of evidence and its figures, from the files of results alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.evidence.protocol import Evaluation, Table, at_all
+from sre_triton.training.figures import draw_angle_curves
+from sre_triton.training.files import read_json, replacing
+
+__all__ = ["Angles", "bootstrap", "write_page"]
+
+PAGE = "README.md"
+_RIGHT, _OBLIQUE = 4, 32  # of the 36 angles in steps of 10 degrees
+_NAMES = {"dice": "F1", "auc": "AUC", "accuracy": "accuracy", "error": "error"}
+_HEAD = """# Evidence
+
+Made by `python -m bench.evidence tables` from the JSON files beside it, which `make evidence-TABLE` makes. Scores in
+percent, mean ± sample standard deviation over seeds. Right angles are 0, 90, 180 and 270 degrees; *mean* is over the
+36 angles in steps of 10 degrees, of which 4 are right and 32 oblique; *sd* over the angles that were computed; *drop*
+from 0 degrees to the worst of them.
+"""
+
+
+def write_page(tables: Iterable[Table], results: Path) -> Path:
+    """Writes the page and its figures; tables without results are left out.
+
+    Returns:
+        The path of the page.
+    """
+    parts = [_HEAD]
+    for table in tables:
+        found = _Results.read(table, results / table.name)
+        if found.runs:
+            parts += [f"## {table.title}\n", table.protocol.strip() + "\n", *_sections(found)]
+    page = results / PAGE
+    results.mkdir(parents=True, exist_ok=True)
+    with replacing(page) as partial:
+        partial.write_text("\n".join(parts), encoding="utf-8")
+    return page
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What there is of a table: results of each network by seed, tried rates, references and costs."""
+
+    table: Table
+    folder: Path
+    runs: dict[str, list[dict[str, Any]]]
+    rates: list[dict[str, Any]]
+    references: dict[str, dict[str, float]]
+    costs: dict[str, Any] | None
+
+    @classmethod
+    def read(cls, table: Table, folder: Path) -> _Results:
+        runs = {}
+        for network in table.networks:
+            paths = (folder / f"{network.name}-seed{seed}.json" for seed in table.seeds)
+            some = [read_json(path) for path in paths if path.is_file()]
+            if some:
+                runs[network.name] = some
+        rates = [read_json(path) for path in sorted((folder / "rates").glob("*.json"))]
+        references, costs = folder / "references.json", folder / "costs.json"
+        return cls(
+            table,
+            folder,
+            runs,
+            rates,
+            read_json(references) if references.is_file() else {},
+            read_json(costs) if costs.is_file() else None,
+        )
+
+    def angles(self, run: Mapping[str, Any], evaluation: Evaluation, score: str) -> Angles:
+        """The scores of a run at all angles of an evaluation."""
+        rows = run["evaluations"][evaluation.name]["rows"]
+        return Angles(
+            evaluation.angles,
+            at_all(evaluation.angles, [row["angle"] for row in rows], [row[score] for row in rows]),
+        )
+
+
+@dataclass(frozen=True)
+class Angles:
+    """Scores at angles, of which the first is upright."""
+
+    angles: Sequence[float]
+    scores: Sequence[float]
+
+    @property
+    def upright(self) -> float:
+        return self.scores[0]
+
+    @property
+    def right(self) -> float:
+        """Mean over the right angles."""
+        return statistics.fmean(self._some(lambda angle: angle % 90 == 0))
+
+    @property
+    def oblique(self) -> float:
+        """Mean over the others."""
+        return statistics.fmean(self._some(lambda angle: angle % 90 != 0))
+
+    @property
+    def mean(self) -> float:
+        """Mean over 36 angles, of which those here are a sample by kind."""
+        return (_RIGHT * self.right + _OBLIQUE * self.oblique) / (_RIGHT + _OBLIQUE)
+
+    @property
+    def sd(self) -> float:
+        return statistics.pstdev(self.scores)
+
+    @property
+    def drop(self) -> float:
+        return self.upright - min(self.scores)
+
+    def _some(self, wanted: Any) -> list[float]:
+        return [score for angle, score in zip(self.angles, self.scores, strict=True) if wanted(angle)]
+
+
+_OVER_ANGLES = ("upright", "mean", "right", "oblique", "sd", "drop")
+
+
+def _sections(found: _Results) -> Iterable[str]:
+    table = found.table
+    for evaluation in table.evaluations:
+        yield f"### {evaluation.title[0].upper()}{evaluation.title[1:]}\n"
+        yield _scores_table(found, evaluation)
+        if len(evaluation.angles) > 3:
+            yield _drawn(found, evaluation)
+    if (differences := _differences(found)) is not None:
+        yield differences
+    yield _costs_table(found)
+    yield _rates_table(found)
+
+
+def _scores_table(found: _Results, evaluation: Evaluation) -> str:
+    table = found.table
+    name = _NAMES.get(table.score, table.score)
+    turns = len(evaluation.angles) > 1
+    readings = {run["reading"] for runs in found.runs.values() for run in runs}
+    header = ["network", *(["reading"] if len(readings) > 1 else []), "seeds"]
+    about = len(header)
+    if turns:
+        header += [f"{name} at 0°", "mean", "right", "oblique", "sd", "drop"]
+    else:
+        header += [_NAMES.get(score, score) for score in (table.score, *table.scores)]
+    lines = []
+    for network, runs in found.runs.items():
+        cells = [f"`{network}`", *([runs[0]["reading"]] if len(readings) > 1 else []), str(len(runs))]
+        if turns:
+            some = [found.angles(run, evaluation, table.score) for run in runs]
+            cells += [_spread([getattr(one, part) for one in some]) for part in _OVER_ANGLES]
+        else:
+            for score in (table.score, *table.scores):
+                cells.append(_spread([found.angles(run, evaluation, score).upright for run in runs]))
+        lines.append(cells)
+    if evaluation.name in found.references:
+        other = found.references[evaluation.name]
+        shown = [table.score] if turns else [table.score, *table.scores]
+        cells = [f"{100 * other[score]:.2f}" if score in other else "" for score in shown]
+        lines.append(["second observer", *[""] * (about - 1), *cells, *[""] * (len(header) - about - len(cells))])
+    return _markdown(header, lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = f"{100 * statistics.fmean(values):.2f}"
+    return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def _drawn(found: _Results, evaluation: Evaluation) -> str:
+    """A figure of the main score over the angles."""
+    name = f"{evaluation.name}.svg"
+    order = np.argsort(evaluation.angles)
+    curves = {}
+    for network, runs in found.runs.items():
+        some = [found.angles(run, evaluation, found.table.score).scores for run in runs]
+        curves[network] = [("x", [evaluation.angles[i] for i in order], [one[i] for i in order]) for one in some]
+    line, polar = draw_angle_curves(
+        found.folder / name, curves, found.table.score, f"{found.table.title}: {evaluation.title}"
+    )
+    polar.unlink()
+    return f"![{evaluation.title}]({found.table.name}/{line.name})\n"
+
+
+def bootstrap(differences: Sequence[float], draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """The middle 95% of the mean of paired differences, when images are drawn again with replacement."""
+    values = np.asarray(differences, dtype=float)
+    drawn = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
+    low, high = np.percentile(values[drawn].mean(axis=1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _differences(found: _Results) -> str | None:
+    table = found.table
+    lines = []
+    for better, other in table.comparisons:
+        if better not in found.runs or other not in found.runs:
+            continue
+        for evaluation in table.evaluations:
+            for at in ("first", "mean") if len(evaluation.angles) > 1 else ("first",):
+                one, two = (_of_images(found.runs[name], evaluation, table.score, at) for name in (better, other))
+                differences = [100 * (a - b) for a, b in zip(one, two, strict=True)]
+                low, high = bootstrap(differences)
+                where = {"first": "0°", "mean": "mean of the angles"}[at]
+                mean = statistics.fmean(differences)
+                lines.append(
+                    [f"`{better}` - `{other}`", evaluation.name, where, f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}"]
+                )
+    if not lines:
+        return None
+    name = _NAMES.get(table.score, table.score)
+    return (
+        "### Differences\n\n"
+        + _markdown(["difference", "test", "at", f"{name}, points", "95% over images"], lines)
+        + "\nPaired bootstrap over images of the mean over seeds. It knows nothing of the spread over seeds.\n"
+    )
+
+
+def _of_images(runs: Sequence[Mapping[str, Any]], evaluation: Evaluation, score: str, at: str) -> list[float]:
+    """Each image's score, mean over seeds."""
+    tables = [run["evaluations"][evaluation.name]["images"][score][at] for run in runs]
+    return [statistics.fmean(values) for values in zip(*tables, strict=True)]
+
+
+def _costs_table(found: _Results) -> str:
+    header = ["network", "parameters", "GMAC", "Gadd", "ms per step", "ms per image", "MiB to train", "s to train"]
+    lines = []
+    for network, runs in found.runs.items():
+        seconds = f"{statistics.fmean(run['seconds'] for run in runs):.0f}"
+        cost = found.costs["networks"].get(network) if found.costs else None
+        if cost is None:
+            lines.append([f"`{network}`", *[""] * 6, seconds])
+            continue
+        memory = cost["training_mib"]
+        lines.append(
+            [
+                f"`{network}`",
+                f"{cost['parameters']:,}",
+                f"{cost['gmac']:.3f}",
+                f"{cost['gadd']:.3f}",
+                f"{cost['ms_per_step']:.0f}",
+                f"{cost['ms_per_image']:.1f}",
+                "" if memory is None else f"{memory:.0f}",
+                seconds,
+            ]
+        )
+    shape = "x".join(map(str, found.costs["shape"])) if found.costs else "the training's batch"
+    return (
+        "### Costs\n\n"
+        + _markdown(header, lines)
+        + "\nArithmetic per image (GMAC: 1e9 multiply-accumulates, Gadd: 1e9 additions of ring sums and differences) "
+        f"and time at {shape}, one thread, networks in turn; seconds of trainings are those of a busy machine.\n"
+    )
+
+
+def _rates_table(found: _Results) -> str:
+    if not found.rates:
+        return ""
+    rates = sorted({row["rate"] for row in found.rates})
+    lines = []
+    for network in found.table.networks:
+        mine = {row["rate"]: row["score"] for row in found.rates if row["network"] == network.name}
+        best = max(mine.values(), default=0.0)
+        shown = (f"{100 * mine[rate]:.2f}" if rate in mine else "" for rate in rates)
+        lines.append([f"`{network.name}`", *(f"**{s}**" if s == f"{100 * best:.2f}" else s for s in shown)])
+    return (
+        "### Rates that were tried\n\n"
+        + _markdown(["network", *(f"{rate:g}" for rate in rates)], lines)
+        + "\nBest score on validation of a short training; the bold rate was taken.\n"
+    )
+
+
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["--:"] * (len(header) - 1)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rule, *lines))

@@ -1,0 +1,141 @@
+"""What a table of evidence is: networks, seeds, rates that are tried, and what is measured of each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sre_triton.training.options import RunOptions
+
+__all__ = ["EVERY_TEN", "TWELVE", "Evaluation", "Network", "Table", "at_all", "distinct_angles"]
+
+EVERY_TEN = tuple(float(angle) for angle in range(0, 360, 10))
+"""The 36 angles of the rotation test."""
+
+TWELVE = (0.0, 90.0, 180.0, 270.0, 10.0, 110.0, 210.0, 310.0, 50.0, 150.0, 250.0, 350.0)
+"""The four right angles, and of the 32 others one of each four that differ by quarter turns, in all four quadrants."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of a table, and how it is trained.
+
+    Attributes:
+        name: names its files and its row.
+        options: of the training beside those of the table, as fields of its options.
+        rates: learning rates to choose from on validation.
+        equivariant: quarter turns of the input change nothing but rounding, so that angles that differ by quarter turns
+            are one input: it is computed once and counted for each.
+        reading: what it has in common with the networks that it is compared with, "equal steps" or "equal time".
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    rates: tuple[float, ...]
+    equivariant: bool = False
+    reading: str = "equal steps"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a trained network is tested on.
+
+    Attributes:
+        name: names it in files.
+        title: what stands above its table.
+        angles: degrees that the images are turned by; the first is upright.
+        options: of the training that are others here (``test_crop``, ``data`` and the like). Places are names in the
+            table's work folder.
+        split: of the data, "all" for data that are not divided.
+    """
+
+    name: str
+    title: str
+    angles: tuple[float, ...] = (0.0,)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    split: str = "test"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table, all of its choices made.
+
+    Attributes:
+        name: of the folder of its results.
+        title: above it on the page.
+        protocol: Markdown; data, split, training, what was tried, and what was seen of the test set before.
+        options: of every training.
+        networks, seeds: all of which are trained.
+        rate_options: of the short trainings that choose a rate, where they differ.
+        rate_seed: of these; none of ``seeds``.
+        evaluations: each gives one table; the first that has more than one angle is drawn, too.
+        score: the main one.
+        scores: the others that are shown.
+        comparisons: pairs of networks whose difference is tested over images, the better one expected first.
+        prepare: makes what the options name out of the data folder, in the work folder, which may be there already.
+        references: what others reach on the same test images, for example a second observer: name to scores.
+    """
+
+    name: str
+    title: str
+    protocol: str
+    options: RunOptions
+    networks: Sequence[Network]
+    seeds: Sequence[int]
+    rate_options: Mapping[str, Any]
+    evaluations: Sequence[Evaluation]
+    score: str
+    prepare: Callable[[Path, Path], None]
+    rate_seed: int = 0
+    scores: Sequence[str] = ()
+    comparisons: Sequence[tuple[str, str]] = ()
+    references: Callable[[Path, Path], Mapping[str, Mapping[str, float]]] = lambda data, work: {}
+
+    def __post_init__(self) -> None:
+        names = [network.name for network in self.networks]
+        if len(set(names)) != len(names):
+            raise ValueError(f"networks of a table must have different names, got {names}")
+        if len({len(network.rates) for network in self.networks}) > 1:
+            raise ValueError("every network must have as many rates to try, else one is tuned better than another")
+        if self.rate_seed in self.seeds:
+            raise ValueError(f"rate_seed must be none of the seeds {list(self.seeds)}, got {self.rate_seed}")
+        missing = {name for pair in self.comparisons for name in pair} - set(names)
+        if missing:
+            raise ValueError(f"comparisons name networks that the table has not: {sorted(missing)}")
+
+    def network(self, name: str) -> Network:
+        """The network of this name."""
+        return next(network for network in self.networks if network.name == name)
+
+    def trained(self, network: Network, work: Path, **more: Any) -> RunOptions:
+        """The options of a training, its places in the work folder."""
+        return self._placed({**network.options, **more}, work)
+
+    def tested(self, options: RunOptions, evaluation: Evaluation, work: Path) -> RunOptions:
+        """The options of a training as an evaluation changes them."""
+        return dataclasses.replace(options, **_in(work, evaluation.options))
+
+    def _placed(self, more: Mapping[str, Any], work: Path) -> RunOptions:
+        given = {name: getattr(self.options, name) for name in _PLACES if hasattr(self.options, name)}
+        return dataclasses.replace(self.options, **_in(work, {**given, **more}))
+
+
+_PLACES = ("data", "data_root", "fov")
+
+
+def _in(work: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: work / value if name in _PLACES and value is not None else value for name, value in options.items()}
+
+
+def distinct_angles(angles: Sequence[float], equivariant: bool) -> list[float]:
+    """The angles that have to be computed."""
+    return list(dict.fromkeys(angle % 90 for angle in angles)) if equivariant else list(angles)
+
+
+def at_all(angles: Sequence[float], computed: Sequence[float], values: Sequence[Any]) -> list[Any]:
+    """What belongs to each of the angles, of values at those of :func:`distinct_angles`."""
+    known = dict(zip(computed, values, strict=True))
+    return [known[angle] if angle in known else known[angle % 90] for angle in angles]

@@ -1,0 +1,271 @@
+"""Makes the results of a table, file by file; what is there already is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.evidence.protocol import Evaluation, Network, Table, at_all, distinct_angles
+from sre_triton.models.profile import count_work
+from sre_triton.training.data.warp import Symmetry
+from sre_triton.training.evaluation.footprint import interleaved_ms, parameter_count, peak_training_memory
+from sre_triton.training.files import read_json, write_json
+from sre_triton.training.options import RunOptions
+from sre_triton.training.runs.fitting import fit, prepare_machine
+from sre_triton.training.runs.folder import RunFolder, versions
+from sre_triton.training.runs.progress import Speech
+from sre_triton.training.runs.restore import load_task
+from sre_triton.training.schema import result_options
+from sre_triton.training.tasks.registry import task_type
+from sre_triton.training.tasks.task import Task
+
+__all__ = ["Runner"]
+
+_DIGITS = 6
+_STEPS_TIMED = 5
+
+
+class Runner:
+    """Makes the results of one table.
+
+    Args:
+        table: what to make.
+        data: folder of the data as they were published.
+        results: folder of the results; a table has a folder in it.
+        work: folder of the trainings and of prepared data, which nothing is read from later.
+        say: is told what is done.
+
+    Raises:
+        OSError: data are missing.
+    """
+
+    def __init__(
+        self, table: Table, data: Path, results: Path, work: Path, say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self.table, self.data, self.say = table, data, say
+        self.results, self.work = results / table.name, work / table.name
+        self.results.mkdir(parents=True, exist_ok=True)
+        self.work.mkdir(parents=True, exist_ok=True)
+        table.prepare(data, self.work)
+        prepare_machine(threads=table.options.threads)
+
+    def everything(self) -> None:
+        """Rates, results and costs, in this order.
+
+        Raises:
+            Interrupted: the user stopped it; run again, it goes on.
+            ValueError: a file is there that was made with other options.
+        """
+        self.rates()
+        for seed in self.table.seeds:
+            for network in self.table.networks:
+                self.result(network, seed)
+        self.references()
+        self.costs()
+
+    def rates(self) -> None:
+        """Tries every rate of every network."""
+        for network in self.table.networks:
+            for rate in network.rates if len(network.rates) > 1 else ():
+                self._tried(network, rate)
+
+    def _tried(self, network: Network, rate: float) -> float:
+        table = self.table
+        options = table.trained(network, self.work, seed=table.rate_seed, lr=rate, **table.rate_options)
+        name = f"{network.name}-{rate:g}"
+        path = self.results / "rates" / f"{name}.json"
+        if not self._is_there(path, options):
+            task, seconds = self._fitted(options, self.work / "rates" / name)
+            score = float(_best(seconds["rows"], task.monitor)[task.monitor])
+            _write(path, network, options, self.work, rate=rate, score=score, seconds=seconds["seconds"])
+            self.say(f"{name}: {task.monitor} {100 * score:.2f}")
+        return float(read_json(path)["score"])
+
+    def rate(self, network: Network) -> float:
+        """The best of a network's rates on validation."""
+        if len(network.rates) == 1:
+            return network.rates[0]
+        return max(network.rates, key=lambda rate: self._tried(network, rate))
+
+    def result(self, network: Network, seed: int) -> None:
+        """Trains a network with a seed and tests it."""
+        options = self.table.trained(network, self.work, seed=seed, lr=self.rate(network))
+        name = f"{network.name}-seed{seed}"
+        path = self.results / f"{name}.json"
+        if self._is_there(path, options):
+            return
+        task, fitted = self._fitted(options, self.work / name)
+        begun = time.perf_counter()
+        best = RunFolder(self.work / name).best
+        evaluations = {
+            evaluation.name: self._tested(options, evaluation, network, best) for evaluation in self.table.evaluations
+        }
+        _write(
+            path,
+            network,
+            options,
+            self.work,
+            rate=options.lr,
+            seconds=fitted["seconds"],
+            seconds_tested=round(time.perf_counter() - begun, 1),
+            validation={task.monitor: _best(fitted["rows"], task.monitor)[task.monitor]},
+            threshold=load_task(best, options).description.get("threshold"),
+            evaluations=evaluations,
+        )
+        first = self.table.evaluations[0].name
+        self.say(f"{name}: {first} {evaluations[first]['rows'][0]}")
+
+    def _fitted(self, options: RunOptions, path: Path) -> tuple[Task, dict[str, Any]]:
+        task = task_type(options).from_options(options)
+        recorder = fit(task, RunFolder(path), Speech(quiet=options.quiet, label=path.name, bars=False))
+        seconds = read_json(path / "versions.json").get("seconds_per_epoch", [])
+        return task, {"rows": recorder.rows, "seconds": round(sum(seconds), 1)}
+
+    def _tested(self, options: RunOptions, evaluation: Evaluation, network: Network, best: Path) -> dict[str, Any]:
+        asked = self.table.tested(options, evaluation, self.work)
+        task = load_task(best, asked, undivided=evaluation.split == "all")
+        task.options = dataclasses.replace(task.options, test_batch_size=asked.test_batch_size)
+        angles = distinct_angles(evaluation.angles, network.equivariant)
+        rows, images = [], []
+        with _precision(options):
+            for angle in angles:
+                scores, each = task.each_scored(evaluation.split, Symmetry(angle), asked)
+                rows.append({"angle": angle, **_rounded(scores)})
+                images.append(each)
+        return {
+            "n": task.size(evaluation.split),
+            "angles": list(evaluation.angles),
+            "rows": rows,
+            "images": {
+                score: _of_images(at_all(evaluation.angles, angles, images), score)
+                for score in (self.table.score, *self.table.scores)
+                if score in images[0][0]
+            },
+        }
+
+    def references(self) -> None:
+        """What others reach on the same images."""
+        path = self.results / "references.json"
+        if not path.is_file():
+            write_json(path, {name: dict(row) for name, row in self.table.references(self.data, self.work).items()})
+
+    def costs(self) -> None:
+        """What each network costs; they take turns, so that a slow spell of the machine slows all of them."""
+        path = self.results / "costs.json"
+        if path.is_file():
+            return
+        builders: dict[str, Callable[[], nn.Module]] = {}
+        for network in self.table.networks:
+            options = self.table.trained(network, self.work)
+            kind = task_type(options)
+            about = kind.describe(options, kind.read_data(options))
+            builders[network.name] = partial(_in_its_precision, options, about)
+        shape = kind.input_shape(options, about)
+        batch = (options.batch_size, *shape)
+        networks = {name: build() for name, build in builders.items()}
+        steps = _interleaved_step_ms(networks, batch)
+        times = interleaved_ms({name: network.eval() for name, network in networks.items()}, batch)
+        costs = {}
+        for name, built in networks.items():
+            work = count_work(built, torch.zeros(1, *shape))
+            costs[name] = {
+                "parameters": parameter_count(built),
+                "gmac": work.ringwise / 1e9,
+                "gadd": work.additions / 1e9,
+                "ms_per_step": round(steps[name], 1),
+                "ms_per_image": round(times[name], 2),
+                "training_mib": peak_training_memory(builders[name], batch, "cpu"),
+            }
+        write_json(path, {"shape": list(batch), "networks": costs, "versions": _machine()})
+
+    def _is_there(self, path: Path, options: RunOptions) -> bool:
+        if not path.is_file():
+            return False
+        then, now = read_json(path)["options"], _told(options, self.work)
+        differ = [f"{name} {then.get(name)!r}, not {value!r}" for name, value in now.items() if then.get(name) != value]
+        if differ:
+            raise ValueError(f"{path} was made with {' and '.join(differ)}: remove it to make it anew")
+        return True
+
+
+def _write(path: Path, network: Network, options: RunOptions, work: Path, **found: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"network": network.name, "reading": network.reading, "seed": options.seed}
+    write_json(path, {**about, **found, "options": _told(options, work), "versions": _machine()})
+
+
+def _told(options: RunOptions, work: Path) -> dict[str, Any]:
+    """The options that change a result, as JSON has them; no place on this machine."""
+    told = result_options(options)
+    return {
+        name: str(value).replace(f"{work}/", "") if isinstance(value, Path) else value for name, value in told.items()
+    }
+
+
+def _machine() -> dict[str, str]:
+    return {name: value for name, value in versions().items() if "/" not in str(value)}
+
+
+def _best(rows: list[dict[str, Any]], monitor: str) -> dict[str, Any]:
+    return max(rows, key=lambda row: float(row[monitor]))
+
+
+def _rounded(scores: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, _DIGITS) for name, value in scores.items()}
+
+
+def _of_images(tables: list[list[dict[str, float]]], score: str) -> dict[str, list[float]]:
+    """Of each image a score at the first angle, and its mean over all of them."""
+    means = [statistics.fmean(row[score] for row in rows) for rows in zip(*tables, strict=True)]
+    return {
+        "first": [round(row[score], _DIGITS) for row in tables[0]],
+        "mean": [round(mean, _DIGITS) for mean in means],
+    }
+
+
+def _precision(options: RunOptions) -> Any:
+    return torch.autocast("cpu", torch.bfloat16, enabled=options.bf16)
+
+
+class _InItsPrecision(nn.Module):
+    """A network that is called as in training."""
+
+    def __init__(self, network: nn.Module, options: RunOptions) -> None:
+        super().__init__()
+        self.network, self.options = network, options
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with _precision(self.options):
+            y: Tensor = self.network(x)
+        return y
+
+
+def _in_its_precision(options: RunOptions, about: Mapping[str, Any]) -> nn.Module:
+    return _InItsPrecision(task_type(options).build_network(options, about), options)
+
+
+def _interleaved_step_ms(networks: Mapping[str, nn.Module], shape: tuple[int, ...]) -> dict[str, float]:
+    """Median milliseconds of a training step of Adam."""
+    batch = torch.rand(shape)
+    seconds: dict[str, list[float]] = {name: [] for name in networks}
+    optimisers = {name: torch.optim.Adam(network.parameters(), 1e-5) for name, network in networks.items()}
+    for turn in range(_STEPS_TIMED + 1):
+        for name, network in networks.items():
+            network.train()
+            start = time.perf_counter()
+            network(batch).float().square().mean().backward()
+            optimisers[name].step()
+            optimisers[name].zero_grad()
+            if turn:  # the first one warms up
+                seconds[name].append(time.perf_counter() - start)
+    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}

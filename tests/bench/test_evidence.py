@@ -1,0 +1,105 @@
+"""The framework of the evidence, on a table of drawn vessels; no score means anything here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lightning")
+from bench.evidence import running
+from bench.evidence.pages import Angles, bootstrap, write_page
+from bench.evidence.protocol import EVERY_TEN, TWELVE, Evaluation, Network, Table, at_all, distinct_angles
+from bench.evidence.registry import TABLES
+from bench.evidence.running import Runner
+from sre_triton.training.options import SegmentOptions
+
+SMALL = '{"features": [2, 2], "sre_conv_size": 3}'
+TABLE = Table(
+    name="drawn",
+    title="Drawn",
+    protocol="**Data.** Drawn.",
+    options=SegmentOptions(
+        vessels_size=64,
+        vessels_count=[1, 1, 2],
+        crop_size=16,
+        crops_per_image=2,
+        batch_size=1,
+        epochs=1,
+        window_size=64,
+        threads=1,
+        quiet=True,
+    ),
+    networks=(
+        Network("ring", {"model_args": SMALL}, (1e-3, 1e-2), equivariant=True),
+        Network(
+            "plain", {"model_type": "monai:UNet", "model_args": '{"channels": [2, 2], "strides": [2]}'}, (1e-3, 1e-2)
+        ),
+    ),
+    seeds=(1,),
+    rate_options={"crops_per_image": 1},
+    evaluations=(Evaluation("whole", "whole"), Evaluation("turned", "turned", TWELVE, {"test_crop": 16})),
+    score="dice",
+    scores=("auc",),
+    comparisons=(("ring", "plain"),),
+    prepare=lambda data, work: None,
+    references=lambda data, work: {"whole": {"dice": 0.5}},
+)
+
+
+def test_a_table_is_made_from_its_trainings_to_its_page_and_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "peak_training_memory", lambda *_: None)  # which starts processes
+    said: list[str] = []
+    runner = Runner(TABLE, tmp_path, tmp_path / "results", tmp_path / "work", said.append)
+    runner.result(TABLE.network("ring"), 1)
+    folder = tmp_path / "results" / "drawn"
+    first = (folder / "ring-seed1.json").read_bytes()
+    runner.everything()
+    assert (folder / "ring-seed1.json").read_bytes() == first
+    result = json.loads(first)
+    tried = {json.loads(path.read_text())["rate"]: path for path in (folder / "rates").glob("ring-*.json")}
+    scores = {rate: json.loads(path.read_text())["score"] for rate, path in tried.items()}
+    assert scores[result["rate"]] == max(scores.values())
+    turned = result["evaluations"]["turned"]
+    assert [row["angle"] for row in turned["rows"]] == distinct_angles(TWELVE, equivariant=True)
+    assert turned["images"]["dice"]["first"] != turned["images"]["dice"]["mean"]
+    assert len(json.loads((folder / "plain-seed1.json").read_text())["evaluations"]["turned"]["rows"]) == 12
+    assert str(tmp_path) not in first.decode()
+    page = write_page([TABLE], tmp_path / "results").read_text(encoding="utf-8")
+    assert "| second observer |" in page
+    assert f"| `ring` | 1 | {100 * result['evaluations']['whole']['rows'][0]['dice']:.2f} |" in page
+    assert (folder / "turned.svg").is_file()
+    longer = dataclasses.replace(TABLE, options=dataclasses.replace(TABLE.options, crops_per_image=3))
+    with pytest.raises(ValueError, match="crops_per_image 2, not 3: remove it"):
+        Runner(longer, tmp_path, tmp_path / "results", tmp_path / "work").result(TABLE.network("ring"), 1)
+
+
+def test_the_mean_is_over_36_angles_whichever_of_them_are_computed() -> None:
+    values = {angle: float(angle % 90 == 0) for angle in EVERY_TEN}
+    some = [Angles(angles, [values[angle] for angle in angles]) for angles in (EVERY_TEN, TWELVE, (0.0, 40.0, 90.0))]
+    assert {one.mean for one in some} == {4 / 36}
+    assert {one.drop for one in some} == {1.0}
+
+
+def test_what_differs_by_quarter_turns_is_computed_once() -> None:
+    computed = distinct_angles(TWELVE, equivariant=True)
+    assert sorted(computed) == [0, 10, 20, 30, 40, 50, 60, 70, 80]
+    assert at_all(TWELVE, computed, computed) == [angle % 90 for angle in TWELVE]
+    assert distinct_angles(TWELVE, equivariant=False) == list(TWELVE)
+
+
+def test_the_bootstrap_knows_whether_images_agree() -> None:
+    assert bootstrap([1.0] * 8) == (1.0, 1.0)
+    low, high = bootstrap([1.0, -1.0] * 8)
+    assert low < -0.2 < 0.2 < high
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_every_network_of_a_table_is_tuned_alike(table: Table) -> None:
+    assert len({len(network.rates) for network in table.networks}) == 1
+    with pytest.raises(ValueError, match="as many rates"):
+        dataclasses.replace(table, networks=[dataclasses.replace(table.networks[0], rates=(1.0,)), *table.networks[1:]])
