@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from sre_triton.training.options import RunOptions
 
 __all__ = ["EVERY_TEN", "TWELVE", "Evaluation", "Network", "Table", "at_all", "distinct_angles"]
@@ -71,12 +73,13 @@ class Table:
         networks, seeds: all of which are trained.
         rate_options: of the short trainings that choose a rate, where they differ.
         rate_seed: of these; none of ``seeds``.
-        evaluations: each gives one table; the first that has more than one angle is drawn, too.
+        evaluations: each gives one table, those over many angles a figure, too. Without any, validation is shown.
         score: the main one.
         scores: the others that are shown.
         comparisons: pairs of networks whose difference is tested over images, the better one expected first.
         prepare: makes what the options name out of the data folder, in the work folder, which may be there already.
-        references: what others reach on the same test images, for example a second observer: name to scores.
+        references: what others reach on the same test images, for example a second observer: scores by evaluation.
+        photograph: what networks of segmentation are turned with, to see how exactly they turn; see :mod:`.symmetry`.
     """
 
     name: str
@@ -93,6 +96,7 @@ class Table:
     scores: Sequence[str] = ()
     comparisons: Sequence[tuple[str, str]] = ()
     references: Callable[[Path, Path], Mapping[str, Mapping[str, float]]] = lambda data, work: {}
+    photograph: Callable[[], Tensor] | None = None
 
     def __post_init__(self) -> None:
         names = [network.name for network in self.networks]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.evidence.protocol import Evaluation, Network, Table, at_all, distinct_angles
+from bench.evidence.symmetry import symmetry_of
 from sre_triton.models.profile import count_work
 from sre_triton.training.data.warp import Symmetry
 from sre_triton.training.evaluation.footprint import interleaved_ms, parameter_count, peak_training_memory
@@ -69,6 +70,7 @@ class Runner:
             for network in self.table.networks:
                 self.result(network, seed)
         self.references()
+        self.symmetry()
         self.costs()
 
     def rates(self) -> None:
@@ -120,8 +122,8 @@ class Runner:
             threshold=load_task(best, options).description.get("threshold"),
             evaluations=evaluations,
         )
-        first = self.table.evaluations[0].name
-        self.say(f"{name}: {first} {evaluations[first]['rows'][0]}")
+        for title, evaluation in evaluations.items():
+            self.say(f"{name}, {title}: {[row[self.table.score] for row in evaluation['rows']]}")
 
     def _fitted(self, options: RunOptions, path: Path) -> tuple[Task, dict[str, Any]]:
         task = task_type(options).from_options(options)
@@ -156,6 +158,15 @@ class Runner:
         path = self.results / "references.json"
         if not path.is_file():
             write_json(path, {name: dict(row) for name, row in self.table.references(self.data, self.work).items()})
+
+    def symmetry(self) -> None:
+        """How exactly the trained networks turn with a photograph, of those whose trainings are still there."""
+        path = self.results / "symmetry.json"
+        if self.table.photograph is None or path.is_file():
+            return
+        picture = self.table.photograph()
+        runs = [f"{network.name}-seed{seed}" for network in self.table.networks for seed in self.table.seeds]
+        write_json(path, {name: symmetry_of(self.work / name, picture) for name in runs})
 
     def costs(self) -> None:
         """What each network costs; they take turns, so that a slow spell of the machine slows all of them."""
@@ -222,13 +233,19 @@ def _rounded(scores: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, _DIGITS) for name, value in scores.items()}
 
 
-def _of_images(tables: list[list[dict[str, float]]], score: str) -> dict[str, list[float]]:
-    """Of each image a score at the first angle, and its mean over all of them."""
-    means = [statistics.fmean(row[score] for row in rows) for rows in zip(*tables, strict=True)]
-    return {
-        "first": [round(row[score], _DIGITS) for row in tables[0]],
-        "mean": [round(mean, _DIGITS) for mean in means],
-    }
+def _of_images(tables: list[list[dict[str, float]]], score: str) -> dict[str, str | list[float]]:
+    """Of each image a score at the first angle, and its mean over all of them if there are more."""
+    found = {"first": _packed([row[score] for row in tables[0]])}
+    if len(tables) > 1:
+        found["mean"] = _packed([statistics.fmean(row[score] for row in rows) for rows in zip(*tables, strict=True)])
+    return found
+
+
+def _packed(values: list[float]) -> str | list[float]:
+    """Numbers as JSON holds them: a digit each where they are hits and misses of thousands of images."""
+    if set(values) <= {0.0, 1.0}:
+        return "".join("1" if value else "0" for value in values)
+    return [round(value, _DIGITS) for value in values]
 
 
 def _precision(options: RunOptions) -> Any:
