@@ -102,4 +102,6 @@ def test_the_bootstrap_knows_whether_images_agree() -> None:
 def test_every_network_of_a_table_is_tuned_alike(table: Table) -> None:
     assert len({len(network.rates) for network in table.networks}) == 1
     with pytest.raises(ValueError, match="as many rates"):
-        dataclasses.replace(table, networks=[dataclasses.replace(table.networks[0], rates=(1.0,)), *table.networks[1:]])
+        dataclasses.replace(
+            table, networks=[dataclasses.replace(table.networks[0], rates=(1.0,) * 9), *table.networks[1:]]
+        )
