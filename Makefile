@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo native test fuzz test-native mutation test-slow test-swap test-matrix kernels lint format docs wheel bench evidence clean
+.PHONY: help env demo native test fuzz test-native mutation test-slow test-swap test-matrix kernels lint format docs links wheel bench evidence clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -89,12 +89,13 @@ native: $(READY) ## Compile the optional CPU kernel for this machine
 kernels: $(READY) ## Compile the default kernels for four GPU architectures; needs no GPU
 	$(BIN)/python -m bench.compile_report --check
 
-lint: $(READY) ## ruff, mypy, import-linter and clang-format
+lint: $(READY) ## ruff, mypy, import-linter, clang-format and codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror sre_triton/backends/native/csrc/*
+	$(BIN)/codespell
 
 format: $(READY) ## Rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
@@ -105,6 +106,9 @@ docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(READY) ## The documentation as static files: build/site/index.html
 	$(BIN)/python -m mkdocs build --quiet
 	@echo build/site/index.html
+
+links: $(READY) ## Follow the links that lead out of the documentation (needs a way out)
+	$(BIN)/python -m tests.docs.outside
 
 wheel: $(READY) ## Build the wheel and import it in an environment of its own
 	rm -rf dist build/wheel-env

@@ -73,6 +73,12 @@ def balance_steps(optimizer: torch.optim.Optimizer, model: nn.Module) -> Balance
         ValueError: a ring convolution does not hold its weight as a parameter (parametrized, weight-normalised,
             pruned), or it is sharded by ring; or the optimiser holds none of the ring weights. The latter at a step
             is a RuntimeError: the weights were replaced since.
+
+    Examples:
+        >>> network = sre_triton.SREUNet(in_channels=1)
+        >>> sre_triton.balance_weights(network)
+        >>> optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+        >>> handle = sre_triton.balance_steps(optimizer, network)
     """
     taps = _ring_weights(model)
 

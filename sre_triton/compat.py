@@ -77,6 +77,11 @@ class SRE_Conv2d(_SREArguments, SREConv2d):
 
     Raises:
         ValueError: an argument describes no convolution, or no ring kernel; or ``transposed`` is True.
+
+    Examples:
+        >>> layer = sre_triton.SRE_Conv2d(3, 8, 9, sre_k=4)
+        >>> layer.num_rings, layer.sre_k
+        (4, 4)
     """
 
 

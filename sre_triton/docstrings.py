@@ -14,7 +14,8 @@ __all__ = ["completed_by"]
 
 Documented = TypeVar("Documented", bound=Callable[..., Any])
 
-_SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Source")  # in the order in which they stand
+_SHARED = ("Args", "Attributes", "Returns", "Raises", "Source")
+_SECTIONS = (*_SHARED, "Examples")  # in the order in which they stand
 _BY_NAME = ("Args", "Attributes", "Raises")  # made of entries "name: text"
 _TITLE = re.compile(rf"^({'|'.join(_SECTIONS)}):\n", re.MULTILINE)
 _ENTRY = re.compile(r"^(?=    \S)", re.MULTILINE)
@@ -23,14 +24,14 @@ _ENTRY = re.compile(r"^(?=    \S)", re.MULTILINE)
 def completed_by(source: Callable[..., Any], *titles: str) -> Callable[[Documented], Documented]:
     """Decorates a class or function: its docstring gets what it lacks from that of ``source``.
 
-    That is whole sections (those of ``titles``; by default Args, Attributes, Returns, Raises, Source) and, in those
+    That is whole sections (those of ``titles``; by default all but Examples) and, in those
     that it has, single entries. Of arguments it gets those of its own signature, in that order; a class gets
     nothing about what a function returns. What it says itself stands.
     """
 
     def complete(target: Documented) -> Documented:
         if target.__doc__ and source.__doc__:  # python -OO has neither
-            wanted = [title for title in titles or _SECTIONS if title != "Returns" or not inspect.isclass(target)]
+            wanted = [title for title in titles or _SHARED if title != "Returns" or not inspect.isclass(target)]
             target.__doc__ = _merged(target.__doc__, source.__doc__, wanted, list(inspect.signature(target).parameters))
         return target
 

@@ -120,6 +120,13 @@ def equivariance_error(module: Callable[[Tensor], Any], input: Tensor, group: Gr
         ValueError: an argument is none of the above.
         TypeError: an option is unknown.
         ImportError: angles were asked for and SciPy is not installed.
+
+    Examples:
+        >>> image = torch.randn(1, 3, 33, 33)
+        >>> sre_triton.equivariance_error(sre_triton.SREConv2d(3, 4, 5, padding=2), image) < 1e-5
+        True
+        >>> sre_triton.equivariance_error(nn.Conv2d(3, 4, 5, padding=2), image) > 0.5
+        True
     """
     return _worst(equivariance_errors(module, input, group, **options).values())
 
@@ -183,6 +190,13 @@ def assert_equivariant(
 
     Raises:
         AssertionError: the error is larger.
+
+    Examples:
+        >>> image = torch.randn(1, 3, 33, 33)
+        >>> sre_triton.assert_equivariant(sre_triton.SREConv2d(3, 4, 5, padding=2), image)
+        >>> sre_triton.assert_equivariant(nn.Conv2d(3, 4, 5, padding=2), image)
+        Traceback (most recent call last):
+        AssertionError: not equivariant: relative error ... under '...' exceeds 0.0001 (7 of 7 transformations fail)
     """
     errors = equivariance_errors(module, input, group, **options)
     allowed = _TOLERANCE[input.dtype] if tolerance is None else tolerance

@@ -37,6 +37,15 @@ def explain(module: nn.Module, *inputs: Any) -> str:
 
     Raises:
         RuntimeError: a requested backend cannot run one of the calls.
+
+    Examples:
+        >>> layer = sre_triton.SREConv2d(16, 16, 5, padding=2)
+        >>> with sre_triton.backend("ringwise"):
+        ...     print(sre_triton.explain(layer, torch.randn(1, 16, 8, 8)))
+        SREConv2d(16, 16, kernel_size=(5, 5), stride=(1, 1), padding=(2, 2))
+          fine side (1, 16, 8, 8), torch.float32, cpu
+          forward: ringwise (requested)
+          backward: ringwise (requested)
     """
     names: list[str] = []
 

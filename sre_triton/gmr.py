@@ -132,6 +132,13 @@ class GMRConv2d(_GMRConvNd):
 
     Source:
         the package GMR_Conv 1.0.3, whose constants are kept.
+
+    Examples:
+        >>> layer = sre_triton.GMRConv2d(3, 8, kernel_size=5, padding=2)
+        >>> [name for name, _ in layer.named_parameters()]
+        ['weight', 'bias', 'log_sigmas']
+        >>> layer.log_sigmas.exp()  # of the initial Gaussians, in rings
+        tensor([0.5308, 0.5308, 0.5308], grad_fn=<ExpBackward0>)
     """
 
     ndim = 2

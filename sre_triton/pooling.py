@@ -68,6 +68,11 @@ def centered_avg_pool(x: Tensor, stride: Size = 2, ndim: int | None = None, *, r
 
     Raises:
         ValueError: ``stride`` is not positive or ``reach`` is negative, or has not one entry per dimension.
+
+    Examples:
+        >>> x = torch.arange(5.0).reshape(1, 1, 5)
+        >>> sre_triton.centered_avg_pool(x)  # avg_pool1d(x, 2) would leave out the last pixel
+        tensor([[[0.5000, 2.0000, 3.5000]]])
     """
     pool, stride, window, padding = _windows(_AVG_POOL, x, stride, ndim, reach)
     return pool(x, window, stride, padding, count_include_pad=False)
@@ -78,6 +83,11 @@ def centered_max_pool(x: Tensor, stride: Size = 2, ndim: int | None = None, *, r
     """Maximum over windows that lie symmetrically at every size. The arguments are those of :func:`centered_avg_pool`.
 
     Equal to ``F.max_poolNd(x, stride)`` where the stride divides the size.
+
+    Examples:
+        >>> x = torch.arange(5.0).reshape(1, 1, 5)
+        >>> sre_triton.centered_max_pool(x)
+        tensor([[[1., 3., 4.]]])
     """
     pool, stride, window, padding = _windows(_MAX_POOL, x, stride, ndim, reach)
     return pool(x, window, stride, padding)

@@ -74,6 +74,15 @@ def convert(
             weight; or a parameter is shared between layers that become different; or something would go on holding
             a replaced layer or its parameters, as the closure of a hook or an optimiser does; or the network
             cannot be copied. The message names the layer. Then nothing has been changed.
+
+    Examples:
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        >>> sre_triton.convert(network)
+        Sequential(
+          (0): SREConv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+          (1): ReLU()
+          (2): CenteredMaxPool2d(stride=2, reach=1)
+        )
     """
     _check_arguments(kernel_size, weights, strides)
     if not isinstance(model, nn.Module):

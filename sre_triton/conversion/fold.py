@@ -58,6 +58,15 @@ def fold(model: nn.Module, *, fuse_batchnorm: bool = False) -> nn.Module:
             hooks on its state dict, methods of a subclass or an instance, parameters of its own; or something
             would go on holding a replaced layer, as the closure of a hook; or the network cannot be copied.
         TypeError: a module of this package that cannot be traced, with the reason as its cause.
+
+    Examples:
+        >>> network = nn.Sequential(sre_triton.SREConv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+        >>> sre_triton.fold(network, fuse_batchnorm=True)
+        Sequential(
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+          (1): Identity()
+          (2): ReLU()
+        )
     """
     if fuse_batchnorm and any(m.training for m in model.modules()):
         raise ValueError("fuse_batchnorm=True needs the model in eval mode: call model.eval() first")

@@ -150,6 +150,14 @@ def report(
 
     Raises:
         ValueError: ``sample`` or ``group`` is none of these; or the network cannot be copied.
+
+    Examples:
+        >>> network = sre_triton.convert(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 2)))
+        >>> found = sre_triton.report(network, torch.randn(1, 3, 16, 16))
+        >>> [(layer.name, layer.action) for layer in found.layers]
+        [('0', 'swapped'), ('1', 'left')]
+        >>> found.symmetry.symmetric, found.symmetry.first_break
+        (False, '1')
     """
     if sample is not None and not 3 <= sample.dim() <= 5:
         raise ValueError(f"sample must be (N, C, *space) in 1 to 3 dimensions, got shape {tuple(sample.shape)}")

@@ -66,6 +66,13 @@ def sre_conv2d(
 
     Source:
         J. Zhang et al., "Improved Vessel Segmentation with Symmetric Rotation-Equivariant U-Net", ISBI 2025.
+
+    Examples:
+        >>> image, weight = torch.randn(2, 3, 16, 16), torch.randn(8, 3, 2)
+        >>> y = sre_triton.sre_conv2d(image, weight, padding=1, kernel_size=3)
+        >>> kernel = sre_triton.expand_kernel(weight, (3, 3))
+        >>> torch.allclose(y, nn.functional.conv2d(image, kernel, padding=1), atol=1e-5)
+        True
     """
     args = conv_args(2, stride, padding, dilation, groups, kernel_size, circular, antialias, current_backend())
     return ring_conv(input, weight, bias, args)
@@ -153,6 +160,11 @@ def sre_conv_transpose2d(
     Returns:
         (N, out, H', W') or (out, H', W') with ``H' = (H - 1) * stride - 2 * padding + dilation *
         (kernel_size - 1) + output_padding + 1``.
+
+    Examples:
+        >>> x, weight = torch.randn(1, 8, 5, 5), torch.randn(8, 4, 2)
+        >>> sre_triton.sre_conv_transpose2d(x, weight, stride=2, kernel_size=3).shape
+        torch.Size([1, 4, 11, 11])
     """
     padding = size_tuple(padding, 2, "padding")
     args = conv_args(2, stride, padding, dilation, groups, kernel_size, circular, antialias, current_backend())
@@ -254,6 +266,12 @@ def sre_conv_act(
         ValueError: ``activation`` is none of the three, or an argument describes no ring kernel.
         RuntimeError: ``input`` has no batch dimension, ``residual`` is not like the output, or shapes, dtypes or
             devices do not fit.
+
+    Examples:
+        >>> x, weight = torch.randn(1, 4, 8, 8), torch.randn(4, 4, 2)
+        >>> y = sre_triton.sre_conv_act(x, weight, padding=1, kernel_size=3, residual=x)
+        >>> torch.allclose(y, (sre_triton.sre_conv2d(x, weight, padding=1, kernel_size=3) + x).relu(), atol=1e-5)
+        True
     """
     if activation not in (None, "relu", "leaky_relu"):
         raise ValueError(f"activation must be None, 'relu' or 'leaky_relu', got {activation!r}")

@@ -43,6 +43,15 @@ def expand_kernel(
     Raises:
         TypeError: an argument is of a wrong type, e.g. a tensor of integers.
         ValueError: a shape is none of the above, or there is no such geometry; see :func:`sre_triton.ring_geometry`.
+
+    Examples:
+        >>> weight = torch.tensor([[[1.0, 2.0, 3.0]]])  # the centre, and two rings
+        >>> sre_triton.expand_kernel(weight, (5, 5))[0, 0]
+        tensor([[0., 3., 3., 3., 0.],
+                [3., 2., 2., 2., 3.],
+                [3., 2., 1., 2., 3.],
+                [3., 2., 2., 2., 3.],
+                [0., 3., 3., 3., 0.]])
     """
     if isinstance(kernel_size, int):
         raise TypeError(f"kernel_size must be a tuple with one entry per spatial dimension, got the int {kernel_size}")
@@ -78,6 +87,12 @@ def project_kernel(
     Raises:
         TypeError: an argument is of a wrong type, e.g. a tensor of integers.
         ValueError: a shape is none of the above, or there is no such geometry; see :func:`sre_triton.ring_geometry`.
+
+    Examples:
+        >>> weight = torch.randn(8, 3, 5)
+        >>> dense = sre_triton.expand_kernel(weight, (9, 9))
+        >>> torch.allclose(sre_triton.project_kernel(dense), weight, atol=1e-6)
+        True
     """
     check_strided("dense", dense)
     if not 3 <= dense.dim() <= 5:

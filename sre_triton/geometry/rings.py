@@ -200,6 +200,13 @@ def ring_geometry(
         ValueError: the kernel is even or not cubic, a ring would hold no tap, or the rings' kernels
             would be linearly dependent: the message says what to use instead. Or it has more than
             ``2**22`` taps, or more than ``2**27`` taps times rings.
+
+    Examples:
+        >>> sre_triton.ring_geometry((5, 5)).tap_counts  # four corners carry no weight
+        (1, 8, 12)
+        >>> sre_triton.ring_geometry((5, 5), num_rings=9)
+        Traceback (most recent call last):
+        ValueError: ...
     """
     kernel_size = _checked_kernel_size(kernel_size)
     if num_rings is None:

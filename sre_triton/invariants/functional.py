@@ -49,6 +49,12 @@ def differential_invariants(
     Raises:
         ValueError: an argument is none of the above.
         TypeError: ``z`` is not of a floating type.
+
+    Examples:
+        >>> slope = torch.arange(6.0).expand(1, 1, 6, 6)  # rises by 1 per pixel from left to right
+        >>> gradient = sre_triton.differential_invariants(slope, "gradient", eps=1e-6)
+        >>> gradient[0, 0, 3]  # half as steep at the border, which is repeated
+        tensor([0.5000, 1.0000, 1.0000, 1.0000, 1.0000, 0.5000])
     """
     ndim = z.dim() - 2 if ndim is None else ndim
     spec = invariant_spec(ndim, kinds, dilations, eps)

@@ -185,6 +185,16 @@ class SREConv2d(_SREConvNd):
 
     Source:
         J. Zhang et al., "Improved Vessel Segmentation with Symmetric Rotation-Equivariant U-Net", ISBI 2025.
+
+    Examples:
+        >>> layer = sre_triton.SREConv2d(3, 64, kernel_size=9, padding=4)
+        >>> layer.weight.shape  # five rings in the place of 81 taps
+        torch.Size([64, 3, 5])
+        >>> image = torch.randn(2, 3, 32, 48)
+        >>> layer(image).shape
+        torch.Size([2, 64, 32, 48])
+        >>> torch.allclose(layer(image.rot90(1, (2, 3))), layer(image).rot90(1, (2, 3)), atol=1e-5)
+        True
     """
 
     ndim = 2
@@ -227,6 +237,13 @@ class SREConvTranspose2d(_SREConvTransposeNd):
     Raises:
         TypeError: an argument is of a wrong type, ``padding`` is a string, or ``dtype`` is complex.
         ValueError: an argument describes no transposed convolution, or no ring kernel.
+
+    Examples:
+        >>> up = sre_triton.SREConvTranspose2d(8, 4, kernel_size=3, stride=2, padding=1)
+        >>> up(torch.randn(1, 8, 5, 7)).shape
+        torch.Size([1, 4, 9, 13])
+        >>> up(torch.randn(1, 8, 5, 7), output_size=(10, 14)).shape
+        torch.Size([1, 4, 10, 14])
     """
 
     ndim = 2

@@ -74,6 +74,11 @@ def sre_resnet18(**options: Unpack[ResNetOptions]) -> ResNet:
     Source:
         K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; of ring convolutions the packages
         SRE_Conv 1.0.2 and GMR_Conv 1.0.3.
+
+    Examples:
+        >>> network = sre_triton.sre_resnet18(num_classes=9, sre_conv_size=[9, 9, 5, 5], skip_first_maxpool=True)
+        >>> network.eval()(torch.randn(1, 3, 33, 33)).shape
+        torch.Size([1, 9])
     """
     return _resnet2d("sre", 18, options)
 

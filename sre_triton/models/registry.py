@@ -60,6 +60,10 @@ def list_models(filter: str = "*") -> list[str]:
 
     Raises:
         TypeError: ``filter`` is no string.
+
+    Examples:
+        >>> sre_triton.models.list_models("sre_r3d*")
+        ['sre_r3d_18', 'sre_r3d_34']
     """
     return sorted(name for name in _ENTRIES if fnmatchcase(name, filter))
 
@@ -95,5 +99,10 @@ def get_model(name: str, **options: Any) -> nn.Module:
     Raises:
         ValueError: there is no such network, or an argument has a value that it cannot have.
         TypeError: an argument is unknown.
+
+    Examples:
+        >>> network = sre_triton.models.get_model("sre_resnet18", num_classes=2, inplanes=8)
+        >>> network.num_classes
+        2
     """
     return entry(name).build(**options)

@@ -173,6 +173,11 @@ class UNet(nn.Module):
     Source:
         J. Zhang et al., "Improved Vessel Segmentation with Symmetric Rotation-Equivariant U-Net", ISBI 2025; the shape
         is that of O. Ronneberger et al., "U-Net", MICCAI 2015, as MONAI's BasicUNet has it.
+
+    Examples:
+        >>> network = sre_triton.SREUNet(in_channels=1, out_channels=3)
+        >>> network(torch.randn(1, 1, 37, 50)).shape
+        torch.Size([1, 3, 37, 50])
     """
 
     conv: ClassVar[str]

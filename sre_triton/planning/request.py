@@ -49,6 +49,15 @@ class backend:
 
     Raises:
         ValueError: ``name`` is none of the five.
+
+    Examples:
+        >>> layer, image = sre_triton.SREConv2d(3, 8, 5), torch.randn(1, 3, 9, 9)
+        >>> with sre_triton.backend("dense"):
+        ...     y = layer(image)
+        >>> with sre_triton.backend("cudnn"):
+        ...     y = layer(image)
+        Traceback (most recent call last):
+        ValueError: backend must be one of 'auto', 'dense', 'ringwise', 'native', 'triton', got 'cudnn'
     """
 
     def __init__(self, name: str) -> None:
