@@ -36,20 +36,28 @@ fuzz: $(READY) ## Random networks, calls and shapes by the thousand; SEED=N repe
 	-$(BIN)/sre-triton build-native
 	PYTHONHASHSEED=0 $(BIN)/python -m pytest -n auto -m 'fuzz or hypothesis' --hypothesis-profile=fuzz --seed $(SEED)
 
-# -O1 keeps AddressSanitizer's reports readable. Leaks are those of the interpreter and PyTorch, which free nothing at exit.
+# A target for each, which `make` builds and tests side by side. -O1 keeps AddressSanitizer's reports readable; leaks are those of
+# the interpreter and PyTorch, which free nothing at exit.
+NATIVE_VARIANTS := native-avx2 native-sse native-clang native-asan
 NATIVE_TESTS := --capture=sys tests/backends/test_ringwise.py tests/test_functional.py tests/invariants/test_functions.py -k native --threads 3
-SANITIZER = LD_PRELOAD="$(shell $(or $(CXX),c++) -print-file-name=libasan.so) $(shell $(or $(CXX),c++) -print-file-name=libstdc++.so)"
+
+native-avx2: export SRE_TRITON_NATIVE_OPTIONS := -march=x86-64-v3
+native-sse: export SRE_TRITON_NATIVE_OPTIONS := -march=x86-64-v2
+native-clang: export CXX := clang++
+native-asan: export SRE_TRITON_NATIVE_OPTIONS := -fsanitize=address -O1 -g1
+native-asan: export ASAN_OPTIONS := detect_leaks=0
+native-asan: PRELOADED = LD_PRELOAD="$(shell $(or $(CXX),c++) -print-file-name=libasan.so) $(shell $(or $(CXX),c++) -print-file-name=libstdc++.so)"
 
 test-native: export SRE_TRITON_CACHE_DIR ?= $(CURDIR)/build/cache
 test-native: $(READY) ## The native kernel with three threads: for AVX2, for SSE alone, by Clang, and under AddressSanitizer
-	for target in x86-64-v3 x86-64-v2; do \
-		export SRE_TRITON_NATIVE_OPTIONS=-march=$$target; \
-		$(BIN)/sre-triton build-native && $(BIN)/python -m pytest -q $(NATIVE_TESTS) || exit 1; done
-	if ! command -v clang++; then echo 'not tested with Clang: there is no clang++'; else \
-		export CXX=clang++ SRE_TRITON_CACHE_DIR=$(CURDIR)/build/cache/clang; \
-		$(BIN)/sre-triton build-native && $(BIN)/python -m pytest -q $(NATIVE_TESTS); fi
-	export $(SANITIZER) ASAN_OPTIONS=detect_leaks=0 SRE_TRITON_NATIVE_OPTIONS='-fsanitize=address -O1 -g1'; \
-		$(BIN)/sre-triton build-native && $(BIN)/python -m pytest -q $(NATIVE_TESTS)
+	$(MAKE) --no-print-directory --jobs=$(shell nproc) --output-sync=target \
+		$(or $(and $(shell command -v clang++),$(NATIVE_VARIANTS)), \
+		$(info not tested with Clang: there is no clang++) $(filter-out native-clang,$(NATIVE_VARIANTS)))
+
+$(NATIVE_VARIANTS): $(READY)
+	@echo '$@: $(or $(CXX),c++) $(SRE_TRITON_NATIVE_OPTIONS)'
+	$(PRELOADED) $(BIN)/sre-triton build-native
+	$(PRELOADED) $(BIN)/python -m pytest -q $(NATIVE_TESTS)
 
 MUTATION := build/mutation
 AREA ?= geometry
