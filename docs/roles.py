@@ -1,11 +1,15 @@
-"""Griffe extension: what docstrings write in Sphinx's roles, as references of mkdocstrings.
+"""Griffe extension: docstrings as ``help()`` shows them, with references in the place of Sphinx's roles.
 
-``:func:`~sre_triton.convert``` becomes the name, linked where a page of the API shows it.
+``:func:`~sre_triton.convert``` becomes the name, linked where a page of the API shows it. What members of a family
+take over from each other (:mod:`sre_triton.docstrings`) is put in by running their code.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
+from importlib import import_module
+from operator import attrgetter
 from typing import Any
 
 import griffe
@@ -23,6 +27,10 @@ class Roles(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
+            if any("completed_by" in str(decorator.value) for decorator in getattr(obj, "decorators", ())):
+                module = obj.module.path
+                found = attrgetter(obj.path.removeprefix(f"{module}."))(import_module(module))
+                obj.docstring.value = inspect.cleandoc(found.__doc__)
             obj.docstring.value = _ROLE.sub(lambda role: _reference(role, obj), obj.docstring.value)
 
 

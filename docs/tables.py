@@ -144,6 +144,17 @@ def networks() -> str:
     return _table(headings, rows, numbers=4)
 
 
+def savings() -> str:
+    """Taps of the dense kernel, taps that carry weight, rings, and what that saves."""
+    rows = []
+    for ndim, sizes in ((2, (3, 5, 7, 9, 11)), (3, (3, 5, 7))):
+        for k in sizes:
+            geometry = sre_triton.ring_geometry((k,) * ndim)
+            taps, rings = geometry.num_taps, geometry.num_rings
+            rows.append([f"{ndim}-D, {k}", taps, sum(geometry.tap_counts), rings, f"{taps / rings:.1f}"])
+    return _table(["k", "taps", "with weight", "rings", "multiplications saved: taps over rings"], rows, 4)
+
+
 def _benchmark(name: str) -> tuple[dict[str, Any], list[bench_report.Row]]:
     found = json.loads((RESULTS / name).read_text())
     rows = [bench_report.Row(row["case"], row["k"], row["device"], row["modes"]) for row in found["cases"]]
@@ -351,6 +362,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "networks": networks,
     "precision": precision,
     "public-names": public_names,
+    "savings": savings,
 }
 """What makes each table."""
 
