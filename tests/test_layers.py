@@ -301,3 +301,34 @@ def test_groups_padding_mode_and_padding_changed_after_construction() -> None:
     twin = dense_twin(layer, "Conv2d", groups=2, padding="same", padding_mode="reflect", dtype=torch.float64)
     x = image("Conv2d", 4)
     torch.testing.assert_close(layer(x), twin(x), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_a_layer_of_one_tap_is_the_convolution_itself(ndim: int) -> None:
+    """Nothing but PyTorch's own function of the same weight, derivatives included: so it costs the same."""
+    layer = getattr(sre_triton, f"SREConv{ndim}d")(6, 8, 1, 2, groups=2)
+    function = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[ndim - 1]
+    kernel = layer.weight.unflatten(2, (1,) * ndim)
+    x = torch.randn(2, 6, *[5] * ndim, requires_grad=True)
+    y, truth = layer(x), function(x, kernel, layer.bias, 2, groups=2)
+    assert torch.equal(y, truth)
+    assert y.grad_fn is not None
+    assert truth.grad_fn is not None
+    assert y.grad_fn.name() == truth.grad_fn.name()
+    leaves = [x, layer.weight, layer.bias]
+    for ours, theirs in zip(*(torch.autograd.grad(out.square().sum(), leaves) for out in (y, truth)), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_layer_of_one_tap_goes_where_it_is_asked_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = sre_triton.SREConv2d(6, 8, 1), torch.randn(2, 6, 5, 5, requires_grad=True)
+    asked: list[str] = []
+    for name in ("dense", "ringwise"):
+        monkeypatch.setattr(sre_triton.functional.calls, "check_function", lambda *_, name=name: asked.append(name))
+        with sre_triton.backend(name):
+            torch.testing.assert_close(layer(x), nn.functional.conv2d(x, layer.weight[..., None], layer.bias))
+    layer(x)  # asked for nothing: it goes past the checks of the others
+    assert asked == ["dense", "ringwise"]
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match=r"expected input\[2, 5, 5, 5\] to have 6 channels"):
+        layer(x[:, :5])

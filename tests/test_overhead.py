@@ -78,3 +78,17 @@ def test_a_training_step_costs_at_most_40_microseconds_more() -> None:
     extra = extra_microseconds(lambda: ours(x).backward(cotangent), lambda: theirs(x).backward(cotangent))
     print(f"{extra:.1f} us above nn.Conv2d per training step")
     assert extra <= 40
+
+
+@pytest.mark.parametrize(("train", "most"), [(False, 5), (True, 25)])
+def test_a_layer_of_one_tap_costs_hardly_more(train: bool, most: int) -> None:
+    """The weight takes the shape of a kernel, which is a node more for the gradients."""
+    x = torch.randn(1, 8, 8, 8, requires_grad=train)
+    cotangent = torch.ones(1, 8, 8, 8)
+    ours, theirs = sre_triton.SREConv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+    with torch.set_grad_enabled(train):
+        extra = extra_microseconds(
+            *(lambda m=m: m(x).backward(cotangent) if train else m(x) for m in (ours, theirs))  # type: ignore[misc]
+        )
+    print(f"{extra:.1f} us above nn.Conv2d of one tap")
+    assert extra <= most

@@ -11,12 +11,15 @@ from torch.nn import functional as F
 
 from sre_triton.geometry.conv import ConvArgs
 from sre_triton.operators import operators as _ops
+from sre_triton.operators.arguments import Size
 from sre_triton.operators.autograd import RingConv, RingConvTranspose
 from sre_triton.operators.checks import check_function, refuse_onnx
+from sre_triton.planning.plan import plans_are_recorded
+from sre_triton.planning.request import current_backend
 from sre_triton.private_api import apply_function as apply
 from sre_triton.private_api import autocast_is_enabled, derivative_may_hide, has_autocast
 
-__all__ = ["autocast", "needs_function", "ring_conv", "ring_conv_transpose", "traced_by_jit"]
+__all__ = ["autocast", "needs_function", "pointwise_conv", "ring_conv", "ring_conv_transpose", "traced_by_jit"]
 
 
 def ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) -> Tensor:
@@ -46,6 +49,42 @@ def ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) ->
     if needs_function(x, weight, bias):
         return apply(RingConv, x, weight, bias, args)
     return _ops.ring_conv(x, weight, bias, args)
+
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def pointwise_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Size, padding: Size | str, dilation: Size, groups: int,
+    ndim: int,
+) -> Tensor | None:  # fmt: skip
+    """The convolution by a kernel of one tap: PyTorch's own with the same weight, derivatives included, and nothing
+    else, as there is nothing to plan and nothing to save.
+
+    None where it takes the way of all others: to a backend that is requested, under the eyes of a recorder, on GPUs, by
+    padding or dilation, for which the dense backend has detours, and where PyTorch refuses it: so errors, and sizes of
+    zero, are those of every kernel size.
+    """
+    if (
+        current_backend() != "auto"
+        or padding not in _NO_PADDING
+        or dilation not in _NO_DILATION
+        or type(x) is not Tensor
+        or not x.is_cpu
+        or weight.dim() != 3
+        or weight.shape[2] != 1
+        or plans_are_recorded()
+    ):
+        return None
+    kernel = weight if ndim == 1 else weight.unsqueeze(2) if ndim == 2 else weight[..., None, None]
+    try:
+        return _CONV[ndim](x, kernel, bias, stride, 0, 1, groups)
+    except (RuntimeError, TypeError):
+        return None
+
+
+_NO_PADDING = (0, "valid", *((0,) * n for n in _CONV))
+_NO_DILATION = (1, *((1,) * n for n in _CONV))
 
 
 def ring_conv_transpose(

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from sre_triton.docstrings import completed_by
 from sre_triton.functional import ring_conv, ring_conv_transpose
+from sre_triton.functional.calls import pointwise_conv
 from sre_triton.geometry.conv import ConvArgs, output_padding
 from sre_triton.layers.base import RingConvNd
 from sre_triton.operators.arguments import Size, size_tuple
@@ -23,6 +24,8 @@ __all__ = [
     "SREConvTranspose2d",
     "SREConvTranspose3d",
 ]
+
+_ONE_TAP = tuple((1,) * ndim for ndim in (1, 2, 3))
 
 
 class _SREConvNd(RingConvNd):
@@ -66,6 +69,11 @@ class _SREConvNd(RingConvNd):
         """
         if type(input) is not Tensor and isinstance(input, Proxy):
             return self._as_leaf(input)
+        if self.kernel_size in _ONE_TAP:
+            sizes = self.stride, self.padding, self.dilation
+            y = pointwise_conv(input, self.ring_weight(), self.bias, *sizes, self.groups, self.ndim)
+            if y is not None:
+                return y
         args = self._conv_args(self.padding)
         if self.padding_mode != "zeros":
             input = F.pad(input, [p for p in reversed(args.padding) for _ in range(2)], mode=self.padding_mode)

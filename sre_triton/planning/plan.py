@@ -20,7 +20,7 @@ from sre_triton.geometry.conv import ConvArgs
 from sre_triton.planning import cpu_cost as cost
 from sre_triton.planning import gpu_cost, gpu_tables
 
-__all__ = ["Plan", "plan_call", "plan_on_gpu", "plan_pass", "recording"]
+__all__ = ["Plan", "plan_call", "plan_on_gpu", "plan_pass", "plans_are_recorded", "recording"]
 
 _records: list[tuple[Call, Plan]] | None = None
 
@@ -99,6 +99,11 @@ def recording() -> Iterator[list[tuple[Call, Plan]]]:
         _records = outer
         if outer is not None:
             outer.extend(records)
+
+
+def plans_are_recorded() -> bool:
+    """Whether a context of :func:`recording` wants to see calls."""
+    return _records is not None
 
 
 # Taps of depthwise layers that PyTorch's kernels are hard to beat at by its own operations.
