@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
+from unittest import SkipTest
 
 from sybil import Document, Example, Sybil
 from sybil.evaluators.doctest import NUMBER, OutputChecker
@@ -51,17 +52,25 @@ def parse(path: Path) -> Document:
     return Sybil([python, CodeBlockParser("text", _compare), SkipParser()]).parse(path)
 
 
-def run(document: Document) -> None:
-    """Runs a text from its beginning to its end as a reader would type it.
+def run(document: Document, *, quick: bool = True) -> list[str]:
+    """Runs a text from its beginning to its end as a reader would type it, but what is to be skipped: why, is returned.
 
-    A block of ``text`` right below one of Python is what that prints.
+    A block of ``text`` right below one of Python is what that prints. ``quick`` is a name that conditions of skipping
+    may use.
     """
+    document.namespace["quick"] = quick
+    skipped = []
     for example in document.examples():
         printed = io.StringIO()
-        with redirect_stdout(printed):
-            example.evaluate()
+        try:
+            with redirect_stdout(printed):
+                example.evaluate()
+        except SkipTest as reason:
+            skipped.append(str(reason))
+            continue
         if example.region.evaluator is not _compare:
             document.namespace["__printed__"] = (example.region.end, printed.getvalue())
+    return skipped
 
 
 def _compare(example: Example) -> str | None:

@@ -19,7 +19,7 @@ from tests.test_docstrings import members, public_objects
 # README, which wants a trained network, has a test of its own.
 PAGES = [path for path in documents() if any(b.language == "python" for b in blocks(path)) and path.name != "README.md"]
 # Neither run nor parsed. Every other language is an error: `python title="x"`, say, would never run.
-SHOWN = {"", "text", "mermaid", "yaml", "toml", "json", "bibtex", "cpp", "diff"}
+SHOWN = {"", "text", "mermaid", "yaml", "toml", "json", "bibtex", "cpp", "cmake", "diff"}
 # Each docstring once, under the last of its names.
 _EXAMPLES = {value.__doc__: name for public, found in public_objects() for name, value in members(public, found)}
 DOCTESTS = {name: text for text, name in _EXAMPLES.items() if ">>>" in (text or "")}
@@ -29,7 +29,15 @@ DOCTESTS = {name: text for text, name in _EXAMPLES.items() if ">>>" in (text or 
 def test_the_code_of_a_page_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with torch.backends.__allow_nonbracketed_mutation():  # PyTorch's test utilities forbid what a trainer does
-        run(parse(path))
+        run(parse(path), quick=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [path for path in PAGES if "if(quick" in path.read_text()], ids=name_of)
+def test_the_code_of_a_page_runs_to_the_last_line(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with torch.backends.__allow_nonbracketed_mutation():
+        assert run(parse(path), quick=False) == []
 
 
 @pytest.mark.parametrize("name", DOCTESTS)
@@ -74,6 +82,8 @@ def test_every_block_is_accounted_for(capsys: pytest.CaptureFixture[str]) -> Non
         ("```python\n>>> 1 + 1\n3\n```\n", "Expected"),
         ("```python\nassert False, 'no'\n```\n", "no"),
         ("<!-- invisible-code: python\nx = 1\n-->\n```python\nassert x == 1\n```\n", None),
+        ("<!-- skip: next if(quick, reason='slow') -->\n```python\nassert False\n```\n", None),
+        ("<!-- skip: next if(quick, reason='slow') -->\n```python\n1\n```\n```python\nassert False, 'no'\n```\n", "no"),
     ],
 )
 def test_code_that_does_not_do_what_is_said_shows(tmp_path: Path, text: str, fault: str | None) -> None:

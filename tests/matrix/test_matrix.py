@@ -11,7 +11,7 @@ import pytest
 from tests import matrix
 from tests.matrix import __main__ as runner
 
-REQUIRED = {"torch", "triton", "numpy", "pytest", "pytest-xdist", "hypothesis", "sybil", "scipy"}
+REQUIRED = {"torch", "triton", "numpy", "pytest", "pytest-xdist", "hypothesis", "griffelib", "sybil", "scipy"}
 
 
 def test_every_environment_is_exact_and_whole() -> None:
