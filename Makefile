@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo native test fuzz test-native mutation test-slow test-swap test-matrix kernels lint format docs links wheel bench evidence clean
+.PHONY: help env demo native test fuzz test-native mutation test-slow test-swap test-matrix kernels lint format docs links wheel release-check bench evidence clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -126,6 +126,9 @@ wheel: $(READY) ## Build the wheel and import it in an environment of its own
 	build/wheel-env/bin/python -m pip install --quiet --disable-pip-version-check --no-deps dist/sre_triton-*.whl
 	build/wheel-env/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt numpy
 	cd build && wheel-env/bin/python -c "import torch, sre_triton as s; print(s.__version__, s.SREConv2d(3, 8, 5)(torch.rand(1, 3, 9, 9)).shape)"
+
+release-check: $(READY) ## sdist and wheel in empty environments of Python 3.10 to 3.13, with their tests (10 GB, an hour)
+	$(BIN)/python -m tests.release
 
 bench: $(READY) ## Layers against nn.Conv, the reference packages and the floor: table, JSON and PNG
 	$(BIN)/python -m bench

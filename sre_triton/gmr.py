@@ -4,7 +4,8 @@ The weight that ring ``l`` uses is ``sum_i weight[..., i] * P[i, l]``, where row
 density of mean ``i`` and learned width, sampled at the ring numbers. The kernel is still constant on
 every ring, so the mixing is one small product in front of the same operator.
 
-Source: the package GMR_Conv 1.0.3, whose constants are kept.
+Source: Y. Du et al., "GMR-Conv: An Efficient Rotation and Reflection Equivariant Convolution Kernel Using Gaussian
+Mixture Rings", arXiv:2504.02819, 2025, and the package GMR_Conv 1.0.3, whose constants are kept.
 """
 
 from __future__ import annotations
@@ -131,7 +132,8 @@ class GMRConv2d(_GMRConvNd):
         ValueError: an argument describes no convolution, no ring kernel, or no width.
 
     Source:
-        the package GMR_Conv 1.0.3, whose constants are kept.
+        Y. Du et al., "GMR-Conv: An Efficient Rotation and Reflection Equivariant Convolution Kernel Using Gaussian
+        Mixture Rings", arXiv:2504.02819, 2025; constants as in the package GMR_Conv 1.0.3.
 
     Examples:
         >>> layer = sre_triton.GMRConv2d(3, 8, kernel_size=5, padding=2)

@@ -77,6 +77,12 @@ def test_links_within_the_repository_lead_somewhere(capsys: pytest.CaptureFixtur
     assert faults == []
 
 
+def test_llms_txt_names_every_page() -> None:
+    listed = re.findall(r"^- \[.+\]\((\S+)\.html\)", (ROOT / "docs" / "llms.txt").read_text(), re.MULTILINE)
+    pages = re.findall(r"^ +- .*?(\S+)\.(?:md|py|ipynb)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(page for page in pages if page != "index")
+
+
 def test_a_broken_link_shows(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(

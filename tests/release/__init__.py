@@ -1,0 +1,1 @@
+"""What is released, and what tries it in empty environments."""
