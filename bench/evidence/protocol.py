@@ -72,7 +72,7 @@ class Table:
         options: of every training.
         networks, seeds: all of which are trained.
         rate_options: of the short trainings that choose a rate, where they differ.
-        rate_seed: of these; none of ``seeds``.
+        rate_seed: of these; one of ``seeds`` only if they are whole, and are then not made twice.
         evaluations: each gives one table, those over many angles a figure, too. Without any, validation is shown.
         score: the main one.
         scores: the others that are shown.
@@ -104,7 +104,7 @@ class Table:
             raise ValueError(f"networks of a table must have different names, got {names}")
         if len({len(network.rates) for network in self.networks}) > 1:
             raise ValueError("every network must have as many rates to try, else one is tuned better than another")
-        if self.rate_seed in self.seeds:
+        if self.rate_seed in self.seeds and self.rate_options:
             raise ValueError(f"rate_seed must be none of the seeds {list(self.seeds)}, got {self.rate_seed}")
         missing = {name for pair in self.comparisons for name in pair} - set(names)
         if missing:

@@ -17,6 +17,31 @@ from sre_triton.training.options import TrainOptions
 __all__ = ["TABLE"]
 
 PROTOCOL = """
+**Data.** 12,000 of MNIST's 60,000 training digits (drawn with seed 0): 10,000 train, 2,000 validate; the 10,000 test
+digits are all tested. Each is turned once by an angle of its own, uniform over the circle, bilinear. Expected in the
+data folder: `mnist.npz` with `train_images`, `train_labels`, `test_images` and `test_labels`. The images are resized
+to 32x32, as the package does with 28x28.
+
+**Networks.** ResNet-18s whose stem is pooled to 16x16, of about 25,000 parameters. `ring`: 5 channels in the first
+stage, 5x5 kernels, 24,575 parameters. `ring-invariants`: the same with 3x3 kernels in the last stage, where maps are
+2x2, and gradient and anisotropy at two scales of 5 mixed channels after every convolution of the first three stages,
+22,600. `plain`: 3 channels in the first stage, 3x3 kernels, 25,291. `plain-augmented`: the same, trained with digits
+that are turned once more by any angle in every epoch.
+
+**Training.** Batches of 64, 12 epochs of Adam in one cycle of the rate, cross-entropy, balanced rings (no effect on
+the plain network), no other augmentation. Equal steps; a step of the ring networks takes longer (see costs).
+
+**Rates.** 3e-3 and 1e-2 for every network, 3 epochs each with seed 0; the best accuracy on validation is taken.
+
+**Which invariants.** Chosen on validation by trainings of 2 epochs at 1e-2 with seed 5 (accuracy; parameters): none
+.710 (24,575); one mixed channel in the first two stages, `invariants=True` at this width, .745 (24,680); 3 channels
+in three stages .811 (25,250); 5 in all four .826 (26,900), with gradient, anisotropy and both curvatures .775
+(28,450), with both scales .786 (28,450), after both convolutions of a block .861 (29,150). With 3x3 kernels in the
+last stage: 5 channels in four stages after both convolutions .827 (23,550), in three .842 (21,150), 8 channels .844
+(22,455), **5 channels at both scales .867 (22,600)**. One seed and few steps: differences of .02 say nothing.
+
+**Seen before.** No network of this project had been tested on these digits. Others report errors of 1.87% (PDO-eConv,
+26,000 parameters, steerable), 2.28% (G-CNN) and 5.03% (CNN).
 """
 
 _FILE = "rotated_mnist.npz"
@@ -57,9 +82,9 @@ def _arguments(**more: object) -> str:
 
 
 _RATES = (3e-3, 1e-2)
-_RING = {"model_type": "sre_resnet18", "res_inplanes": 5, "sre_conv_size": 5}
+_RING = {"model_type": "sre_resnet18", "res_inplanes": 5}
 _PLAIN = {"model_type": "resnet18", "res_inplanes": 3, "model_args": _arguments()}
-_INVARIANTS = {"features": 3, "levels": 3}
+_INVARIANTS = {"features": 5, "levels": 3, "convolutions": 2, "dilations": [1, 2]}
 
 TABLE = Table(
     name="rotated-mnist",
@@ -69,7 +94,7 @@ TABLE = Table(
         data_root=Path(),
         med_mnist="rotated_mnist",
         batch_size=64,
-        epochs=16,
+        epochs=12,
         adam=True,
         one_cycle=True,
         balance_rings=True,
@@ -79,13 +104,17 @@ TABLE = Table(
         quiet=True,
     ),
     networks=(
-        Network("ring", {**_RING, "model_args": _arguments()}, _RATES),
-        Network("ring-invariants", {**_RING, "model_args": _arguments(invariants=_INVARIANTS)}, _RATES),
+        Network("ring", {**_RING, "sre_conv_size": 5, "model_args": _arguments()}, _RATES),
+        Network(
+            "ring-invariants",
+            {**_RING, "sre_conv_size_list": [5, 5, 5, 3], "model_args": _arguments(invariants=_INVARIANTS)},
+            _RATES,
+        ),
         Network("plain", _PLAIN, _RATES),
         Network("plain-augmented", {**_PLAIN, "train_rotate": True, "train_degree": 180.0}, _RATES),
     ),
     seeds=(1, 2, 3),
-    rate_options={"epochs": 2},
+    rate_options={"epochs": 3},
     evaluations=(Evaluation("test", "10,000 test digits, each turned once"),),
     score="accuracy",
     comparisons=(("ring-invariants", "ring"), ("ring-invariants", "plain"), ("ring-invariants", "plain-augmented")),

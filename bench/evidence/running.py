@@ -85,11 +85,20 @@ class Runner:
         name = f"{network.name}-{rate:g}"
         path = self.results / "rates" / f"{name}.json"
         if not self._is_there(path, options):
-            task, seconds = self._fitted(options, self.work / "rates" / name)
+            task, seconds = self._fitted(options, self._tried_in(network, rate))
             score = float(_best(seconds["rows"], task.monitor)[task.monitor])
             _write(path, network, options, self.work, rate=rate, score=score, seconds=seconds["seconds"])
             self.say(f"{name}: {task.monitor} {100 * score:.2f}")
         return float(read_json(path)["score"])
+
+    def _tried_in(self, network: Network, rate: float) -> Path:
+        return self.work / "rates" / f"{network.name}-{rate:g}"
+
+    def _folder(self, network: Network, seed: int) -> Path:
+        """Where a network is trained with a seed: where its rate was tried, if that was the same training."""
+        if seed == self.table.rate_seed and not self.table.rate_options and len(network.rates) > 1:
+            return self._tried_in(network, self.rate(network))
+        return self.work / f"{network.name}-seed{seed}"
 
     def rate(self, network: Network) -> float:
         """The best of a network's rates on validation."""
@@ -104,9 +113,10 @@ class Runner:
         path = self.results / f"{name}.json"
         if self._is_there(path, options):
             return
-        task, fitted = self._fitted(options, self.work / name)
+        folder = self._folder(network, seed)
+        task, fitted = self._fitted(options, folder)
         begun = time.perf_counter()
-        best = RunFolder(self.work / name).best
+        best = RunFolder(folder).best
         evaluations = {
             evaluation.name: self._tested(options, evaluation, network, best) for evaluation in self.table.evaluations
         }
@@ -165,8 +175,12 @@ class Runner:
         if self.table.photograph is None or path.is_file():
             return
         picture = self.table.photograph()
-        runs = [f"{network.name}-seed{seed}" for network in self.table.networks for seed in self.table.seeds]
-        write_json(path, {name: symmetry_of(self.work / name, picture) for name in runs})
+        runs = {
+            f"{network.name}-seed{seed}": self._folder(network, seed)
+            for network in self.table.networks
+            for seed in self.table.seeds
+        }
+        write_json(path, {name: symmetry_of(folder, picture) for name, folder in runs.items()})
 
     def costs(self) -> None:
         """What each network costs; they take turns, so that a slow spell of the machine slows all of them."""

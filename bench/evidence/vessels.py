@@ -40,8 +40,9 @@ takes nearly the same time for all four, so equal steps are equal time within a 
 **Rates.** A first look, 104 steps without the moving average, at four rates each (F1 on validation): `ring` .306,
 .321, .375, .339 and `ring-invariants` .334, .522, .524, .564 at 2e-3, 8e-3, 2e-2, 5e-2; `plain` .448, .457, .410,
 .265 and `plain-augmented` .479, .498, .434, .311 at 2.5e-4, 7e-4, 2e-3, 8e-3. Long trainings want lower rates, so the
-best one and the next lower were then tried in whole trainings with seed 0, below, and the better one on validation
-was taken. The probability from which a pixel is a vessel is the best on validation.
+best one and the next lower were then tried in whole trainings with seed 0, below; the better one on validation was
+taken for all seeds, and is seed 0 of the tables. The probability from which a pixel is a vessel is the best on
+validation.
 
 **Tests.** `whole`: the 8 photographs, upright, inside the field of view. `turned`: a disc of {_DISC} px in the middle
 of the same photographs at 12 angles, turned (bilinear, masks by the nearest pixel) with what is around it, so that no
@@ -153,7 +154,7 @@ TABLE = Table(
         Network("plain", {"model_type": "unet"}, _PLAIN_RATES),
         Network("plain-augmented", {"model_type": "unet", **_TURNED}, _PLAIN_RATES),
     ),
-    seeds=(1, 2, 3),
+    seeds=(0, 1, 2),
     rate_options={},
     evaluations=(
         Evaluation("whole", "8 test photographs of CHASE_DB1, upright, in the field of view"),
@@ -219,6 +220,7 @@ ABLATION = dataclasses.replace(
         )
         for name, (width, invariants) in _VARIANTS.items()
     ],
+    seeds=(1,),
     evaluations=(),
     comparisons=(),
     references=lambda data, work: {},
