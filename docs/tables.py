@@ -164,7 +164,8 @@ def _benchmark(name: str) -> tuple[dict[str, Any], list[bench_report.Row]]:
 def _machine(environment: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items())
     kernel = "with" if environment.get("native") else "without"
-    return f"{environment['cpu']}, {environment['threads']} thread(s), {kernel} the native kernel; {versions}."
+    threads = f"{environment['threads']} thread{'s' * (environment['threads'] != 1)}"
+    return f"{environment['cpu']}, {threads}, {kernel} the native kernel; {versions}."
 
 
 def _means(name: str) -> str:
@@ -340,7 +341,7 @@ def _help(*words: str) -> str:
     arguments = words if words and words[-1].startswith("--") else (*words, "--help")
     said = io.StringIO()
     with (
-        mock.patch.dict(os.environ, {"COLUMNS": "88"}),
+        mock.patch.dict(os.environ, {"COLUMNS": "80"}),
         contextlib.redirect_stdout(said),
         contextlib.suppress(SystemExit),
     ):
