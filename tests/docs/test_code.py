@@ -19,7 +19,7 @@ from tests.test_docstrings import members, public_objects
 # README, which wants a trained network, has a test of its own.
 PAGES = [path for path in documents() if any(b.language == "python" for b in blocks(path)) and path.name != "README.md"]
 # Neither run nor parsed. Every other language is an error: `python title="x"`, say, would never run.
-SHOWN = {"", "text", "mermaid", "yaml", "toml", "json", "bibtex", "cpp", "cmake", "diff"}
+SHOWN = {"", "text", "mermaid", "yaml", "toml", "json", "bibtex", "cmake", "cpp", "diff"}
 # Each docstring once, under the last of its names.
 _EXAMPLES = {value.__doc__: name for public, found in public_objects() for name, value in members(public, found)}
 DOCTESTS = {name: text for text, name in _EXAMPLES.items() if ">>>" in (text or "")}
