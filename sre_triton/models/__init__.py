@@ -27,7 +27,17 @@ from sre_triton.models.named_resnets import (
 from sre_triton.models.registry import entry, get_model, list_models
 from sre_triton.models.residual_blocks import BasicBlock, Bottleneck
 from sre_triton.models.resnet import ResNet
-from sre_triton.models.unet import GMRUNet, SREUNet, UNet, gmr_unet, gmr_unet_3d, sre_unet, sre_unet_3d
+from sre_triton.models.unet import (
+    GMRUNet,
+    SREUNet,
+    UNet,
+    gmr_unet,
+    gmr_unet_3d,
+    sre_unet,
+    sre_unet_3d,
+    unet,
+    unet_3d,
+)
 
 __all__ = [
     "BasicBlock",
@@ -62,4 +72,6 @@ __all__ = [
     "sre_resnet101",
     "sre_unet",
     "sre_unet_3d",
+    "unet",
+    "unet_3d",
 ]

@@ -45,7 +45,18 @@ if TYPE_CHECKING:
         dtype: torch.dtype | None
 
 
-__all__ = ["GMRUNet", "SREUNet", "UNet", "gmr_unet", "gmr_unet_3d", "sre_unet", "sre_unet_3d"]
+__all__ = [
+    "GMRUNet",
+    "PlainUNet",
+    "SREUNet",
+    "UNet",
+    "gmr_unet",
+    "gmr_unet_3d",
+    "sre_unet",
+    "sre_unet_3d",
+    "unet",
+    "unet_3d",
+]
 
 
 _FEATURES = (32, 32, 64, 128)
@@ -301,6 +312,13 @@ class GMRUNet(UNet):
     conv = "gmr"
 
 
+class PlainUNet(UNet):
+    """The ordinary twin of :class:`SREUNet`: the same resolutions, channels, pooling and up-sampling, with the same
+    arguments but those of rings, of ordinary convolutions."""
+
+    conv = "plain"
+
+
 @register_model((3, 256, 256), sre_conv_size=9)
 def sre_unet(**options: Unpack[UNetOptions]) -> SREUNet:
     """:class:`SREUNet` over images (N, in_channels, H, W).
@@ -340,3 +358,15 @@ def sre_unet_3d(**options: Unpack[UNetOptions]) -> SREUNet:
 def gmr_unet_3d(**options: Unpack[UNetOptions]) -> GMRUNet:
     """:class:`GMRUNet` over volumes (N, in_channels, D, H, W). The arguments are those of :func:`sre_unet`."""
     return GMRUNet(3, **options)
+
+
+@register_model((3, 256, 256), sre_conv_size=3)
+def unet(**options: Unpack[UNetOptions]) -> PlainUNet:
+    """:class:`PlainUNet` in 2-D, by default of 3x3 convolutions."""
+    return PlainUNet(2, **{"sre_conv_size": 3, **options})
+
+
+@register_model((1, 48, 48, 48), in_channels=1, sre_conv_size=3)
+def unet_3d(**options: Unpack[UNetOptions]) -> PlainUNet:
+    """:class:`PlainUNet` in 3-D, by default of 3x3x3 convolutions."""
+    return PlainUNet(3, **{"sre_conv_size": 3, **options})

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import sre_triton
 from sre_triton import models
+from sre_triton.layers import RingConvNd
 from sre_triton.models import entry, get_model, list_models
 from tests.models.networks import RESNETS, RING_NETWORKS, as_if_trained, image, small
 
@@ -46,6 +47,27 @@ def tiny(name: str) -> tuple[int, ...]:
 )
 def test_parameter_counts(name: str, options: dict[str, Any], count: int) -> None:
     assert parameters(get_model(name, device="meta", **options)) == count
+
+
+@pytest.mark.parametrize(("ring", "plain"), [("sre_unet", "unet"), ("gmr_unet", "unet"), ("sre_unet_3d", "unet_3d")])
+def test_the_plain_twin_of_a_u_net_differs_in_its_convolutions_alone(ring: str, plain: str) -> None:
+    ours, theirs = small(ring), small(plain)
+    conv = nn.Conv3d if ring.endswith("3d") else nn.Conv2d
+    x, shapes = image(ring, *(12, 9, 8)[: entry(ring).ndim]), []
+    for network in (ours, theirs):
+        seen: list[tuple[str, torch.Size]] = []
+        for name, module in network.named_modules():
+            module.register_forward_hook(lambda _, __, y, name=name, seen=seen: seen.append((name, y.shape)))
+        network(x)
+        shapes.append(seen)
+    assert shapes[0] == shapes[1]  # the same modules, called in the same order, at the same resolutions and channels
+    for name, module in ours.named_modules():
+        other = theirs.get_submodule(name)
+        if isinstance(module, RingConvNd):
+            assert type(other) is conv
+            assert (other.in_channels, other.out_channels) == (module.in_channels, module.out_channels)
+        elif name:
+            assert type(other) is type(module)
 
 
 def test_a_plain_twin_is_torchvision_s_network_but_for_its_stem() -> None:

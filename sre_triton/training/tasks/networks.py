@@ -20,7 +20,9 @@ PLAIN_TWINS = {
     "sre_unet": "unet",
     "gmr_unet": "unet",
 }
-"""For each ring network, the ordinary network of the same stem, strides and resolution."""
+"""For each ring network, the ordinary network of the same stem, channels, strides and resolutions."""
+
+_UNETS = ("sre_unet", "gmr_unet", "unet")
 
 MONAI_NETWORKS = (
     "AttentionUnet",
@@ -37,8 +39,6 @@ MONAI_NETWORKS = (
 )
 """MONAI's networks that answer an image with a map of logits. A checkpoint, which may be somebody else's, can name
 these and no other class."""
-
-_PLAIN_UNET_FEATURES = (32, 32, 64, 128, 256, 32)
 
 
 def classifier(options: TrainOptions, classes: int, channels: int, ndim: int) -> nn.Module:
@@ -109,24 +109,24 @@ def segmenter(options: SegmentOptions, classes: int = 2) -> nn.Module:
     """
     given, name = network_arguments(options), options.model_type
     build: Callable[..., nn.Module]
-    if name == "unet" or name.startswith("monai:"):
+    if name.startswith("monai:"):
         import monai.networks.nets as nets
 
-        wanted = "BasicUNet" if name == "unet" else name.removeprefix("monai:")
+        wanted = name.removeprefix("monai:")
         if wanted not in MONAI_NETWORKS:
             raise ValueError(f"--model-type {name}: expected monai: and one of {', '.join(MONAI_NETWORKS)}")
         build = getattr(nets, wanted, None)  # type: ignore[assignment]
         if build is None:
             raise ValueError(f"--model-type {name}: this version of MONAI has no {wanted}")
         arguments: dict[str, Any] = {"spatial_dims": 2, "in_channels": 3, "out_channels": classes} | given
-        if name == "unet":
-            arguments = {"features": _PLAIN_UNET_FEATURES, "norm": _monai_norm(options)} | arguments
-    elif name in PLAIN_TWINS and name.endswith("unet"):
+    elif name in _UNETS:
         from sre_triton import models
 
         build = models.entry(name).build
         arguments = {"in_channels": 3, "out_channels": classes, "norm_layer": _norm(options, 2)}
-        arguments |= {"invariants": options.invariants} | given
+        if name in PLAIN_TWINS:
+            arguments["invariants"] = options.invariants
+        arguments |= given
     else:
         raise ValueError(f"--model-type must be sre_unet, gmr_unet, unet or monai:NAME, got {name!r}")
     try:
@@ -150,12 +150,3 @@ def _norm(options: RunOptions, ndim: int) -> Callable[[int], nn.Module] | None:
     if options.norm_layer == "instance":
         return partial(nn.InstanceNorm2d if ndim == 2 else nn.InstanceNorm3d, affine=True)
     return None
-
-
-def _monai_norm(options: RunOptions) -> tuple[str, dict[str, Any]]:
-    kinds: dict[str, tuple[str, dict[str, Any]]] = {
-        "batch": ("batch", {}),
-        "group": ("group", {"num_groups": 8}),
-        "instance": ("instance", {"affine": True}),
-    }
-    return kinds[options.norm_layer]
