@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from bench.evidence.protocol import Evaluation, Table, at_all
+from sre_triton.training.evaluation.paired import bootstrap
 from sre_triton.training.figures import draw_angle_curves
 from sre_triton.training.files import read_json, replacing
 
-__all__ = ["Angles", "bootstrap", "write_page"]
+__all__ = ["Angles", "write_page"]
 
 PAGE = "README.md"
 _RIGHT, _OBLIQUE = 4, 32  # of the 36 angles in steps of 10 degrees
@@ -223,14 +224,6 @@ def _drawn(found: _Results, evaluation: Evaluation) -> str:
     )
     polar.unlink()
     return f"![{evaluation.title}]({found.table.name}/{line.name})\n"
-
-
-def bootstrap(differences: Sequence[float], draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """The middle 95% of the mean of paired differences, when images are drawn again with replacement."""
-    values = np.asarray(differences, dtype=float)
-    drawn = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
-    low, high = np.percentile(values[drawn].mean(axis=1), (2.5, 97.5))
-    return float(low), float(high)
 
 
 def _differences(found: _Results) -> str | None:

@@ -33,10 +33,10 @@ from sre_triton.models.unet import (
     UNet,
     gmr_unet,
     gmr_unet_3d,
+    plain_unet,
+    plain_unet_3d,
     sre_unet,
     sre_unet_3d,
-    unet,
-    unet_3d,
 )
 
 __all__ = [
@@ -58,6 +58,8 @@ __all__ = [
     "gmr_unet_3d",
     "list_models",
     "load_reference_checkpoint",
+    "plain_unet",
+    "plain_unet_3d",
     "r3d_18",
     "r3d_34",
     "resnet18",
@@ -72,6 +74,4 @@ __all__ = [
     "sre_resnet101",
     "sre_unet",
     "sre_unet_3d",
-    "unet",
-    "unet_3d",
 ]

@@ -52,10 +52,10 @@ __all__ = [
     "UNet",
     "gmr_unet",
     "gmr_unet_3d",
+    "plain_unet",
+    "plain_unet_3d",
     "sre_unet",
     "sre_unet_3d",
-    "unet",
-    "unet_3d",
 ]
 
 
@@ -312,9 +312,10 @@ class GMRUNet(UNet):
     conv = "gmr"
 
 
+@completed_by(UNet)
 class PlainUNet(UNet):
-    """The ordinary twin of :class:`SREUNet`: the same resolutions, channels, pooling and up-sampling, with the same
-    arguments but those of rings, of ordinary convolutions."""
+    """The ordinary twin of :class:`SREUNet` over (N, in_channels, *space): the same resolutions, channels, pooling and
+    up-sampling, of ordinary convolutions. The arguments are those of :class:`UNet`; those of rings are refused."""
 
     conv = "plain"
 
@@ -361,12 +362,18 @@ def gmr_unet_3d(**options: Unpack[UNetOptions]) -> GMRUNet:
 
 
 @register_model((3, 256, 256), sre_conv_size=3)
-def unet(**options: Unpack[UNetOptions]) -> PlainUNet:
-    """:class:`PlainUNet` in 2-D, by default of 3x3 convolutions."""
-    return PlainUNet(2, **{"sre_conv_size": 3, **options})
+@completed_by(sre_unet)
+def plain_unet(**options: Unpack[UNetOptions]) -> PlainUNet:
+    """The ordinary twin of :func:`sre_unet` over images (N, in_channels, H, W), by default of 3x3 convolutions. The
+    arguments are those of :func:`sre_unet`; those of rings are refused."""
+    options = {"sre_conv_size": 3, **options}
+    return PlainUNet(2, **options)
 
 
 @register_model((1, 48, 48, 48), in_channels=1, sre_conv_size=3)
-def unet_3d(**options: Unpack[UNetOptions]) -> PlainUNet:
-    """:class:`PlainUNet` in 3-D, by default of 3x3x3 convolutions."""
-    return PlainUNet(3, **{"sre_conv_size": 3, **options})
+@completed_by(sre_unet)
+def plain_unet_3d(**options: Unpack[UNetOptions]) -> PlainUNet:
+    """The ordinary twin of :func:`sre_unet_3d` over volumes (N, in_channels, D, H, W), by default of 3x3x3
+    convolutions. The arguments are those of :func:`sre_unet`; those of rings are refused."""
+    options = {"sre_conv_size": 3, **options}
+    return PlainUNet(3, **options)

@@ -144,7 +144,7 @@ def _add_compare(commands: Any) -> None:
     about = "train networks over several seeds, test and compare them"
     examples = (
         "sre-triton compare train --med-mnist bloodmnist --epochs 20 --cos",
-        "sre-triton compare segment --data DRIVE --models sre_unet unet --seeds 1 2 3",
+        "sre-triton compare segment --data DRIVE --models sre_unet plain_unet --tune 5e-4 2e-3 8e-3",
         "sre-triton compare train --config RUN/config.json --jobs 2 --threads 1",
     )
     parser = _add(commands, "compare", about, _compare, operands="train|segment [OPTION ...]", examples=examples)
@@ -196,11 +196,16 @@ def _begun_options(given: argparse.Namespace) -> dict[str, Any]:
         command = next((name for name, kind in _TRAINED.items() if kind.task == content.get("task")), None)
         raise ValueError(f"{config} is of `sre-triton {command}`, not of `{given.parser.prog}`")
     begun = from_dict(given.options, content["options"])
-    return {
+    defaults = {
         entry.name: getattr(begun, entry.name)
         for entry in dataclasses.fields(begun)
         if entry.name not in ("resume", "config")
     }
+    if "compare_output" in given and isinstance(content.get("comparison"), dict):
+        compared = from_dict(CompareOptions, content["comparison"])
+        names = (entry.name for entry in dataclasses.fields(compared) if entry.name != "output")
+        defaults |= {f"compare_{name}": getattr(compared, name) for name in names}
+    return defaults
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -61,7 +61,7 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not a JSON file: {error}") from error
 
 
-_NO_SCORES = ("epoch", "lr", "grad_norm", "angle", "gmac", "gmac_dense", "ms_per_image", "training_mib")
+_NO_SCORES = ("epoch", "lr", "grad_norm", "angle", "gmac", "gmac_dense", "gadd", "ms_per_image", "training_mib")
 
 
 def in_percent(row: Mapping[str, Any]) -> dict[str, Any]:

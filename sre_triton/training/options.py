@@ -69,12 +69,13 @@ class TrainOptions(RunOptions):
     image_size: int | None = _data(None, "side of the images of --data (default: 224)", metavar="N", common=True)
     medmnist_size: int = _data(28, "side of the images; 28 is resized to 32", choices=(28, 64, 128, 224))
     balanced_sampler: bool = _data(False, "draw training images with replacement, every class alike")
+    patches_seed: int = _data(1, "seed of the embedded patches", metavar="S")
     multi_label: bool = _data(False, "insist on a multi-label set; without it the file decides")
     download: bool = _data(False, "fetch a missing MedMNIST file", result=False, common=True)
 
     model_type: str = _model(
         "sre_resnet18",
-        "`sre-triton models` lists them (default: %(default)s)",
+        "`sre-triton models`, histogram (default: %(default)s)",
         metavar="NAME",
         common=True,
     )
@@ -148,7 +149,7 @@ class SegmentOptions(RunOptions):
 
     model_type: str = _model(
         "sre_unet",
-        "sre_unet, gmr_unet, unet or monai:NAME (default: %(default)s)",
+        "sre_unet, gmr_unet, plain_unet, unet or monai:NAME (default: %(default)s)",
         metavar="NAME",
         common=True,
     )
@@ -192,9 +193,23 @@ class CompareOptions:
 
     models: list[str] | None = option(
         None,
-        "networks (default: the ring network and its plain twin)",
+        "networks, or names of --model-options (default: the ring network and its twin)",
         group="comparison",
         metavar="NAME",
+        nargs="+",
+    )
+    model_options: list[str] = option(
+        [],
+        "options of one network, as 'NAME --train-rotate'",
+        group="comparison",
+        metavar="TEXT",
+        nargs="+",
+    )
+    tune: list[float] | None = option(
+        None,
+        "learning rates that every network tries on validation",
+        group="comparison",
+        metavar="RATE",
         nargs="+",
     )
     seeds: list[int] = option([1, 2, 3], "seeds to train each with", group="comparison", metavar="S", nargs="+")

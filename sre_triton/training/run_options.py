@@ -111,7 +111,9 @@ class RunOptions(TurningOptions):
         metavar="P",
     )
     scale_ratio: float = _augment(0.1, "its largest change of scale", metavar="R")
-    shear_ratio: float = _augment(0.1, "its largest shear", metavar="R")
+    shear_ratio: float = _augment(
+        0.1, "its largest shear of each axis; two of opposite sign turn, by up to arctan(R)", metavar="R"
+    )
     train_flip_p: float = _augment(
         0.0,
         "probability of a flip along each axis in training",

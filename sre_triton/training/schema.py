@@ -11,13 +11,14 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from sre_triton.training.parser import CommandParser, finite_number, whole_number
 
 __all__ = [
     "GROUPS",
     "add_arguments",
+    "changed_options",
     "from_dict",
     "from_namespace",
     "option",
@@ -136,7 +137,7 @@ def add_arguments(parser: CommandParser, options: type[Any], *, dest_prefix: str
 
 
 def _help(text: str, default: Any) -> str:
-    if default in (None, False, "") or "default" in text:
+    if default in (None, False, "", []) or "default" in text:
         return text
     return f"{text} (default: {' '.join(map(str, default)) if isinstance(default, list) else '%(default)s'})"
 
@@ -167,6 +168,29 @@ def from_namespace(options: type[Options], namespace: argparse.Namespace, *, des
     """Takes the fields of a dataclass of options out of what a parser found."""
     names = [entry.name for entry in dataclasses.fields(options)]  # type: ignore[arg-type]
     return options(**{name: getattr(namespace, dest_prefix + name) for name in names})
+
+
+class _Changes(CommandParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{self.prog}: {message}")
+
+
+def changed_options(options: Options, words: Sequence[str], where: str) -> Options:
+    """Options after a command line's words changed some of them.
+
+    Args:
+        where: the words stand, for errors.
+
+    Raises:
+        ValueError: the words are no options of theirs, or a value is wrong; begins with ``where``.
+    """
+    parser = _Changes(prog=where)
+    add_arguments(parser, type(options))
+    parser.set_defaults(**{entry.name: getattr(options, entry.name) for entry in dataclasses.fields(options)})  # type: ignore[arg-type]
+    given, unknown = parser.parse_known_args(words)
+    if unknown:
+        parser.refuse(unknown)
+    return from_namespace(type(options), given)
 
 
 def to_dict(options: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("lightning")
 from bench.evidence import running
-from bench.evidence.pages import Angles, bootstrap, write_page
+from bench.evidence.pages import Angles, write_page
 from bench.evidence.protocol import EVERY_TEN, TWELVE, Evaluation, Network, Table, at_all, distinct_angles
 from bench.evidence.registry import TABLES
 from bench.evidence.running import Runner
@@ -90,12 +90,6 @@ def test_what_differs_by_quarter_turns_is_computed_once() -> None:
     assert sorted(computed) == [0, 10, 20, 30, 40, 50, 60, 70, 80]
     assert at_all(TWELVE, computed, computed) == [angle % 90 for angle in TWELVE]
     assert distinct_angles(TWELVE, equivariant=False) == list(TWELVE)
-
-
-def test_the_bootstrap_knows_whether_images_agree() -> None:
-    assert bootstrap([1.0] * 8) == (1.0, 1.0)
-    low, high = bootstrap([1.0, -1.0] * 8)
-    assert low < -0.2 < 0.2 < high
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)

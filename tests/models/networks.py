@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sre_triton.models import entry, list_models
 
 RING_NETWORKS = [name for name in list_models() if name.startswith(("sre_", "gmr_"))]
+PLAIN_NETWORKS = [name for pattern in ("resnet*", "r3d*", "plain_*") for name in list_models(pattern)]
 RESNETS = [name for name in RING_NETWORKS if "unet" not in name]
 UNETS = [name for name in RING_NETWORKS if "unet" in name]
 

@@ -17,7 +17,7 @@ import sre_triton
 from sre_triton import models
 from sre_triton.layers import RingConvNd
 from sre_triton.models import entry, get_model, list_models
-from tests.models.networks import RESNETS, RING_NETWORKS, as_if_trained, image, small
+from tests.models.networks import PLAIN_NETWORKS, RESNETS, RING_NETWORKS, as_if_trained, image, small
 
 PAPER: dict[str, Any] = {"sre_conv_size": [9, 9, 5, 5], "num_classes": 9}
 
@@ -49,7 +49,9 @@ def test_parameter_counts(name: str, options: dict[str, Any], count: int) -> Non
     assert parameters(get_model(name, device="meta", **options)) == count
 
 
-@pytest.mark.parametrize(("ring", "plain"), [("sre_unet", "unet"), ("gmr_unet", "unet"), ("sre_unet_3d", "unet_3d")])
+@pytest.mark.parametrize(
+    ("ring", "plain"), [("sre_unet", "plain_unet"), ("gmr_unet", "plain_unet"), ("sre_unet_3d", "plain_unet_3d")]
+)
 def test_the_plain_twin_of_a_u_net_differs_in_its_convolutions_alone(ring: str, plain: str) -> None:
     ours, theirs = small(ring), small(plain)
     conv = nn.Conv3d if ring.endswith("3d") else nn.Conv2d
@@ -82,7 +84,7 @@ def test_names() -> None:
     wanted |= {"gmr_resnet50", "sre_r3d_18", "sre_r3d_34", "gmr_r3d_18"}
     for name in wanted:
         assert getattr(sre_triton, name) is getattr(models, name) is entry(name).build
-    assert wanted < set(list_models()) == {*RING_NETWORKS, *list_models("resnet*"), *list_models("r3d*")}
+    assert wanted < set(list_models()) == {*RING_NETWORKS, *PLAIN_NETWORKS}
     assert sre_triton.SREUNet is models.SREUNet
     assert sre_triton.GMRUNet is models.GMRUNet
     with pytest.raises(ValueError, match="there is no network 'sre_resnet19'; there are gmr_r3d_18, "):

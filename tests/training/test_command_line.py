@@ -93,7 +93,9 @@ def test_without_a_command_all_commands_are_shown(capsys: pytest.CaptureFixture[
 def test_compare_shows_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("compare", "compare train"):
         text = said(f"{command} --help", capsys)
-        assert all(f"  --{entry.name} " in text for entry in dataclasses.fields(all_options.CompareOptions))
+        assert all(
+            f"  --{entry.name.replace('_', '-')} " in text for entry in dataclasses.fields(all_options.CompareOptions)
+        )
         assert "--lr" not in text
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sre_triton.training.data import medmnist
+from sre_triton.training.data import medmnist, patches
 from sre_triton.training.data.crops import CropSet
 from sre_triton.training.data.medmnist import KNOWN_SETS, read_image_set
 from sre_triton.training.data.patches import PHOTOGRAPHS, read_patches
@@ -136,16 +136,31 @@ def test_a_file_put_there_by_hand_is_checked_once(make_set: MakeSet, monkeypatch
     assert read_image_set(path.parent, "own").classes == 4
 
 
-def test_patches_are_cut_from_disjoint_bands_and_written_nowhere(sre: Command, tmp_path: Path) -> None:
+def test_patches_are_cut_anew_for_each_seed_and_written_nowhere(sre: Command, tmp_path: Path) -> None:
     images = read_patches()
-    assert (images.classes, images.channels) == (len(PHOTOGRAPHS), 1)
-    counts = {split: np.bincount(content.labels) for split, content in images.splits.items()}
-    assert all(280 <= sum(count[c] for count in counts.values()) <= 300 for c in range(8))
-    seen = [{image.tobytes() for image in content.images} for content in images.splits.values()]
-    assert len(seen[0] | seen[1] | seen[2]) == sum(len(content) for content in images.splits.values())
-    assert read_patches().checksums == images.checksums
+    assert (images.classes, images.channels, images.view) == (len(PHOTOGRAPHS), 1, 28)
+    counts = {split: np.bincount(content.labels).tolist() for split, content in images.splits.items()}
+    assert counts == {"train": [144] * 8, "val": [32] * 8, "test": [64] * 8}
+    assert read_patches().checksums == images.checksums != read_patches(seed=2).checksums
+    for image in images.splits["test"].images[::40]:  # grey values are evenly spread: they tell no class
+        assert np.ptp(np.bincount(image.ravel(), minlength=256)) <= 1
     assert sre("train", *TINY, "--epochs", "1", "--dry-run") == 0
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_no_pixel_is_in_two_splits_of_the_patches(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = (520, 550)
+    numbers = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
+    monkeypatch.setattr(patches, "_grey", lambda name: numbers)
+    monkeypatch.setattr(patches, "_softened", lambda grey, rng: grey)
+    monkeypatch.setattr(patches, "_ranks", lambda tile: tile)
+    splits = patches.cut_patches(seed)
+    for label in range(8):
+        held = {split: set(some.images[some.labels == label].ravel()) for split, some in splits.items()}
+        assert not held["train"] & held["val"]
+        assert not held["train"] & held["test"]
+        assert not held["val"] & held["test"]
 
 
 def test_vessels_are_seeded_and_their_masks_exact() -> None:

@@ -141,6 +141,7 @@ def test_turns_are_divided_among_processes(monkeypatch: pytest.MonkeyPatch) -> N
 
     class Counting:
         description = {"ndim": 2}
+        main_score = "accuracy"
 
         def __init__(self) -> None:
             self.turned: list[float] = []
@@ -148,9 +149,10 @@ def test_turns_are_divided_among_processes(monkeypatch: pytest.MonkeyPatch) -> N
         def require(self, split: str) -> None:
             pass
 
-        def turned_scores(self, split: str, symmetry: Any, how: Any) -> dict[str, float]:
+        def each_scored(self, split: str, symmetry: Any, how: Any) -> tuple[dict[str, float], list[dict[str, float]]]:
             self.turned.append(symmetry.angle)
-            return {"accuracy": symmetry.angle / 360}
+            scores = {"accuracy": symmetry.angle / 360}
+            return scores, [scores]
 
     how = TurningOptions(reference_protocol=True)
     alone: Any = Counting()

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from sre_triton.training.data.warp import Symmetry
+from sre_triton.training.evaluation.contestants import contestants
+from sre_triton.training.evaluation.paired import bootstrap, paired_differences
 from sre_triton.training.evaluation.results import kept_results, result_folder, save_results, written
+from sre_triton.training.options import CompareOptions, SegmentOptions, TrainOptions, TurningOptions
 from sre_triton.training.tasks.classification import classification_scores
 from sre_triton.training.tasks.segmentation_scores import segmentation_scores
+from sre_triton.training.tasks.turning import rotation_test
 from sre_triton.training.tasks.undefined import means_of_known
 from tests.training.conftest import TINY, TINY_UNET, Command, MakeSet
 
@@ -86,7 +94,7 @@ def test_runs_of_different_data_are_refused_before_the_first_evaluation(
     train(sre)
     train(sre, name="other")
     runs = [tmp_path / "logs" / "task" / f"{name}-sre_resnet18-seed1" for name in ("tiny", "other")]
-    monkeypatch.setattr(ClassificationTask, "turned_scores", lambda *_: pytest.fail("it began to evaluate"))
+    monkeypatch.setattr(ClassificationTask, "each_scored", lambda *_: pytest.fail("it began to evaluate"))
     assert sre("evaluate", *runs) == 2
     assert "are of different images: evaluate them apart" in capsys.readouterr().err
 
@@ -308,3 +316,128 @@ def test_five_answers_are_a_score_where_there_are_more_classes() -> None:
     ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
     assert classification_scores(logits, labels, False)["top5"] == pytest.approx((ranks < 5).float().mean().item())
     assert "top5" not in classification_scores(logits[:, :5], labels % 5, False)
+
+
+def test_right_and_oblique_angles_stand_apart() -> None:
+    class Task:
+        description = {"ndim": 2}
+        main_score = "accuracy"
+
+        def require(self, split: str) -> None:
+            pass
+
+        def each_scored(self, split: str, symmetry: Symmetry, how: TurningOptions) -> Any:
+            right, wrong = (0.9, 0.5) if symmetry.angle % 90 == 0 else (0.4 + symmetry.angle / 3600, 0.2)
+            return {"accuracy": (right + wrong) / 2}, [{"accuracy": right}, {"accuracy": wrong}]
+
+    result = rotation_test(Task(), "test", TurningOptions(), 45)  # type: ignore[arg-type]
+    figures, oblique = result["summary"]["accuracy"], [0.3 + angle / 7200 for angle in (45, 135, 225, 315)]
+    assert figures["mean_right"] == figures["at_0"] == figures["at_90"] == pytest.approx(0.7)
+    assert figures["std_right"] == 0
+    assert figures["mean_oblique"] == pytest.approx(np.mean(oblique))
+    assert figures["std_oblique"] == pytest.approx(np.std(oblique))
+    assert figures["worst"] == pytest.approx(oblique[0])
+    assert result["images"]["right"] == result["images"]["at_0"] == [0.9, 0.5]
+    assert result["images"]["oblique"] == pytest.approx([0.4 + 180 / 3600, 0.2])
+    assert np.mean(result["images"]["mean"]) == pytest.approx(figures["mean"])
+
+
+def test_differences_are_paired_by_image_and_averaged_over_seeds() -> None:
+    rng = np.random.default_rng(3)
+    hard = rng.uniform(0.2, 0.9, 200)  # what images differ by has no part in the interval
+
+    def runs(ahead: float) -> list[dict[str, Any]]:
+        noise = rng.normal(0, 0.02, (2, 200))
+        return [{"rotation": {"images": {"mean": (hard + ahead + one).tolist()}}} for one in noise]
+
+    ours, theirs = runs(0.03), runs(0.0)
+    (row,) = paired_differences({"ring": ours, "plain": theirs})
+    apart = np.mean([run["rotation"]["images"]["mean"] for run in ours], axis=0)
+    apart = apart - np.mean([run["rotation"]["images"]["mean"] for run in theirs], axis=0)
+    assert (row["network"], row["against"], row["images"]) == ("ring", "plain", 200)
+    assert row["difference"] == pytest.approx(apart.mean())
+    half = 1.96 * apart.std(ddof=1) / math.sqrt(200)
+    assert row["high"] - row["difference"] == pytest.approx(half, rel=0.1)
+    assert row["difference"] - row["low"] == pytest.approx(half, rel=0.1)
+    assert paired_differences({"alone": ours}) == []
+
+
+def test_the_bootstrap_knows_whether_images_agree() -> None:
+    assert bootstrap([1.0] * 8) == (1.0, 1.0)
+    low, high = bootstrap([1.0, -1.0] * 8)
+    assert low < -0.2 < 0.2 < high
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_every_network_tries_every_rate_on_validation(
+    make_set: MakeSet, sre: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sre_triton.training.tasks.classification import ClassificationTask
+
+    make_set("tiny")
+    output, tested = tmp_path / "compared", []
+    each_scored = ClassificationTask.each_scored
+
+    def counted(self: Any, split: str, *rest: Any) -> Any:
+        tested.append((split, self.options.lr, self.options.train_flip_p))
+        return each_scored(self, split, *rest)
+
+    monkeypatch.setattr(ClassificationTask, "each_scored", counted)
+    own = ["--models", "histogram", "flipped", "--model-options", "flipped --model-type histogram --train-flip-p .5"]
+    arguments = [*TINY[2:], "--med-mnist", "tiny", "--epochs", "1", "--seeds", "1", *own, "--output", output]
+    assert sre("compare train", *arguments, "--tune", "1e30", "0.001") == 0
+    content = read(output / "comparison.json")
+    for name, flips in (("histogram", 0.0), ("flipped", 0.5)):
+        tuning = content["tuning"][name]
+        assert [trial["lr"] for trial in tuning["trials"]] == [0.001, 1e30]
+        assert tuning["chosen"] == 0.001  # the other's loss is not finite
+        assert (tuning["seed"], tuning["score"], tuning["at_edge"]) == (1, "val_accuracy", True)
+        assert [path.parents[1].name for path in (output / name).glob("*/*/evaluation-test")] == ["lr-0.001"]
+        assert {(split, lr) for split, lr, flip in tested if flip == flips} == {("test", 0.001)}
+    assert content["own_options"] == {"histogram": "", "flipped": "--model-type histogram --train-flip-p .5"}
+    assert [row["lr"] for row in content["networks"]] == [0.001, 0.001]
+    began = len(tested)
+    again = ["--config", output / "config.json", "--tune", "0.001"]  # the file says all else that was asked for
+    assert sre("compare train", *again, "--output", output) == 0
+    assert len(tested) == began
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        ("nobody --lr 1", "begin it with one of the networks of --models, ring, plain"),
+        ("plain --seed 3", "--model-options 'plain --seed 3': --seed is the same for all networks"),
+        ("plain --expand", "--expand is the same for all networks"),
+        ("plain --threads 2", "--threads is the same for all networks"),
+        ("plain --lr x", "--model-options 'plain --lr x': argument --lr: expected a finite number, got 'x'"),
+        ("plain --lrr 1", "unknown option --lrr, did you mean --lr?"),
+        ("plain '", "No closing quotation"),
+        ("", "is the name of a network and its options, got an empty one"),
+    ],
+)
+def test_options_of_one_network_that_cannot_be(entry: str, why: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(why)):
+        contestants(TrainOptions(), CompareOptions(models=["ring", "plain"], model_options=[entry]))
+
+
+def test_networks_have_options_of_their_own() -> None:
+    entries = ['turned --model-type unet --train-rotate --model-args \'{"act": "relu"}\'', "turned --no-cos --lr 1e-3"]
+    compared = CompareOptions(models=["sre_unet", "turned"], model_options=entries)
+    shared = SegmentOptions(cos=True, lr=0.5, data=Path("DRIVE"))
+    ring, turned = contestants(shared, compared)
+    assert ring.options == shared
+    own = {"model_type": "unet", "train_rotate": True, "model_args": '{"act": "relu"}', "cos": False, "lr": 1e-3}
+    assert turned.options == dataclasses.replace(shared, **own)
+    assert [one.name for one in contestants(SegmentOptions(), CompareOptions())] == ["sre_unet", "plain_unet"]
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_networks_that_saw_other_images_are_not_compared(
+    make_set: MakeSet, sre: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_set("tiny")
+    make_set("other", counts=(12, 6, 5))
+    own = ["--models", "histogram", "there", "--model-options", "there --model-type histogram --med-mnist other"]
+    arguments = [*TINY[2:], "--med-mnist", "tiny", "--epochs", "1", "--seeds", "1", *own]
+    assert sre("compare train", *arguments, "--output", tmp_path / "compared") == 2
+    assert "are of different images" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from sre_triton.training.data.augment import Preparation, Share, derived_seed
 from sre_triton.training.data.warp import AXES, Symmetry, affine, rotation_matrix, turn
 from sre_triton.training.options import SegmentOptions, TrainOptions, TurningOptions
 from sre_triton.training.tasks.classification import classification_scores
+from sre_triton.training.tasks.histogram import HistogramClassifier
 from sre_triton.training.tasks.segmentation import SegmentationTask
 from sre_triton.training.tasks.segmentation_scores import segmentation_scores
 from sre_triton.training.tasks.turning import symmetries
@@ -134,6 +135,29 @@ def test_test_time_options(options: TrainOptions, expected: object) -> None:
     torch.testing.assert_close(Preparation(options, 2).evaluated(x, range(4)), expected(plain))  # type: ignore[operator]
 
 
+def test_what_is_around_a_view_is_turned_into_it() -> None:
+    x = torch.randint(1, 256, (2, 1, 42, 42), dtype=torch.uint8)
+    seeing, whole = Preparation(TrainOptions(), 2, view=28), Preparation(TrainOptions(image_size=48), 2)
+    for angle in (0, 45):
+        seen = seeing.turned(x, range(2), Symmetry(angle), TurningOptions())
+        assert seen.shape == (2, 1, 32, 32)
+        torch.testing.assert_close(seen, whole.turned(x, range(2), Symmetry(angle), TurningOptions())[..., 8:40, 8:40])
+        assert (seen != 0).all()  # nothing is filled in
+    trained = Preparation(TrainOptions(train_rotate=True, train_degree=180), 2, view=28).trained(x, 1)
+    assert trained.shape == (2, 1, 32, 32)
+    assert (trained != 0).all()
+
+
+def test_a_histogram_sees_no_structure() -> None:
+    network = HistogramClassifier(5, 3)
+    for shape in ((2, 3, 8, 8), (2, 3, 4, 4, 4)):
+        x = torch.randn(shape)
+        moved = x.flatten(2)[:, :, torch.randperm(64)].reshape(shape)
+        torch.testing.assert_close(network(moved), network(x))
+        assert network(x).shape == (2, 5)
+        assert (network(2 * x) != network(x)).any()
+
+
 def test_translation_moves_whole_pixels() -> None:
     x = torch.randint(1, 256, (8, 1, 28, 28), dtype=torch.uint8)
     still = Preparation(TrainOptions(), 2).evaluated(x, range(8))
@@ -210,7 +234,7 @@ def test_turned_scores_are_those_of_turned_images(make_set: MakeSet, sre: Comman
     assert sre("train", *TINY, "--med-mnist", "tiny", "--epochs", "1") == 0
     task = load_task(tmp_path / "logs" / "task" / "tiny-sre_resnet18-seed1")
     turning = TurningOptions(test_batch_size=4)
-    batched = task.turned_scores("test", Symmetry(30), turning)
+    batched, images = task.each_scored("test", Symmetry(30), turning)
     split = task.images.splits["test"]  # type: ignore[union-attr]
 
     def answer(image: Tensor) -> Tensor:
@@ -221,6 +245,8 @@ def test_turned_scores_are_those_of_turned_images(make_set: MakeSet, sre: Comman
     logits = torch.cat([answer(image[None]) for image in resized])
     single = classification_scores(logits, torch.from_numpy(split.labels), multi_label=False)
     assert batched == pytest.approx(single)
+    right = logits.argmax(dim=1) == torch.from_numpy(split.labels)
+    assert [row["accuracy"] for row in images] == right.double().tolist()
 
 
 def test_compare_goes_on_where_it_stopped(make_set: MakeSet, sre: Command, tmp_path: Path) -> None:
@@ -242,5 +268,8 @@ def test_compare_goes_on_where_it_stopped(make_set: MakeSet, sre: Command, tmp_p
     means = [run["rotation"]["summary"]["accuracy"]["mean"] for run in runs]
     assert rings["accuracy_mean"] == pytest.approx(np.mean(means))
     assert rings["accuracy_mean_sd"] == pytest.approx(np.std(means, ddof=1))
-    assert (output / "comparison.md").read_text().count("\n") == 4
+    lines = (output / "comparison.md").read_text().splitlines()
+    assert len([line for line in lines if line.startswith("|")]) == 4
+    assert len([line for line in lines if "sre_resnet18 ahead of resnet18: mean of angles" in line]) == 1
+    assert rings["gadd"] > 0 == plain["gadd"]
     assert sre("compare train", *arguments, "--seeds", "1", "--lr", "1") == 2

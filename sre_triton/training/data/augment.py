@@ -52,10 +52,12 @@ class Preparation:
     Args:
         options: those of the training.
         ndim: 2 for images, 3 for volumes.
+        view: side of the middle of each image that is left once it was turned; None for all of it.
     """
 
     options: TrainOptions
     ndim: int
+    view: int | None = None
 
     @property
     def side(self) -> int:
@@ -74,11 +76,11 @@ class Preparation:
         Args:
             numbers: of the images in their set; what is random depends on the seed and an image's number alone.
         """
-        return self.pad(self._as_tested(images, numbers))
+        return self.pad(self._seen(self._as_tested(images, numbers)))
 
     def turned(self, images: Tensor, numbers: Sequence[int], symmetry: Symmetry, turning: TurningOptions) -> Tensor:
         """Prepares a batch of a test set for the rotation test: as :meth:`evaluated` does, then turned."""
-        return self.pad(symmetry(self._as_tested(images, numbers), turning))
+        return self.pad(self._seen(symmetry(self._as_tested(images, numbers), turning)))
 
     def _as_tested(self, images: Tensor, numbers: Sequence[int]) -> Tensor:
         options = self.options
@@ -124,14 +126,18 @@ class Preparation:
                 x = torch.stack([self._contrast(image, one) for image, one in zip(x, seeds, strict=True)])
         else:
             x = normalise(x)
-        return self.pad(x)
+        return self.pad(self._seen(x))
 
     def _resize(self, images: Tensor) -> Tensor:
         x = images.float() / 255 if images.dtype == torch.uint8 else images
-        size = (self.side,) * self.ndim
+        # What is around the view is scaled as the view is.
+        size = tuple(round(length * self.side / self.view) if self.view else self.side for length in x.shape[2:])
         if x.shape[2:] != size:
             x = F.interpolate(x, size, mode="bilinear" if self.ndim == 2 else "trilinear", align_corners=False)
         return x
+
+    def _seen(self, x: Tensor) -> Tensor:
+        return warp.middle(x, self.side if self.view else 0)
 
     def _warp(self, x: Tensor, matrix: Tensor) -> Tensor:
         return warp.affine(x, matrix.to(x.device), self.options.interpolation, self.options.padding)

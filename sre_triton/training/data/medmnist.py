@@ -65,7 +65,12 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The splits of a set, and what a network has to know of it."""
+    """The splits of a set, and what a network has to know of it.
+
+    Attributes:
+        view: side of the middle of each image that a network sees; what is around it comes into view where images are
+            turned. None for all of it.
+    """
 
     name: str
     classes: int
@@ -76,6 +81,7 @@ class ImageSet:
     class_names: tuple[str, ...] = ()
     checksums: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    view: int | None = None
 
     def __deepcopy__(self, memo: Any) -> ImageSet:
         return self  # averaged weights begin with a copy of the task, which needs no pictures of its own

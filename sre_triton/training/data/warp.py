@@ -27,6 +27,7 @@ __all__ = [
     "centred_square",
     "flip",
     "identity",
+    "middle",
     "pad_to",
     "rotation_matrix",
     "turn",
@@ -162,6 +163,15 @@ def pad_to(x: Tensor, size: tuple[int, ...], padding: str = "zeros") -> Tensor:
     margins = [(wanted - have) for wanted, have in zip(reversed(size), reversed(x.shape[2:]), strict=True)]
     pads = [side for margin in margins for side in (margin // 2, margin - margin // 2)]
     return F.pad(x, pads, "constant" if padding == "zeros" else "reflect")
+
+
+def middle(x: Tensor, side: int) -> Tensor:
+    """The middle of a batch (N, C, *space), at most ``side`` pixels long in each dimension; 0 for all of it."""
+    for dim in range(2, x.dim()):
+        length = x.shape[dim]
+        if 0 < side < length:
+            x = x.narrow(dim, (length - side) // 2, side)
+    return x
 
 
 def centred_square(pixels: Tensor, side: int, channels: int) -> Tensor:

@@ -31,6 +31,7 @@ from sre_triton.training.tasks.turning import flip_test, rotation_test, symmetri
 
 __all__ = [
     "about_evaluation",
+    "check_alike",
     "curves_of",
     "evaluate",
     "evaluate_task",
@@ -38,6 +39,20 @@ __all__ = [
     "summary_tables",
     "write_results",
 ]
+
+_PLACES = {
+    "rotation": {
+        "mean": "mean",
+        "std": "std",
+        "worst": "worst",
+        "at_0": "at 0",
+        "mean_right": "right",
+        "mean_oblique": "oblique",
+        "std_oblique": "its std",
+    },
+    "flips": {"mean": "mean", "std": "std", "at_none": "at none"},
+}
+"""Of each test the figures that its table shows, and how they are called there."""
 
 _SPLITS = {"train": "training", "val": "validation", "all": "all images"}
 
@@ -128,7 +143,7 @@ def evaluate(checkpoints: Sequence[Path], options: EvaluateOptions, console: Con
         turning = dataclasses.replace(options, test_batch_size=batch)
         about = about_evaluation(task, turning, split=options.split, step=options.step_degrees, checkpoint=path)
         tasks[name], abouts[name], turnings[name] = task, about, turning
-    _check_alike(abouts)
+    check_alike(abouts)
     symmetries(next(iter(tasks.values())).description["ndim"], options.step_degrees)  # an error of its step comes first
     where = _result_folders(names, checkpoints, options, abouts)
     results: dict[str, dict[str, Any]] = {}
@@ -159,7 +174,7 @@ def evaluate(checkpoints: Sequence[Path], options: EvaluateOptions, console: Con
         console.print(f"  {folder / name}", soft_wrap=True, highlight=False)
 
 
-def _check_alike(abouts: dict[str, dict[str, Any]]) -> None:
+def check_alike(abouts: dict[str, dict[str, Any]]) -> None:
     """Makes sure that results can stand in one table.
 
     Raises:
@@ -238,7 +253,7 @@ def curves_of(result: dict[str, Any]) -> list[tuple[str, list[float], list[float
 def summary_tables(results: dict[str, dict[str, Any]]) -> list[Text | Table]:
     """Of each test its title and a table: one row per score, and per network if there are several."""
     parts: list[Text | Table] = []
-    for test, places in (("rotation", ("mean", "std", "at_0", "at_90")), ("flips", ("mean", "std", "at_none"))):
+    for test, places in _PLACES.items():
         mine = {name: result[test] for name, result in results.items() if test in result}
         if not mine:
             continue
@@ -249,8 +264,8 @@ def summary_tables(results: dict[str, dict[str, Any]]) -> list[Text | Table]:
         table = Table()
         for header in (*(["network"] if len(mine) > 1 else []), "score"):
             table.add_column(header, overflow="fold")
-        for place in places:
-            table.add_column(place.replace("at_", "at "), justify="right", no_wrap=True)
+        for heading in places.values():
+            table.add_column(heading, justify="right", no_wrap=True)
         left_out = []
         for name, content in mine.items():
             for score, values in content["summary"].items():

@@ -109,6 +109,11 @@ def _mapped(result: Mapping[str, Any], change: Callable[[Mapping[str, Any]], dic
         if test in result:
             summary = {score: change(values) for score, values in result[test]["summary"].items()}
             mapped[test] = {"rows": [change(row) for row in result[test]["rows"]], "summary": summary}
+            if "images" in result[test]:
+                mapped[test]["images"] = {
+                    figure: [change({"score": value})["score"] for value in values]
+                    for figure, values in result[test]["images"].items()
+                }
     return mapped
 
 

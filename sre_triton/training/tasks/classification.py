@@ -26,7 +26,13 @@ from sre_triton.training.figures import draw_images
 from sre_triton.training.options import DEFAULT_SIDE, TrainOptions, TurningOptions
 from sre_triton.training.tasks.class_weights import balanced_weights, class_weights
 from sre_triton.training.tasks.networks import classifier
-from sre_triton.training.tasks.report import Report, area_under_curve, confusion, rows_of_classes, rows_of_labels
+from sre_triton.training.tasks.report import (
+    Report,
+    area_under_curve,
+    confusion,
+    rows_of_classes,
+    rows_of_labels,
+)
 from sre_triton.training.tasks.task import Task
 from sre_triton.training.tasks.undefined import counted
 
@@ -59,7 +65,7 @@ class ClassificationTask(Task):
     def __init__(self, network: nn.Module, options: TrainOptions, images: ImageSet) -> None:
         super().__init__(network, options, images)
         self.images = images
-        self.preparation = Preparation(options, images.ndim)
+        self.preparation = Preparation(options, images.ndim, images.view)
         self.monitor = "val_auc" if images.multi_label else "val_accuracy"
         self._validated: list[tuple[Tensor, Tensor]] = []
         if options.class_weights and images.multi_label:
@@ -86,7 +92,7 @@ class ClassificationTask(Task):
     def _read_packed(cls, options: TrainOptions) -> ImageSet:
         name = options.med_mnist or PATCHES
         if name == PATCHES and options.medmnist_size == 28:
-            return read_patches()
+            return read_patches(options.patches_seed)
         return read_image_set(options.data_root, name, options.medmnist_size, download=options.download)
 
     @classmethod
@@ -171,12 +177,8 @@ class ClassificationTask(Task):
         self, split: str, symmetry: Symmetry, turning: TurningOptions
     ) -> tuple[dict[str, float], list[dict[str, float]]]:
         logits, labels = self._answered(split, symmetry, turning)
-        if self.images.multi_label:
-            right = ((logits > 0) == labels.bool()).double().mean(dim=1)
-        else:
-            right = (logits.argmax(dim=1) == labels).double()
         scores = classification_scores(logits, labels, self.images.multi_label)
-        return scores, [{"accuracy": share} for share in right.tolist()]
+        return scores, [{"accuracy": share} for share in self._right(logits, labels).tolist()]
 
     def report(self, split: str, turning: TurningOptions) -> Report:
         logits, labels = self._answered(split, Symmetry(), turning)
@@ -210,7 +212,7 @@ class ClassificationTask(Task):
         images, labels = batch
         logits = self(self.preparation.trained(images, self.step_seed(batch_idx), self.share))
         loss = self.loss(logits, labels)
-        self.account(loss, self._accuracy(logits.detach(), labels))
+        self.account(loss, self._right(logits.detach(), labels).mean())
         return loss
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -221,10 +223,11 @@ class ClassificationTask(Task):
         weight = self.class_weights.to(logits) if self.class_weights is not None else None
         return F.cross_entropy(logits, labels, weight, label_smoothing=smoothing)
 
-    def _accuracy(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _right(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of each image, (N,), whether its answer is right; of several labels, the share that is."""
         if self.images.multi_label:
-            return ((logits > 0) == labels.bool()).float().mean()
-        return (logits.argmax(dim=1) == labels).float().mean()
+            return ((logits > 0) == labels.bool()).double().mean(dim=1)
+        return (logits.argmax(dim=1) == labels).double()
 
     def on_validation_epoch_start(self) -> None:
         self._validated = []

@@ -11,18 +11,19 @@ from torch import nn
 
 from sre_triton.balance import balance_weights
 from sre_triton.training.options import RunOptions, SegmentOptions, TrainOptions
+from sre_triton.training.tasks.histogram import HISTOGRAM, HistogramClassifier
 
 __all__ = ["MONAI_NETWORKS", "PLAIN_TWINS", "classifier", "network_arguments", "segmenter"]
 
 PLAIN_TWINS = {
     **{f"{ring}_resnet{depth}": f"resnet{depth}" for ring in ("sre", "gmr") for depth in (18, 34, 50, 101)},
     **{f"{ring}_r3d_{depth}": f"r3d_{depth}" for ring in ("sre", "gmr") for depth in (18, 34)},
-    "sre_unet": "unet",
-    "gmr_unet": "unet",
+    "sre_unet": "plain_unet",
+    "gmr_unet": "plain_unet",
 }
 """For each ring network, the ordinary network of the same stem, channels, strides and resolutions."""
 
-_UNETS = ("sre_unet", "gmr_unet", "unet")
+_UNETS = ("sre_unet", "gmr_unet", "plain_unet")
 
 MONAI_NETWORKS = (
     "AttentionUnet",
@@ -40,6 +41,8 @@ MONAI_NETWORKS = (
 """MONAI's networks that answer an image with a map of logits. A checkpoint, which may be somebody else's, can name
 these and no other class."""
 
+_BASIC_UNET_FEATURES = (32, 32, 64, 128, 256, 32)
+
 
 def classifier(options: TrainOptions, classes: int, channels: int, ndim: int) -> nn.Module:
     """Builds a classification network.
@@ -52,6 +55,10 @@ def classifier(options: TrainOptions, classes: int, channels: int, ndim: int) ->
     from sre_triton import models
 
     name = options.model_type
+    if name == HISTOGRAM:
+        if network_arguments(options):
+            raise ValueError(f"--model-args {options.model_args!r}: {HISTOGRAM} takes none")
+        return HistogramClassifier(classes, channels)
     if "unet" in name or name.startswith("monai:"):
         raise ValueError(f"--model-type {name} is for `sre-triton segment`: take a classifier, as sre_resnet18")
     sizes = options.sre_conv_size_list or [options.sre_conv_size]
@@ -109,16 +116,18 @@ def segmenter(options: SegmentOptions, classes: int = 2) -> nn.Module:
     """
     given, name = network_arguments(options), options.model_type
     build: Callable[..., nn.Module]
-    if name.startswith("monai:"):
+    if name == "unet" or name.startswith("monai:"):
         import monai.networks.nets as nets
 
-        wanted = name.removeprefix("monai:")
+        wanted = "BasicUNet" if name == "unet" else name.removeprefix("monai:")
         if wanted not in MONAI_NETWORKS:
             raise ValueError(f"--model-type {name}: expected monai: and one of {', '.join(MONAI_NETWORKS)}")
         build = getattr(nets, wanted, None)  # type: ignore[assignment]
         if build is None:
             raise ValueError(f"--model-type {name}: this version of MONAI has no {wanted}")
         arguments: dict[str, Any] = {"spatial_dims": 2, "in_channels": 3, "out_channels": classes} | given
+        if name == "unet":
+            arguments = {"features": _BASIC_UNET_FEATURES, "norm": _monai_norm(options)} | arguments
     elif name in _UNETS:
         from sre_triton import models
 
@@ -128,7 +137,7 @@ def segmenter(options: SegmentOptions, classes: int = 2) -> nn.Module:
             arguments["invariants"] = options.invariants
         arguments |= given
     else:
-        raise ValueError(f"--model-type must be sre_unet, gmr_unet, unet or monai:NAME, got {name!r}")
+        raise ValueError(f"--model-type must be {', '.join(_UNETS)}, unet or monai:NAME, got {name!r}")
     try:
         return _balanced(build(**arguments), options)
     except ImportError as error:  # MONAI's own has a page of text below its first line
@@ -150,3 +159,12 @@ def _norm(options: RunOptions, ndim: int) -> Callable[[int], nn.Module] | None:
     if options.norm_layer == "instance":
         return partial(nn.InstanceNorm2d if ndim == 2 else nn.InstanceNorm3d, affine=True)
     return None
+
+
+def _monai_norm(options: RunOptions) -> tuple[str, dict[str, Any]]:
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        "batch": ("batch", {}),
+        "group": ("group", {"num_groups": 8}),
+        "instance": ("instance", {"affine": True}),
+    }
+    return kinds[options.norm_layer]

@@ -22,7 +22,7 @@ from sre_triton.training.data.photographs import Photograph
 from sre_triton.training.data.segmentation_set import SegmentationSet, read_segmentation_set
 from sre_triton.training.data.splits import parts_of
 from sre_triton.training.data.standardise import standardise
-from sre_triton.training.data.warp import Symmetry
+from sre_triton.training.data.warp import Symmetry, middle
 from sre_triton.training.figures import draw_images
 from sre_triton.training.options import SegmentOptions, TurningOptions
 from sre_triton.training.tasks.class_weights import class_weights
@@ -176,7 +176,7 @@ class SegmentationTask(Task):
         around += (around - side) % 2
 
         def turned(part: Tensor, how: TurningOptions) -> Tensor:
-            return _centre(symmetry(_centre(part, around), how), side)
+            return middle(symmetry(middle(part, around), how), side)
 
         for whole in (_Whole(self.photographs.splits[part]) for part in parts_of(split)):
             for index in range(len(whole)):
@@ -259,15 +259,6 @@ class SegmentationTask(Task):
         left_out = table.view(len(table), len(self._thresholds), -1)[:, best].isnan().sum(dim=0)
         scores |= counted(dict(zip(names, left_out.tolist(), strict=True)))
         self.log_dict({f"val_{name}": value for name, value in scores.items()}, logger=False)
-
-
-def _centre(x: Tensor, side: int) -> Tensor:
-    """The middle of a batch, at most ``side`` pixels wide and high; 0 for all of it."""
-    for dim in (2, 3):
-        length = x.shape[dim]
-        if 0 < side < length:
-            x = x.narrow(dim, (length - side) // 2, side)
-    return x
 
 
 def _in_fast_format(images: Tensor) -> Tensor:
