@@ -123,31 +123,33 @@ _PLAIN_RATES = (2.5e-4, 7e-4)
 _TURNED = {"train_rotate": True, "train_degree": 180.0, "train_flip_p": 0.5}
 _STEPS = {"epochs": 1, "crops_per_image": 63}
 
+_OPTIONS = SegmentOptions(
+    data=Path("chase.csv"),
+    crop_size=128,
+    batch_size=2,
+    normalise="field",
+    gain=0.3,
+    offset=0.5,
+    interpolation="bilinear",
+    loss="dice-ce",
+    one_cycle=True,
+    balance_rings=True,
+    ema=0.99,
+    bf16=True,
+    tune_threshold=True,
+    window_size=1024,
+    overlap=0.0,
+    test_batch_size=1,
+    threads=1,
+    quiet=True,
+    **_STEPS,  # type: ignore[arg-type]
+)
+
 TABLE = Table(
     name="vessels",
     title="Vessels: CHASE_DB1 and, unseen, HRF",
     protocol=PROTOCOL,
-    options=SegmentOptions(
-        data=Path("chase.csv"),
-        crop_size=128,
-        batch_size=2,
-        normalise="field",
-        gain=0.3,
-        offset=0.5,
-        interpolation="bilinear",
-        loss="dice-ce",
-        one_cycle=True,
-        balance_rings=True,
-        ema=0.99,
-        bf16=True,
-        tune_threshold=True,
-        window_size=1024,
-        overlap=0.0,
-        test_batch_size=1,
-        threads=1,
-        quiet=True,
-        **_STEPS,  # type: ignore[arg-type]
-    ),
+    options=_OPTIONS,
     networks=(
         Network("ring", {"model_type": "sre_unet"}, (8e-3, 2e-2), equivariant=True),
         Network("ring-invariants", {"model_type": "sre_unet", "invariants": True}, (2e-2, 5e-2), equivariant=True),
@@ -207,7 +209,7 @@ ABLATION = dataclasses.replace(
     name="vessels-invariants",
     title="Which invariants, where, at which scales",
     protocol=ABLATION_PROTOCOL,
-    options=dataclasses.replace(TABLE.options, crops_per_image=13, ema=0.0),
+    options=dataclasses.replace(_OPTIONS, crops_per_image=13, ema=0.0),
     networks=[
         Network(
             name,
