@@ -19,6 +19,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 DRAWN = ROOT / "build" / "figures"
+EVIDENCE = ROOT / "bench" / "results" / "evidence"
 
 _redraw = True
 
@@ -39,6 +40,8 @@ def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
     figures.draw(DRAWN, [name for name in figures.FIGURES if _redraw or not (DRAWN / name).exists()])
     for name in figures.FIGURES:
         files.append(File.generated(config, f"figures/{name}", abs_src_path=str(DRAWN / name)))
+    for path in sorted(EVIDENCE.glob("*/*.svg")):  # the page of evidence names them as they lie beside it
+        files.append(File.generated(config, f"{path.parent.name}/{path.name}", abs_src_path=str(path)))
     return files
 
 

@@ -20,7 +20,7 @@ __all__ = ["Angles", "write_page"]
 PAGE = "README.md"
 _RIGHT, _OBLIQUE = 4, 32  # of the 36 angles in steps of 10 degrees
 _NAMES = {"dice": "F1", "auc": "AUC", "accuracy": "accuracy", "error": "error"}
-_HEAD = """# Evidence
+_HEAD = """# On real images
 
 Made by `python -m bench.evidence tables` from the JSON files beside it, which `make evidence-TABLE` makes. Scores in
 percent, mean ± sample standard deviation over seeds. Right angles are 0, 90, 180 and 270 degrees; *mean* is over the
