@@ -34,7 +34,7 @@ def on_startup(command: str, dirty: bool, **_: Any) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
-    """Draws the figures, and adds them to the site."""
+    """Draws the figures, and adds them to the site along with those that lie beside results."""
     from docs import figures
 
     figures.draw(DRAWN, [name for name in figures.FIGURES if _redraw or not (DRAWN / name).exists()])

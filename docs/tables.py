@@ -300,11 +300,11 @@ def _relative(found: Tensor, truth: Tensor) -> str:
 
 
 def evidence() -> str:
-    """What bench/results/evidence holds, whole."""
-    files = sorted((RESULTS / "evidence").glob("*.md"))
-    if not files:
-        return "`bench/results/evidence` holds no file yet: what README reports is all there is."
-    return "\n\n".join(re.sub(r"\A# ", "## ", file.read_text(encoding="utf-8")) for file in files)
+    """The page of bench/results/evidence, whole. docs/hooks.py puts its figures where it names them."""
+    page = RESULTS / "evidence" / "README.md"
+    if not page.exists():
+        return "**`bench/results/evidence` holds no result yet.** README reports what was measured before."
+    return re.sub(r"\A# .*\n+", "", page.read_text(encoding="utf-8"))
 
 
 def public_names() -> str:
