@@ -12,13 +12,16 @@ from torch import Tensor
 
 from sre_triton.training.options import RunOptions
 
-__all__ = ["EVERY_TEN", "TWELVE", "Evaluation", "Network", "Table", "at_all", "distinct_angles"]
+__all__ = ["EIGHT", "EVERY_TEN", "TWELVE", "Evaluation", "Network", "Table", "at_all", "distinct_angles"]
 
 EVERY_TEN = tuple(float(angle) for angle in range(0, 360, 10))
 """The 36 angles of the rotation test."""
 
 TWELVE = (0.0, 90.0, 180.0, 270.0, 10.0, 110.0, 210.0, 310.0, 50.0, 150.0, 250.0, 350.0)
 """The four right angles, and of the 32 others one of each four that differ by quarter turns, in all four quadrants."""
+
+EIGHT = (0.0, 90.0, 180.0, 270.0, 10.0, 120.0, 230.0, 340.0)
+"""The four right angles and one oblique angle in each quadrant, no two of which differ by quarter turns."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Network:
         equivariant: quarter turns of the input change nothing but rounding, so that angles that differ by quarter turns
             are one input: it is computed once and counted for each.
         reading: what it has in common with the networks that it is compared with, "equal steps" or "equal time".
+        is_averaged: its probabilities are means over the 8 turns and flips in tests; see :mod:`.averaging`.
+        trained_as: another network of the table with the same options, whose rate and trainings it shares.
     """
 
     name: str
@@ -39,6 +44,8 @@ class Network:
     rates: tuple[float, ...]
     equivariant: bool = False
     reading: str = "equal steps"
+    is_averaged: bool = False
+    trained_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,11 @@ class Table:
             raise ValueError("every network must have as many rates to try, else one is tuned better than another")
         if self.rate_seed in self.seeds and self.rate_options:
             raise ValueError(f"rate_seed must be none of the seeds {list(self.seeds)}, got {self.rate_seed}")
+        for network in self.networks:
+            if network.trained_as and dict(self.network(network.trained_as).options) != dict(network.options):
+                raise ValueError(
+                    f"{network.name} has other options than {network.trained_as}, whose trainings it shares"
+                )
         missing = {name for pair in self.comparisons for name in pair} - set(names)
         if missing:
             raise ValueError(f"comparisons name networks that the table has not: {sorted(missing)}")

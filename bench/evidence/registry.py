@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from bench.evidence import rotated_mnist, vessels
+from bench.evidence import medmnist, nuclei, rotated_mnist, vessels
 from bench.evidence.protocol import Table
 
 __all__ = ["TABLES"]
 
-TABLES: dict[str, Table] = {table.name: table for table in (vessels.TABLE, vessels.ABLATION, rotated_mnist.TABLE)}
+_TABLES = (vessels.TABLE, vessels.ABLATION, rotated_mnist.TABLE, nuclei.TABLE, medmnist.BREAST, medmnist.PNEUMONIA)
+TABLES: dict[str, Table] = {table.name: table for table in _TABLES}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.evidence.averaging import OverSymmetries
 from bench.evidence.protocol import Evaluation, Network, Table, at_all, distinct_angles
 from bench.evidence.symmetry import symmetry_of
 from sre_triton.models.profile import count_work
@@ -76,7 +77,7 @@ class Runner:
     def rates(self) -> None:
         """Tries every rate of every network."""
         for network in self.table.networks:
-            for rate in network.rates if len(network.rates) > 1 else ():
+            for rate in network.rates if len(network.rates) > 1 and not network.trained_as else ():
                 self._tried(network, rate)
 
     def _tried(self, network: Network, rate: float) -> float:
@@ -96,12 +97,16 @@ class Runner:
 
     def _folder(self, network: Network, seed: int) -> Path:
         """Where a network is trained with a seed: where its rate was tried, if that was the same training."""
+        if network.trained_as:
+            return self._folder(self.table.network(network.trained_as), seed)
         if seed == self.table.rate_seed and not self.table.rate_options and len(network.rates) > 1:
             return self._tried_in(network, self.rate(network))
         return self.work / f"{network.name}-seed{seed}"
 
     def rate(self, network: Network) -> float:
         """The best of a network's rates on validation."""
+        if network.trained_as:
+            return self.rate(self.table.network(network.trained_as))
         if len(network.rates) == 1:
             return network.rates[0]
         return max(network.rates, key=lambda rate: self._tried(network, rate))
@@ -145,6 +150,8 @@ class Runner:
         asked = self.table.tested(options, evaluation, self.work)
         task = load_task(best, asked, undivided=evaluation.split == "all")
         task.options = dataclasses.replace(task.options, test_batch_size=asked.test_batch_size)
+        if network.is_averaged:
+            task.network = OverSymmetries(task.network)
         angles = distinct_angles(evaluation.angles, network.equivariant)
         rows, images = [], []
         with _precision(options):
@@ -188,7 +195,7 @@ class Runner:
         if path.is_file():
             return
         builders: dict[str, Callable[[], nn.Module]] = {}
-        for network in self.table.networks:
+        for network in (one for one in self.table.networks if not one.trained_as):
             options = self.table.trained(network, self.work)
             kind = task_type(options)
             about = kind.describe(options, kind.read_data(options))

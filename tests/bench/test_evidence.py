@@ -7,9 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 pytest.importorskip("lightning")
 from bench.evidence import running
+from bench.evidence.averaging import OverSymmetries
 from bench.evidence.pages import Angles, write_page
 from bench.evidence.protocol import EVERY_TEN, TWELVE, Evaluation, Network, Table, at_all, distinct_angles
 from bench.evidence.registry import TABLES
@@ -17,6 +20,7 @@ from bench.evidence.running import Runner
 from sre_triton.training.options import SegmentOptions
 
 SMALL = '{"features": [2, 2], "sre_conv_size": 3}'
+PLAIN = {"model_type": "monai:UNet", "model_args": '{"channels": [2, 2], "strides": [2]}'}
 TABLE = Table(
     name="drawn",
     title="Drawn",
@@ -34,9 +38,8 @@ TABLE = Table(
     ),
     networks=(
         Network("ring", {"model_args": SMALL}, (1e-3, 1e-2), equivariant=True),
-        Network(
-            "plain", {"model_type": "monai:UNet", "model_args": '{"channels": [2, 2], "strides": [2]}'}, (1e-3, 1e-2)
-        ),
+        Network("plain", PLAIN, (1e-3, 1e-2)),
+        Network("averaged", PLAIN, (1e-3, 1e-2), equivariant=True, is_averaged=True, trained_as="plain"),
     ),
     seeds=(1,),
     rate_options={"crops_per_image": 1},
@@ -67,7 +70,11 @@ def test_a_table_is_made_from_its_trainings_to_its_page_and_gone_on_with(
     turned = result["evaluations"]["turned"]
     assert [row["angle"] for row in turned["rows"]] == distinct_angles(TWELVE, equivariant=True)
     assert turned["images"]["dice"]["first"] != turned["images"]["dice"]["mean"]
-    assert len(json.loads((folder / "plain-seed1.json").read_text())["evaluations"]["turned"]["rows"]) == 12
+    plain, averaged = (json.loads((folder / f"{name}-seed1.json").read_text()) for name in ("plain", "averaged"))
+    assert len(plain["evaluations"]["turned"]["rows"]) == 12
+    assert len(averaged["evaluations"]["turned"]["rows"]) == 9
+    assert averaged["evaluations"] != plain["evaluations"]
+    assert averaged["validation"] == plain["validation"]  # of the same training
     assert str(tmp_path) not in first.decode()
     page = write_page([TABLE], tmp_path / "results").read_text(encoding="utf-8")
     assert "| second observer |" in page
@@ -76,6 +83,24 @@ def test_a_table_is_made_from_its_trainings_to_its_page_and_gone_on_with(
     longer = dataclasses.replace(TABLE, options=dataclasses.replace(TABLE.options, crops_per_image=3))
     with pytest.raises(ValueError, match="crops_per_image 2, not 3: remove it"):
         Runner(longer, tmp_path, tmp_path / "results", tmp_path / "work").result(TABLE.network("ring"), 1)
+
+
+@pytest.mark.parametrize("maps", [False, True])
+def test_an_average_over_the_symmetries_turns_with_the_image(maps: bool) -> None:
+    network = nn.Conv2d(1, 3, 3, padding=1) if maps else nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    x = torch.randn(2, 1, 8, 8)
+    averaged = OverSymmetries(network)
+    for turn in (lambda y: y.rot90(1, (2, 3)), lambda y: y.flip(2)):
+        expected = turn(averaged(x)) if maps else averaged(x)
+        torch.testing.assert_close(averaged(turn(x)), expected)
+        assert not torch.allclose(network(turn(x)), turn(network(x)) if maps else network(x), atol=1e-3)
+    torch.testing.assert_close(averaged(x).exp().sum(dim=1), torch.ones_like(averaged(x)[:, 0]))
+
+
+def test_a_network_shares_the_trainings_of_another_with_its_options_alone() -> None:
+    other = Network("other", {}, (1e-3, 1e-2), trained_as="plain")
+    with pytest.raises(ValueError, match="other has other options than plain"):
+        dataclasses.replace(TABLE, networks=[*TABLE.networks, other])
 
 
 def test_the_mean_is_over_36_angles_whichever_of_them_are_computed() -> None:
