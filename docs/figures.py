@@ -297,28 +297,50 @@ def draw_speed(path: Path) -> None:
     """Times faster than nn.Conv, geometric means over layers, from what bench/results holds."""
     means = {name: json.loads((RESULTS / f"{name}.json").read_text())["means"] for name in ("cpu", "cpu-pure")}
     groups = list(means["cpu"])
-    bars: dict[str, Callable[[str, str], float | None]] = {
+    bars: dict[str, Callable[[str, str], float]] = {
         "reference package": lambda group, mode: means["cpu"][group][mode] / means["cpu"][group][f"SRE_Conv {mode}"],
         "without the native kernel": lambda group, mode: means["cpu-pure"][group][mode],
         "with the native kernel": lambda group, mode: means["cpu"][group][mode],
     }
-    with drawing(path, WIDTH, 2.6) as figure:
+    with drawing(path, WIDTH, 4.2) as figure:
+        longest = max(value(group, mode) for value in bars.values() for group in groups for mode in ("infer", "train"))
         for axes, mode, title in zip(
-            figure.subplots(1, 2, sharey=True), ("infer", "train"), ("inference", "training step"), strict=True
+            figure.subplots(2, 1, sharex=True), ("infer", "train"), ("inference", "training step"), strict=True
         ):
             for number, (name, value) in enumerate(bars.items()):
                 places = [-place - 0.27 * (number - 1) for place in range(len(groups))]
                 widths = [value(group, mode) for group in groups]
                 drawn = axes.barh(places, widths, 0.25, color=("#999999", COLOURS[5], COLOURS[0])[number], label=name)
-                axes.bar_label(drawn, fmt="%.1f", padding=1, fontsize=5.5)
+                axes.bar_label(drawn, fmt="%.1f", padding=1, fontsize=6.5)
             axes.axvline(1, color="#202020", linewidth=0.7)
-            axes.set(title=title, xlabel="times as fast as nn.Conv", xlim=(0, 20))
+            axes.set(title=title, xlim=(0, 1.08 * longest))
             axes.set_yticks([-place for place in range(len(groups))], [group.removesuffix(" cpu") for group in groups])
             axes.grid(axis="y", visible=False)
+        axes.set_xlabel("times as fast as nn.Conv")
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(
             handles[::-1], labels[::-1], loc="outside upper center", ncols=3, columnspacing=0.8, handlelength=1
         )
+
+
+def draw_hard(path: Path) -> None:
+    """The layers that are hard to speed up, one by one: where nn.Conv wins shows."""
+    found = [
+        row for row in json.loads((RESULTS / "cpu.json").read_text())["cases"] if not row["modes"]["infer"]["in_mean"]
+    ]
+    labels = [f"{row['case']}, k={row['k']}" for row in found]
+    with drawing(path, WIDTH, 0.6 + 0.125 * len(found)) as figure:
+        axes = figure.subplots()
+        for number, (mode, name) in enumerate({"infer": "inference", "train": "training step"}.items()):
+            speeds = [row["modes"][mode]["ratio"]["nn.Conv"] for row in found]
+            style = {"linestyle": "none", "marker": MARKERS[number], "markersize": 3.5, "color": COLOURS[number]}
+            axes.semilogx(speeds, [-place for place in range(len(found))], label=name, **style)
+        axes.axvline(1, color="#202020", linewidth=0.7)
+        axes.set_yticks([-place for place in range(len(found))], labels)
+        axes.set(xlabel="times as fast as nn.Conv; left of the line slower", ylim=(-len(found), 1))
+        axes.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
+        axes.minorticks_off()
+        figure.legend(loc="outside upper center", ncols=2)
 
 
 FIGURES: dict[str, Callable[[Path], None]] = {
@@ -331,6 +353,7 @@ FIGURES: dict[str, Callable[[Path], None]] = {
     "turning.gif": draw_turning,
     "strides.svg": draw_strides,
     "speed.svg": draw_speed,
+    "hard-layers.svg": draw_hard,
 }
 """What draws each file."""
 

@@ -173,7 +173,7 @@ def _means(name: str) -> str:
     rows = []
     for group, figures in found["means"].items():
         cells = [format(figures[n], style) if n in figures else "-" for n, (_, style) in bench_report.COLUMNS.items()]
-        rows.append([group.removesuffix(" cpu"), *cells])
+        rows.append([group.removesuffix(" cpu").replace(" ", "&nbsp;"), *cells])
     return f"{_table(['', *bench_report.COLUMNS], rows, len(bench_report.COLUMNS))}\n\n{_machine(found['environment'])}"
 
 
@@ -308,23 +308,23 @@ def evidence() -> str:
 
 
 def public_names() -> str:
-    """Every public name with the first sentence of its documentation."""
-    rows = []
+    """Every public name with the first sentence of its documentation. The build fails where one has no page."""
+    lines = []
     for module in (sre_triton, sre_triton.functional, sre_triton.models):
+        lines += ["", f"## {module.__name__}", ""]
         for name in sorted(module.__all__, key=str.lower):
             value = getattr(module, name)
             if inspect.ismodule(value) or (module is not sre_triton and name in sre_triton.__all__):
                 continue
-            target = f"{module.__name__}.{name}"
-            rows.append([f"[`{target.removeprefix('sre_triton.')}`][{target}]", _first_sentence(value)])
-    return _table(["name", ""], rows)
+            lines.append(f"- [`{name}`][{module.__name__}.{name}]: {_first_sentence(value)}")
+    return "\n".join(lines)
 
 
 def _first_sentence(value: object) -> str:
     paragraph = " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
     from docs.roles import without_roles
 
-    return without_roles(paragraph).replace("|", "\\|")
+    return without_roles(paragraph)
 
 
 def cli() -> str:
