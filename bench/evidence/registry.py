@@ -7,5 +7,13 @@ from bench.evidence.protocol import Table
 
 __all__ = ["TABLES"]
 
-_TABLES = (vessels.TABLE, vessels.ABLATION, rotated_mnist.TABLE, nuclei.TABLE, medmnist.BREAST, medmnist.PNEUMONIA)
+_TABLES = (
+    vessels.TABLE,
+    vessels.ABLATION,
+    rotated_mnist.TABLE,
+    rotated_mnist.ABLATION,
+    nuclei.TABLE,
+    medmnist.BREAST,
+    medmnist.PNEUMONIA,
+)
 TABLES: dict[str, Table] = {table.name: table for table in _TABLES}

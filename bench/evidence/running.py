@@ -222,7 +222,8 @@ class Runner:
         if not path.is_file():
             return False
         then, now = read_json(path)["options"], _told(options, self.work)
-        differ = [f"{name} {then.get(name)!r}, not {value!r}" for name, value in now.items() if then.get(name) != value]
+        was = {**_told(type(options)(), self.work), **then}  # an option that was added later had its default
+        differ = [f"{name} {was[name]!r}, not {value!r}" for name, value in now.items() if was[name] != value]
         if differ:
             raise ValueError(f"{path} was made with {' and '.join(differ)}: remove it to make it anew")
         return True
