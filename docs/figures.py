@@ -198,7 +198,7 @@ def _one_of_each(width: int) -> dict[str, Callable[[int, int], nn.Module]]:
 
 def draw_errors(path: Path) -> None:
     """Relative error of random 9x9 layers when a smooth image is turned, angle by angle."""
-    angles = tuple(range(0, 91, 5))
+    angles = (5, *range(10, 90, 10), 85, 90)
     x = _smooth(128, 1.5)
     with drawing(path, WIDTH, 2.2) as figure:
         for axes, depth in zip(figure.subplots(1, 2, sharey=True), (1, 4), strict=True):
@@ -207,9 +207,9 @@ def draw_errors(path: Path) -> None:
                 for seed in range(2):
                     torch.manual_seed(seed)
                     network = _stack(layer, depth, 4)
-                    errors.append([*equivariance_errors(network, x, angles[1:], margin=4 * depth + 6).values()])
+                    errors.append([*equivariance_errors(network, x, angles, margin=4 * depth + 6).values()])
                 axes.semilogy(
-                    angles[1:],
+                    angles,
                     np.mean(errors, axis=0),
                     color=COLOURS[(1, 0, 2)[number]],
                     marker=MARKERS[number],
@@ -236,7 +236,7 @@ def draw_turning(path: Path) -> None:
         torch.manual_seed(3)
         network = _stack(kinds[name], 3, 8)
         with torch.no_grad():
-            found = [rotation(-a)(network(rotation(a)(x).clamp(0, 1)))[0, 2] for a in angles]
+            found = [rotation(-a)(network(rotation(a)(x).clamp(0, 1))[:, 2:3])[0, 0] for a in angles]
         features[name] = [torch.where(disc, one, torch.nan) for one in found]
     frames = []
     with house_style():

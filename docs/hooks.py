@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
@@ -30,6 +31,7 @@ _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>'
 def on_startup(command: str, dirty: bool, **_: Any) -> None:
     """While pages are written (``mkdocs serve``, ``build --dirty``) figures that are there are shown as they are."""
     global _redraw
+    torch.set_num_threads(1)  # the same figures and errors on every machine
     _redraw = command == "build" and not dirty
 
 
