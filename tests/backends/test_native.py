@@ -336,14 +336,33 @@ def test_bfloat16_rounds_as_pytorch_does(value: float) -> None:
 
 
 @needs_native
-def test_threads_do_not_meet_in_depthwise_planes() -> None:
-    spec = conv_spec(2, 3, 2, True, False, (1, 1), (1, 1), (1, 1), 64)
-    x, weight = torch.randn(4, 64, 40, 40, dtype=torch.float64), torch.randn(64, 1, 2, dtype=torch.float64)
-    expected = dense.forward(x, weight, None, spec)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(3)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "groups", "stride"), [(64, 64, 64, 1), (40, 40, 40, 2), (24, 40, 1, 1), (48, 24, 12, 2)]
+)
+def test_threads_do_not_meet(
+    inputs: int, outputs: int, groups: int, stride: int, memory_format: torch.memory_format
+) -> None:
+    """Maps so large that threads are at work at the same time: of what one does to another, bits would tell."""
+    spec = conv_spec(2, 5, 3, True, False, (stride,) * 2, (2, 2), (1, 1), groups)
+    x, weight = torch.randn(3, inputs, 65, 49), torch.randn(outputs, inputs // groups, 3)
+    x = x.contiguous(memory_format=memory_format)
+
+    def call() -> list[torch.Tensor]:
+        y = native.forward(x, weight, None, spec)
+        fused = native.fused_forward(x, weight, None, spec, activation="relu", negative_slope=0.0, residual=y)
+        return [y, fused, *native.backward(y, x, weight, spec)]
+
+    before = torch.get_num_threads()
     try:
-        for _ in range(10):
-            torch.testing.assert_close(native.forward(x, weight, None, spec), expected)
+        torch.set_num_threads(1)
+        alone = call()
+        torch.set_num_threads(3)
+        runs = [call() for _ in range(5)]
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+    for results in runs:
+        assert all(map(torch.equal, results, runs[0]))
+        assert all(map(torch.equal, results[:3], alone[:3]))
+    truth = dense.forward(x.double(), weight.double(), None, spec)
+    torch.testing.assert_close(alone[0].double(), truth, rtol=0, atol=1e-6 * truth.abs().max().item())

@@ -95,9 +95,15 @@ inline void store_as(To* to, Vector<T> v, Index n) {
     copy_run(to, one, n);
 }
 
+// How far ahead of what is read or written the next comes to be: rows of planes lie too far from one another for the
+// processor to see what comes next.
+struct Ahead {
+  Index read = 0, written = 0;  // elements; 0: not known
+};
+
 // row_of(c)[r] = from[r * from_pitch + c] for all rows r and columns c; T is the type in between.
 template <class T, class RowOf, class From>
-void transpose(RowOf row_of, const From* from, Index from_pitch, Index rows, Index columns) {
+void transpose(RowOf row_of, const From* from, Index from_pitch, Index rows, Index columns, Ahead ahead = {}) {
   constexpr Index kSide = kLanes<T>, kWorthwhile = kSide * kSide / 4;
   for (Index r = 0; r < rows; r += kSide)
     for (Index c = 0; c < columns; c += kSide) {
@@ -108,6 +114,10 @@ void transpose(RowOf row_of, const From* from, Index from_pitch, Index rows, Ind
           for (Index j = 0; j < width; ++j) copy_run(row_of(c + j) + r + i, source + i * from_pitch + j, 1);
         continue;
       }
+      if (ahead.read)
+        for (Index i = 0; i < height; ++i) __builtin_prefetch(source + i * from_pitch + ahead.read, 0, 2);
+      if (ahead.written)
+        for (Index j = 0; j < width; ++j) __builtin_prefetch(row_of(c + j) + r + ahead.written, 1, 2);
       Vector<T> square[kSide];
       for (Index i = 0; i < kSide; ++i)
         square[i] = i < height ? load_as<T>(source + i * from_pitch, width) : Vector<T>{};
@@ -116,11 +126,45 @@ void transpose(RowOf row_of, const From* from, Index from_pitch, Index rows, Ind
     }
 }
 
+// The same of kChannels channels, too few to be transposed in vectors: numbers that the compiler knows make loops of
+// few instructions.
+template <Index kChannels, Index kStep, class T, class S>
+void copy_few(T* to, Index pitch, const S* from, Index step, Index count, Index channel_stride) {
+  const Index by = kStep ? kStep : step;
+  const S* rows[kChannels];
+  for (Index c = 0; c < kChannels; ++c) rows[c] = from + c * channel_stride;
+  if (pitch == kChannels) {
+    for (Index i = 0; i < count; ++i)
+#pragma GCC unroll 4
+      for (Index c = 0; c < kChannels; ++c) to[i * kChannels + c] = cast_to<T>(rows[c][i * by]);
+  } else {
+    for (Index i = 0; i < count; ++i)
+#pragma GCC unroll 4
+      for (Index c = 0; c < kChannels; ++c) to[i * pitch + c] = cast_to<T>(rows[c][i * by]);
+  }
+}
+template <Index kChannels, class T, class S>
+void copy_few(T* to, Index pitch, const S* from, Index step, Index count, Index channel_stride) {
+  if (channel_stride == 1 && step == 2 * kChannels)
+    copy_few<kChannels, 2 * kChannels>(to, pitch, from, step, count, 1);
+  else if (step == 1)
+    copy_few<kChannels, 1>(to, pitch, from, step, count, channel_stride);
+  else if (step == 2)
+    copy_few<kChannels, 2>(to, pitch, from, step, count, channel_stride);
+  else
+    copy_few<kChannels, 0>(to, pitch, from, step, count, channel_stride);
+}
+
 // `count` positions of all channels, `step` elements apart, to rows `pitch` apart.
 template <class T, class S>
-void copy_positions(T* to, Index pitch, const S* from, Index step, Index count, Index channels, Index channel_stride) {
+void copy_positions(T* to, Index pitch, const S* from, Index step, Index count, Index channels, Index channel_stride,
+                    Index ahead = 0) {
+  if (channel_stride == 1 && step == channels && pitch == channels) return copy_run(to, from, count * channels);
+  if (channels == 1) return copy_few<1>(to, pitch, from, step, count, channel_stride);
+  if (channels == 2) return copy_few<2>(to, pitch, from, step, count, channel_stride);
+  if (channels == 3) return copy_few<3>(to, pitch, from, step, count, channel_stride);
+  if (channels == 4) return copy_few<4>(to, pitch, from, step, count, channel_stride);
   if (channel_stride == 1) {
-    if (step == channels && pitch == channels) return copy_run(to, from, count * channels);
     for (Index i = 0; i < count; ++i) {
       if (channels < 16)  // too few for a call of memcpy
         for (Index c = 0; c < channels; ++c) to[i * pitch + c] = cast_to<T>(from[i * step + c]);
@@ -129,7 +173,7 @@ void copy_positions(T* to, Index pitch, const S* from, Index step, Index count, 
     }
   } else if (step == 1) {
     using Between = std::conditional_t<std::is_arithmetic_v<T>, T, float>;
-    transpose<Between>([=](Index i) { return to + i * pitch; }, from, channel_stride, channels, count);
+    transpose<Between>([=](Index i) { return to + i * pitch; }, from, channel_stride, channels, count, {ahead, 0});
   } else {
     for (Index i = 0; i < count; ++i)
       for (Index c = 0; c < channels; ++c) to[i * pitch + c] = cast_to<T>(from[i * step + c * channel_stride]);
@@ -164,7 +208,8 @@ void load_input(T* to, const Activation<S>& x, const Window& w, const Tile& tile
       row += first[2] * x.stride[2];
       if (step == 1 && gap == 1) {
         std::fill_n(to, lead * x.channels, T(0));
-        copy_positions(to + lead * x.channels, x.channels, row, x.stride[2], count, x.channels, x.channel_stride);
+        copy_positions(to + lead * x.channels, x.channels, row, x.stride[2], count, x.channels, x.channel_stride,
+                       x.stride[1]);
         std::fill_n(to + (lead + count) * x.channels, (extent[2] - lead - count) * x.channels, T(0));
         continue;
       }
@@ -187,7 +232,7 @@ void load_positions(T* to, Index pitch, const Activation<S>& a, const Tile& tile
     for (Index i = tile.start[0]; i < tile.start[0] + tile.size[0]; ++i)
       for (Index j = tile.start[1]; j < tile.start[1] + tile.size[1]; ++j) {
         const S* row = a.data + n * a.image_stride + i * a.stride[0] + j * a.stride[1] + tile.start[2] * a.stride[2];
-        copy_positions(to, pitch, row, a.stride[2], tile.size[2], a.channels, a.channel_stride);
+        copy_positions(to, pitch, row, a.stride[2], tile.size[2], a.channels, a.channel_stride, a.stride[1]);
         to += tile.size[2] * pitch;
       }
 }
@@ -211,8 +256,8 @@ void store_rows(const T* rows, Index pitch, const Activation<S>& y, const Index*
   for (Index begin = 0, end; begin < count; begin = end) {
     end = run_end(offsets, begin, count, 1);
     S* run = base + offsets[begin];
-    transpose<T>([&](Index c) { return run + c * y.channel_stride; }, rows + begin * pitch, pitch, end - begin,
-                 columns);
+    transpose<T>([&](Index c) { return run + c * y.channel_stride; }, rows + begin * pitch, pitch, end - begin, columns,
+                 {0, end - begin});
   }
 }
 

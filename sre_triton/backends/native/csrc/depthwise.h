@@ -24,13 +24,19 @@ struct Reading {
   const T* weights;
 };
 
+// Both ways to weigh bring the next row of the input, which is `ahead` elements further, to the cache on the way.
+
 // Channels side by side: kCount outputs, kVectors vectors of their channels from `c` on, or `rest` channels if that is
 // not zero.
 template <class S, class T, int kCount, int kVectors, bool kPart>
 void weigh_channels(const std::vector<Reading<S, T>>& readings, Index c, Index rest, Index from_step, const T* start,
-                    S* to, Index to_step) {
+                    S* to, Index to_step, Index ahead) {
   constexpr Index kL = kLanes<T>;
   Vector<T> sum[kCount][kVectors];
+  const S* next = readings.empty() ? to : readings.back().from + c + ahead;
+  for (int p = 0; p < kCount; ++p, next = step_on(next, from_step))
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) __builtin_prefetch(next + v * kL, 0, 2);
 #pragma GCC unroll 8
   for (int p = 0; p < kCount; ++p)
 #pragma GCC unroll 4
@@ -54,7 +60,7 @@ void weigh_channels(const std::vector<Reading<S, T>>& readings, Index c, Index r
 }
 
 template <class S, class T>
-using WeighChannels = void (*)(const std::vector<Reading<S, T>>&, Index, Index, Index, const T*, S*, Index);
+using WeighChannels = void (*)(const std::vector<Reading<S, T>>&, Index, Index, Index, const T*, S*, Index, Index);
 template <class S, class T, int kVectors, bool kPart, int... kCounts>
 WeighChannels<S, T> weigh_channels_of(Index count, std::integer_sequence<int, kCounts...>) {
   static constexpr WeighChannels<S, T> blocks[] = {weigh_channels<S, T, kCounts + 1, kVectors, kPart>...};
@@ -64,7 +70,7 @@ WeighChannels<S, T> weigh_channels_of(Index count, std::integer_sequence<int, kC
 // `count` outputs that read with the same taps; `readings` are those of the first, and move on.
 template <class S, class T>
 void weigh_run(std::vector<Reading<S, T>>& readings, Index channels, Index from_step, const T* start, S* to,
-               Index to_step, Index count) {
+               Index to_step, Index count, Index ahead) {
   constexpr Index kL = kLanes<T>, kMost = kRows / 2;
   const Index blocks = divide_up(count, kMost);
   for (Index b = 0, p = 0; b < blocks; ++b) {
@@ -79,11 +85,12 @@ void weigh_run(std::vector<Reading<S, T>>& readings, Index channels, Index from_
                          : width == 3 ? weigh_channels_of<S, T, 3, false>(outputs, counts)
                          : width == 2 ? weigh_channels_of<S, T, 2, false>(outputs, counts)
                                       : weigh_channels_of<S, T, 1, false>(outputs, counts);
-      block(readings, c, 0, from_step, start, out, to_step);
+      block(readings, c, 0, from_step, start, out, to_step, ahead);
       c += width * kL;
     }
     if (c < channels)
-      weigh_channels_of<S, T, 1, true>(outputs, counts)(readings, c, channels - c, from_step, start, out, to_step);
+      weigh_channels_of<S, T, 1, true>(outputs, counts)(readings, c, channels - c, from_step, start, out, to_step,
+                                                        ahead);
     p += outputs;
     for (Reading<S, T>& reading : readings) reading.from += outputs * from_step;
   }
@@ -94,6 +101,112 @@ inline Index reads_at(const Window& w, Index d, Index i, Index shift) {
   const Index u = i * w.stride[d] + w.origin[d] + shift;
   if (w.upsampling[d] == 1) return u < 0 || u >= w.in[d] ? -1 : u;  // divisions take longer than all the rest
   return u < 0 || u % w.upsampling[d] != 0 || u / w.upsampling[d] >= w.in[d] ? -1 : u / w.upsampling[d];
+}
+
+// Taps side by side in a row that is read: where their first reads for the first output, which may lie outside, and the
+// weights of each. Each vector of the input then serves as many outputs as there are taps.
+template <class S, class T>
+struct TapRow {
+  const S* from;
+  Index begin;  // position in the row of the input
+  Index taps;
+  const T* weights;
+};
+constexpr int kOutputs = 7, kWidest = 11;
+
+// Adds the taps of a row, kTaps of them, to kOutputs outputs, kVectors vectors wide. Positions of the input outside of
+// [0, in) read nothing.
+template <int kTaps, class S, class T, int kVectors, bool kPart>
+inline __attribute__((always_inline)) void add_tap_row(Vector<T> (&sum)[kOutputs][kVectors], const S* from, Index step,
+                                                       Index begin, Index in, const T* weights, Index pitch,
+                                                       Index rest) {
+  Vector<T> weight[kTaps][kVectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < kTaps; ++i)
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) weight[i][v] = load(weights + i * pitch + v * kLanes<T>);
+#pragma GCC unroll 32
+  for (int u = 0; u < kOutputs + kTaps - 1; ++u) {
+    if (begin + u >= 0 && begin + u < in) {
+      Vector<T> x[kVectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) x[v] = load_as<T, kPart>(from + v * kLanes<T>, rest);
+#pragma GCC unroll 16
+      for (int p = 0; p < kOutputs; ++p)
+        if (0 <= u - p && u - p < kTaps)
+#pragma GCC unroll 2
+          for (int v = 0; v < kVectors; ++v) sum[p][v] += x[v] * weight[u - p][v];
+    }
+    from = step_on(from, step);
+  }
+}
+
+template <class S, class T, int kVectors, bool kPart>
+void weigh_tap_rows(const std::vector<TapRow<S, T>>& rows, Index first, Index count, Index c, Index rest, Index step,
+                    Index in, Index pitch, const T* start, S* to, Index to_step, Index ahead) {
+  Vector<T> sum[kOutputs][kVectors];
+#pragma GCC unroll 8
+  for (int p = 0; p < kOutputs; ++p)
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) sum[p][v] = load(start + c + v * kLanes<T>);
+  const S* next = rows.empty() ? to : rows.back().from + first * step + c + ahead;
+  for (int p = 0; p < kOutputs; ++p, next = step_on(next, step))
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) __builtin_prefetch(next + v * kLanes<T>, 0, 2);
+  for (const TapRow<S, T>& row : rows) {
+    const auto add = [&](auto taps) {
+      add_tap_row<taps(), S, T, kVectors, kPart>(sum, row.from + first * step + c, step, row.begin + first, in,
+                                                 row.weights + c, pitch, rest);
+    };
+    switch (row.taps) {
+      case 1:
+        add(std::integral_constant<int, 1>());
+        break;
+      case 3:
+        add(std::integral_constant<int, 3>());
+        break;
+      case 5:
+        add(std::integral_constant<int, 5>());
+        break;
+      case 7:
+        add(std::integral_constant<int, 7>());
+        break;
+      case 9:
+        if constexpr (kVectors == 1) add(std::integral_constant<int, 9>());
+        break;
+      case 11:
+        if constexpr (kVectors == 1) add(std::integral_constant<int, 11>());
+        break;
+    }
+  }
+#pragma GCC unroll 8
+  for (int p = 0; p < kOutputs; ++p)
+    if (p < count)
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) store_as<T, kPart>(to + c + p * to_step + v * kLanes<T>, sum[p][v], rest);
+}
+
+// One row of outputs whose taps lie side by side in the rows that they read. `rows` are those of the first output.
+template <class S, class T>
+void weigh_rows(const std::vector<TapRow<S, T>>& rows, Index outputs, Index channels, Index step, Index in, Index pitch,
+                const T* start, S* to, Index to_step, Index ahead) {
+  constexpr Index kL = kLanes<T>;
+  Index widest = 0;
+  for (const TapRow<S, T>& row : rows) widest = std::max(widest, row.taps);
+  const Index blocks = divide_up(outputs, kOutputs);
+  for (Index b = 0, first = 0; b < blocks; ++b) {
+    const Index count = balanced(outputs, first, blocks - b);
+    S* const out = to + first * to_step;
+    Index c = 0;
+    if (kRows > 6 && widest <= 7)
+      for (; c + 2 * kL <= channels; c += 2 * kL)
+        weigh_tap_rows<S, T, 2, false>(rows, first, count, c, 0, step, in, pitch, start, out, to_step, ahead);
+    for (; c + kL <= channels; c += kL)
+      weigh_tap_rows<S, T, 1, false>(rows, first, count, c, 0, step, in, pitch, start, out, to_step, ahead);
+    if (c < channels)
+      weigh_tap_rows<S, T, 1, true>(rows, first, count, c, channels - c, step, in, pitch, start, out, to_step, ahead);
+    first += count;
+  }
 }
 
 // One row of outputs of all channels, which lie side by side. In the last dimension of an upsampled input, outputs that
@@ -114,6 +227,23 @@ void weigh_row(const Activation<S>& x, const Activation<S>& y, const TapWeights<
     if (i >= 0 && j >= 0)
       in_row.push_back({image_from + i * x.stride[0] + j * x.stride[1], taps.shifts[t][2], taps.of(t)});
   }
+  if (w.stride[2] == 1 && w.upsampling[2] == 1 && w.dilation[2] == 1) {
+    std::vector<TapRow<S, T>> rows;
+    const S* last = nullptr;
+    bool fit = true;
+    for (const InRow& tap : in_row) {
+      const Index at = w.origin[2] + tap.shift;
+      if (!rows.empty() && tap.from == last && at == rows.back().begin + rows.back().taps)
+        ++rows.back().taps;
+      else
+        rows.push_back({tap.from + at * x.stride[2], at, 1, tap.weights});
+      last = tap.from;
+    }
+    for (const TapRow<S, T>& r : rows) fit &= r.taps % 2 == 1 && r.taps <= kWidest;
+    if (fit)
+      return weigh_rows<S, T>(rows, w.out[2], x.channels, x.stride[2], w.in[2], taps.pitch, taps.start(), row,
+                              y.stride[2], x.stride[1]);
+  }
   const Index gap = w.upsampling[2];
   std::vector<Reading<S, T>> readings;
   auto run = [&](Index begin, Index count) {
@@ -123,7 +253,7 @@ void weigh_row(const Activation<S>& x, const Activation<S>& y, const TapWeights<
       if (k >= 0) readings.push_back({tap.from + k * x.stride[2], tap.weights});
     }
     weigh_run<S, T>(readings, x.channels, w.stride[2] * x.stride[2], taps.start(), row + begin * y.stride[2],
-                    gap * y.stride[2], count);
+                    gap * y.stride[2], count, w.stride[1] * x.stride[1]);
   };
   const Index reach = 2 * w.half[2] * w.dilation[2];
   for (Index r = 0; r < std::min(gap, w.out[2]); ++r) {

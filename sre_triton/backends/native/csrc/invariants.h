@@ -107,7 +107,7 @@ struct Lines {
   const T* bring(T* to, Index pitch, Index image, Index plane, Index line) const {
     if (as_is<T>(pitch)) return reinterpret_cast<const T*>(at(image, plane, line));
     copy_positions(to, pitch, const_cast<const S*>(at(image, plane, line)), map.stride[2], width, map.channels,
-                   map.channel_stride);
+                   map.channel_stride, lines > 1 ? map.stride[1] : map.stride[0]);
     return to;
   }
   // `count` positions become the sum of two, of which the first may change.
@@ -125,7 +125,7 @@ struct Lines {
     if (map.channel_stride == 1) {
       for (Index p = 0; p < count; ++p) copy_run(to + p * map.stride[2], from + p * pitch, map.channels);
     } else if (map.stride[2] == 1) {
-      transpose<T>([&](Index c) { return to + c * map.channel_stride; }, from, pitch, count, map.channels);
+      transpose<T>([&](Index c) { return to + c * map.channel_stride; }, from, pitch, count, map.channels, {0, count});
     } else {
       for (Index p = 0; p < count; ++p)
         for (Index c = 0; c < map.channels; ++c)

@@ -56,14 +56,19 @@ class Mixer {
     const Index positions = tile.positions(), ring_stride = positions * channels;
     additions.pace(groups_.products() * panels_.count() * divide_up(positions, kRows) * rings_ * groups_.inputs /
                    kPair);
-    for (Index g = 0; g < groups_.products(); ++g) {
+    // Groups of few channels fill a vector together, one next to the other: what one computes too much, the next
+    // overwrites.
+    const Index most_groups = std::max<Index>(1, panels_.count() == 1 ? kLanes<T> / panels_.columns : 1);
+    for (Index g = 0; g < groups_.products(); g += most_groups) {
       const Factor* group = sums + g * groups_.inputs;
+      const Index together = std::min(most_groups, groups_.products() - g);
       for (Index panel = 0; panel < panels_.count(); ++panel) {
         const Index first = panels_.start(panel), width = panels_.vectors(panel) * kLanes<T>;
-        const Index channel = g * panels_.columns + first, columns = std::min(width, panels_.columns - first);
+        const Index channel = g * panels_.columns + first, own = std::min(width, panels_.columns - first);
+        const Index columns = together * own, pitch = together > 1 ? kPanelVectors * kLanes<T> : width;
         if constexpr (std::is_same_v<S, T>) {
           // Whole vectors go where they belong, unless that cuts the products into small pieces.
-          if (y_.channel_stride == 1 && columns == width && tile.size[2] >= kRows) {
+          if (y_.channel_stride == 1 && own == width && tile.size[2] >= kRows) {
             for (Index begin = 0, end; begin < positions; begin = end) {
               end = run_end(offsets, begin, positions, y_.stride[2]);
               T* out = y_.data + offsets[begin] + channel;
@@ -77,11 +82,14 @@ class Mixer {
         }
         for (Index p = 0; p < positions; p += kAtOnce) {
           const Index count = std::min(kAtOnce, positions - p);
-          mix(group + p * channels, channels, ring_stride, count, g, panel, products, width, additions);
+          for (Index i = 0; i < together; ++i)
+            mix(group + i * groups_.inputs + p * channels, channels, ring_stride, count, g + i, panel,
+                products + i * own, pitch, additions);
           T* more = residual_ ? products + this->panel(count) : nullptr;
-          if (more) load_rows(more, width, *residual_, offsets + p, count, channel, columns);
-          finish(products, more, count * width);
-          store_rows(products, width, y_, offsets + p, count, channel, columns);
+          if (more) load_rows(more, pitch, *residual_, offsets + p, count, channel, columns);
+          if (more || slope_)
+            for (Index i = 0; i < count; ++i) finish(products + i * pitch, more ? more + i * pitch : nullptr, columns);
+          store_rows(products, pitch, y_, offsets + p, count, channel, columns);
         }
       }
     }
