@@ -7,6 +7,7 @@ A page asks with a comment that GitHub does not show: ``<!-- table: NAME -->`` f
 from __future__ import annotations
 
 import html
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ def on_startup(command: str, dirty: bool, **_: Any) -> None:
     global _redraw
     torch.set_num_threads(1)  # the same figures and errors on every machine
     _redraw = command == "build" and not dirty
+    # Notebooks run as on a fresh machine, whatever this user's IPython loads, and do not warn of ports.
+    profile = ROOT / "build" / "ipython" / "profile_default"
+    profile.mkdir(parents=True, exist_ok=True)
+    (profile / "ipython_kernel_config.py").write_text("get_config().IPKernelApp.log_level = 'ERROR'\n")
+    os.environ["IPYTHONDIR"] = str(profile.parent)
 
 
 def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
