@@ -112,7 +112,7 @@ for name, values in losses.items():
     count = sum(p.numel() for p in networks[name].parameters())
     axes.plot(values, label=f"{name}, {count:,} parameters")
 axes.set(xlabel="step", ylabel="training loss")
-axes.legend(frameon=False)
+_ = axes.legend(frameon=False)
 
 # %% [markdown]
 # ## Test them on lines of other directions
