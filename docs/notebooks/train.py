@@ -35,8 +35,8 @@ status = main(
     f"""
     segment --vessels-size 128 --vessels-count 8 2 3 --crop-size 64
     --window-size 128 --crops-per-image 8 -b 8 --epochs 6 --one-cycle --lr 1e-2
-    --balance-rings --invariants --loss dice-ce --normalise field --base-log-dir {folder}
-    --model-args {{"features":[16,16,32]}} --quiet
+    --balance-rings --invariants --loss dice-ce --normalise field
+    --base-log-dir {folder} --model-args {{"features":[16,16,32]}} --quiet
     """.split()
 )
 assert status == 0
