@@ -248,7 +248,8 @@ def _differences(found: _Results) -> str | None:
     return (
         "### Differences\n\n"
         + _markdown(["difference", "test", "at", f"{name}, points", "95% over images"], lines)
-        + "\nPaired bootstrap over images of the mean over seeds. It knows nothing of the spread over seeds.\n"
+        + "\nPaired bootstrap over images of the mean over seeds, every computed angle counted once; it knows "
+        "nothing of the spread over seeds.\n"
     )
 
 
@@ -272,8 +273,8 @@ def _costs_table(found: _Results) -> str:
             [
                 f"`{network}`",
                 f"{cost['parameters']:,}",
-                f"{cost['gmac']:.3f}",
-                f"{cost['gadd']:.3f}",
+                f"{cost['gmac']:.3g}",
+                f"{cost['gadd']:.3g}",
                 f"{cost['ms_per_step']:.0f}",
                 f"{cost['ms_per_image']:.1f}",
                 "" if memory is None else f"{memory:.0f}",
