@@ -14,11 +14,11 @@ _PROTOCOL = """
 **Data.** {name} of MedMNIST v2 (CC BY 4.0) at 28 px as released, {counts} images to train, validate and test;
 resized to 32. Expected in the data folder: `medmnist/{file}.npz`.
 
-**Networks.** ResNet-18 of 8 channels in the first stage. `ring`: `sre_resnet18`, kernels of 9, 9, 5 and 5;
-`ring-invariants`: with invariants. `plain`: their twin `resnet18` of 3x3 kernels, the same channels.
-`plain-augmented`: the same, trained with images that are turned by any angle and flipped; `plain-averaged`: that one,
-its probabilities averaged over the 8 turns and flips in the test. The published ResNet-18 has 64 channels and 100
-epochs: accuracy {published} upright.
+**Networks.** ResNet-18 of 8 channels in the first stage. `ring`: `sre_resnet18`, kernels of 9, 9, 5 and 5, 63,562
+parameters; `ring-invariants`: with invariants, 64,090. `plain`: their twin `resnet18` of 3x3 kernels, the same
+channels, 175,866. `plain-augmented`: the same, trained with images that are turned by any angle and flipped;
+`plain-averaged`: that one, its probabilities averaged over the 8 turns and flips in the test. The published ResNet-18
+has 64 channels and 100 epochs: accuracy {published} upright.
 
 **Training.** 32 images a step, {epochs} epochs of Adam in one cycle of the rate, balanced rings (no effect on the plain
 network), weight decay 1e-4. The epoch of the best accuracy on validation counts.
@@ -27,6 +27,8 @@ network), weight decay 1e-4. The epoch of the best accuracy on validation counts
 is taken, and its training is that seed's.
 
 **Tests.** All test images at 12 angles (bilinear; the image is mirrored where it ends, so that no corner is grey).
+
+**Seeds.** The command makes three; of those that are not in the table the trainings are still to be made.
 
 **Seen before.** No network had been tested on these images when this was written.
 """

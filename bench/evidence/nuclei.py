@@ -17,9 +17,10 @@ PROTOCOL = f"""
 **Data.** 334 microscope images of 256x256 of the Data Science Bowl 2018 (CC0), by number: 0-233 train, 234-266
 validate, 267-333 test. Expected in the data folder: `nuclei/images` and `nuclei/masks`.
 
-**Networks.** U-Nets of half the usual channels. `ring`: `sre_unet`, `ring-invariants`: with invariants. `plain`: their
-twin `plain_unet` of 3x3 kernels, the same channels. `plain-augmented`: the same, trained with crops that are turned by
-any angle and flipped; `plain-averaged`: that one, its probabilities averaged over the 8 turns and flips in the test.
+**Networks.** U-Nets of half the usual channels. `ring`: `sre_unet`, 69,314 parameters; `ring-invariants`: with
+invariants, 66,368. `plain`: their twin `plain_unet` of 3x3 kernels, the same channels, 121,730. `plain-augmented`: the
+same, trained with crops that are turned by any angle and flipped; `plain-averaged`: that one, its probabilities
+averaged over the 8 turns and flips in the test.
 
 **Training.** Crops of 96 px, 4 a step, 351 steps of Adam in one cycle of the rate, Dice and cross-entropy, balanced
 rings (no effect on the plain network), bfloat16 autocast; images brought to mean 0 and deviation 1. The last epoch
@@ -31,6 +32,8 @@ taken, and its training is that seed's.
 **Tests.** The middle {_MIDDLE} px of the test images at 8 angles, turned (bilinear, masks by the nearest pixel) with
 what is around it, so that no corner is filled in. The angles are the four right ones and four oblique ones, one in
 each quadrant, that differ by other than quarter turns.
+
+**Seeds.** The command makes three; of those that are not in the table the trainings are still to be made.
 
 **Seen before.** No network had been tested on these images when this was written.
 """

@@ -295,7 +295,7 @@ def _rates_table(found: _Results) -> str:
         return ""
     rates = sorted({row["rate"] for row in found.rates})
     lines = []
-    for network in found.table.networks:
+    for network in (one for one in found.table.networks if not one.trained_as):
         mine = {row["rate"]: row["score"] for row in found.rates if row["network"] == network.name}
         best = max(mine.values(), default=0.0)
         shown = (f"{100 * mine[rate]:.2f}" if rate in mine else "" for rate in rates)
