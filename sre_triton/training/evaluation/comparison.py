@@ -154,8 +154,8 @@ def _cells(rows: Sequence[dict[str, Any]], entries: Sequence[Entry]) -> list[lis
                 *scores,
                 *([f"{row['lr']:g}"] if tuned else []),
                 f"{row['parameters']:,}",
-                f"{row['gmac']:.2f}",
-                f"{row['gadd']:.2f}",
+                f"{row['gmac']:.3g}",
+                f"{row['gadd']:.3g}",
                 f"{row['ms_per_image']:.1f}",
                 "" if row["training_mib"] is None else f"{row['training_mib']:.0f}",
             ]
