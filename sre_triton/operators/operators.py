@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from sre_triton.backends import expansion
 from sre_triton.backends.base import fuses_epilogue
-from sre_triton.backends.memory_format import new_activation
+from sre_triton.backends.memory_format import laid_out_like, new_activation
 from sre_triton.geometry.conv import ConvArgs, output_size, transposed_size
 from sre_triton.geometry.rings import ring_geometry
 from sre_triton.operators import checks
@@ -243,7 +243,16 @@ def _ring_conv_weight_grad(x: Tensor, grad_y: Tensor, num_rings: int, args: Conv
 
 def _ring_conv_backward(x: Tensor, grad_y: Tensor, weight: Tensor, args: ConvArgs) -> tuple[Tensor, Tensor]:
     shape, rings = x.shape, weight.shape
-    call, backend = plan_pass("backward", shape[0], shape[1], rings[0], shape[2:], rings[2], args, x.dtype, x.device)
+    sizes = shape[0], shape[1], rings[0], shape[2:], rings[2]
+    call, backend = plan_pass("backward", *sizes, args, x.dtype, x.device)
+    if args.backend == "auto" and not call.spec.is_unit_stride and x.device.type == "cpu":
+        # Strided adjoints share nothing, so each may go its own way: of three channels to many, the weight's to the
+        # native kernel and the input's to PyTorch's.
+        _, other = plan_pass("weight_grad", *sizes, args, x.dtype, x.device)
+        if other is not backend:
+            output_padding = call.spec.output_padding(shape[2:], grad_y.shape[2:])
+            grad_x = backend.transpose(grad_y, weight, None, call.spec, output_padding)
+            return laid_out_like(x, grad_x), other.weight_grad(x, grad_y, call.spec)
     return backend.backward(grad_y, x, weight, call.spec)
 
 

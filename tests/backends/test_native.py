@@ -20,6 +20,7 @@ from sre_triton.backends.base import Call
 from sre_triton.backends.native import library
 from sre_triton.cli import main
 from sre_triton.geometry.conv import conv_spec
+from sre_triton.planning.plan import recording
 
 needs_native = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 needs_compiler = pytest.mark.skipif(native.missing() is not None, reason="it could not be built here before")
@@ -366,3 +367,21 @@ def test_threads_do_not_meet(
         assert all(map(torch.equal, results[:3], alone[:3]))
     truth = dense.forward(x.double(), weight.double(), None, spec)
     torch.testing.assert_close(alone[0].double(), truth, rtol=0, atol=1e-6 * truth.abs().max().item())
+
+
+@needs_native
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_strided_adjoints_each_go_their_own_way(memory_format: torch.memory_format) -> None:
+    """Of a stem the weight's gradient is planned native, the input's dense; asked for one backend, both take it."""
+    layer = sre_triton.SREConv2d(3, 32, 3, 2, padding=1, bias=False)
+    x = torch.randn(2, 3, 112, 112).contiguous(memory_format=memory_format).requires_grad_()
+    y = layer(x)
+    direction = torch.randn(y.shape).contiguous(memory_format=torch.contiguous_format)
+    with recording() as records:
+        found = torch.autograd.grad(y, [x, layer.weight], direction)
+    assert [plan.backend for _, plan in records] == ["dense", "native"]
+    with sre_triton.backend("dense"):
+        expected = torch.autograd.grad(layer(x), [x, layer.weight], direction)
+    assert found[0].stride() == x.stride()
+    for ours, truth in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, truth, rtol=0, atol=1e-5 * truth.abs().max().item())
