@@ -35,7 +35,7 @@ in the data folder: `chase_db1/` as distributed, `chase_db1_fov/mask_NNS.png`, `
 **Training.** Crops of 128 px, 2 a step, 504 steps of Adam in one cycle of the rate, Dice and cross-entropy, balanced
 rings (no effect on the plain network), moving average of the weights (.99), gain .3 and offset .5 per channel,
 bfloat16 autocast in training and testing. Each photograph has mean 0 and deviation 1 where it is not black. A step
-takes nearly the same time for all four, so equal steps are equal time within a few percent (see costs).
+takes longest for the plain network (see costs), so that equal steps are no less time for it.
 
 **Rates.** A first look, 104 steps without the moving average, at four rates each (F1 on validation): `ring` .306,
 .321, .375, .339 and `ring-invariants` .334, .522, .524, .564 at 2e-3, 8e-3, 2e-2, 5e-2; `plain` .448, .457, .410,
