@@ -49,6 +49,7 @@ TABLE = Table(
     comparisons=(("ring", "plain"),),
     prepare=lambda data, work: None,
     references=lambda data, work: {"whole": {"dice": 0.5}},
+    photograph=lambda: torch.rand(1, 3, 80, 80),
 )
 
 
@@ -78,6 +79,9 @@ def test_a_table_is_made_from_its_trainings_to_its_page_and_gone_on_with(
     assert str(tmp_path) not in first.decode()
     page = write_page([TABLE], tmp_path / "results").read_text(encoding="utf-8")
     assert "| second observer |" in page
+    errors = json.loads((folder / "symmetry.json").read_text())
+    assert errors["ring-seed1"]["logits"]["rotate 90"] < 1e-5 < errors["plain-seed1"]["logits"]["rotate 90"]
+    assert "| `ring` | " in page.partition("How exactly the trained networks turn")[2]
     assert f"| `ring` | 1 | {100 * result['evaluations']['whole']['rows'][0]['dice']:.2f} |" in page
     assert (folder / "turned.svg").is_file()
     longer = dataclasses.replace(TABLE, options=dataclasses.replace(TABLE.options, crops_per_image=3))
