@@ -260,11 +260,17 @@ def _of_images(runs: Sequence[Mapping[str, Any]], evaluation: Evaluation, score:
 
 
 def _costs_table(found: _Results) -> str:
+    busy = "seconds of trainings are those of a busy machine.\n"
+    trained = {
+        network: f"{statistics.fmean(run['seconds'] for run in runs):.0f}" for network, runs in found.runs.items()
+    }
+    if not found.costs:
+        lines = [[f"`{network}`", seconds] for network, seconds in trained.items()]
+        return f"### Costs\n\n{_markdown(['network', 's to train'], lines)}\nOthers were not measured; {busy}"
     header = ["network", "parameters", "GMAC", "Gadd", "ms per step", "ms per image", "MiB to train", "s to train"]
     lines = []
-    for network, runs in found.runs.items():
-        seconds = f"{statistics.fmean(run['seconds'] for run in runs):.0f}"
-        cost = found.costs["networks"].get(network) if found.costs else None
+    for network, seconds in trained.items():
+        cost = found.costs["networks"].get(network)
         if cost is None:
             lines.append([f"`{network}`", *[""] * 6, seconds])
             continue
@@ -281,12 +287,12 @@ def _costs_table(found: _Results) -> str:
                 seconds,
             ]
         )
-    shape = "x".join(map(str, found.costs["shape"])) if found.costs else "the training's batch"
+    shape = "x".join(map(str, found.costs["shape"]))
     return (
         "### Costs\n\n"
         + _markdown(header, lines)
         + "\nArithmetic per image (GMAC: 1e9 multiply-accumulates, Gadd: 1e9 additions of ring sums and differences) "
-        f"and time at {shape}, one thread, networks in turn; seconds of trainings are those of a busy machine.\n"
+        f"and time at {shape}, one thread, networks in turn; {busy}"
     )
 
 

@@ -239,7 +239,8 @@ def _told(options: RunOptions, work: Path) -> dict[str, Any]:
     """The options that change a result, as JSON has them; no place on this machine."""
     told = result_options(options)
     return {
-        name: str(value).replace(f"{work}/", "") if isinstance(value, Path) else value for name, value in told.items()
+        name: str(value).replace(f"{work}/", "") if isinstance(value, (str, Path)) else value
+        for name, value in told.items()
     }
 
 

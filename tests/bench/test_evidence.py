@@ -16,7 +16,7 @@ from bench.evidence.averaging import OverSymmetries
 from bench.evidence.pages import Angles, write_page
 from bench.evidence.protocol import EVERY_TEN, TWELVE, Evaluation, Network, Table, at_all, distinct_angles
 from bench.evidence.registry import TABLES
-from bench.evidence.running import Runner
+from bench.evidence.running import Runner, _told
 from sre_triton.training.options import SegmentOptions
 
 SMALL = '{"features": [2, 2], "sre_conv_size": 3}'
@@ -99,6 +99,11 @@ def test_an_average_over_the_symmetries_turns_with_the_image(maps: bool) -> None
         torch.testing.assert_close(averaged(turn(x)), expected)
         assert not torch.allclose(network(turn(x)), turn(network(x)) if maps else network(x), atol=1e-3)
     torch.testing.assert_close(averaged(x).exp().sum(dim=1), torch.ones_like(averaged(x)[:, 0]))
+
+
+def test_results_name_no_place_of_the_machine(tmp_path: Path) -> None:
+    options = SegmentOptions(data=str(tmp_path / "set.csv"))
+    assert _told(options, tmp_path)["data"] == "set.csv"
 
 
 def test_a_network_shares_the_trainings_of_another_with_its_options_alone() -> None:
