@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo native test fuzz test-native mutation test-slow test-swap test-matrix kernels lint format docs links wheel release-check bench evidence clean
+.PHONY: help env env-swap demo native test fuzz test-native mutation test-slow test-swap test-matrix kernels lint format docs links wheel release-check bench evidence clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -84,6 +84,8 @@ $(SWAP_READY): constraints-swap.txt
 	$(SWAP)/bin/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' -c constraints.txt
 	$(SWAP)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-swap.txt
 	@touch $@
+
+env-swap: $(SWAP_READY) ## Make .venv-swap with the versions of constraints-swap.txt
 
 test-swap: $(SWAP_READY) ## Convert, fold and export the networks of MONAI, torchvision, timm and others
 	PYTHONPATH=. $(SWAP)/bin/python -m pytest -m swap -n auto tests/swap

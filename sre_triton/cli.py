@@ -100,8 +100,8 @@ def _parser() -> tuple[CommandParser, list[str]]:
 
     native = commands.add_parser(
         "build-native",
-        help="compile the CPU kernel for this machine (half a minute)",
-        description="Compile the native CPU kernel for this machine (half a minute; needs a C++ compiler).",
+        help="compile the CPU kernel for this machine (a minute)",
+        description="Compile the native CPU kernel for this machine (a minute; needs a C++ compiler).",
         examples=("sre-triton build-native", "sre-triton build-native --verbose", "sre-triton selfcheck"),
     )
     native.add_argument("--verbose", "-v", action="store_true", help="show what the compiler says")

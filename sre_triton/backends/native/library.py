@@ -37,7 +37,7 @@ _SWITCHED_OFF = "the variable SRE_TRITON_NATIVE is 0"
 def build(*, verbose: bool = False) -> Path:
     """Compiles the native kernel for this machine, unless that was done before and still works.
 
-    Takes about half a minute and needs a C++20 compiler with OpenMP (GCC 12 or newer, or Clang 14 or newer), ``ninja``
+    Takes about a minute and needs a C++20 compiler with OpenMP (GCC 12 or newer, or Clang 14 or newer), ``ninja``
     and ``setuptools`` (``pip install 'sre-triton[native]'`` brings the last two). Processes that start later find it by
     themselves; this one uses it from now on.
 
