@@ -51,7 +51,7 @@ ones and, of the 32 oblique ones in steps of 10 degrees, one of each four that d
 network's 36 angles are 9 distinct inputs, all among the 12: they are computed once. `hrf`: the same disc of HRF's
 photographs at 0, 40 and 90 degrees.
 
-**Seen before.** Scores of other trainings on this test set (README, `pretrained/vessels.md`, issue notes) were known
+**Seen before.** Scores of other trainings on this test set (README, `pretrained/vessels.md`) were known
 when the protocol was written; the architecture and its invariants were chosen on validation. Steps, crop, batch and
 tests were fixed before any network of this table was tested, for a budget of one core. `ring` at 2e-2 with seed 1 was
 tested once (F1 .331 on whole photographs) before whole trainings were made the ones that choose rates.
