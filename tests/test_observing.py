@@ -27,6 +27,7 @@ class Restless(nn.Module):
         super().__init__()
         self.conv = SREConv2d(2, 2, 3, padding=1)
         self.plain = nn.utils.parametrizations.spectral_norm(nn.Conv2d(2, 2, 1))
+        self.plain.parametrizations.weight[0]._u.copy_(torch.tensor([1.0, 0.0]))  # far from where power steps end
         self.norm = nn.BatchNorm2d(2)
         self.drop = nn.Dropout(0.5)
         self.register_buffer("calls", torch.zeros(1))

@@ -114,9 +114,10 @@ def _padding_follows(conv: Any) -> bool:
 
 def _why_convolution_is_left(conv: Any, strides: str, kernel_size: int | None) -> str | None:
     size, strided = conv.kernel_size, max(conv.stride) > 1
-    weight = getattr(conv, "weight", None)
-    if isinstance(weight, Tensor) and not weight.is_floating_point():
-        return f"its weight is of {weight.dtype}: ring kernels are of floating dtypes"
+    # As it is held: to evaluate the weight of a parametrized layer may change it, as a spectral norm's power step does.
+    for held in conv.parameters():
+        if not held.is_floating_point():
+            return f"its weight is of {held.dtype}: ring kernels are of floating dtypes"
     if any(k % 2 == 0 for k in size):
         return f"even kernel {_brief(size)}: it has no centre tap"
     if _single_tap(conv) and not (strided and strides == "pool" and not conv.transposed):
