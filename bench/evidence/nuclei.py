@@ -96,7 +96,9 @@ TABLE = Table(
     seeds=(1, 2, 3),
     rate_options={},
     rate_seed=1,
-    evaluations=(Evaluation("turned", f"the middle {_MIDDLE} px at 8 angles", EIGHT, {"test_crop": _MIDDLE}),),
+    evaluations=(
+        Evaluation("turned", f"the middle {_MIDDLE} px at 8 angles", EIGHT, {"test_crop": _MIDDLE}, objects=True),
+    ),
     score="dice",
     comparisons=(
         ("ring-invariants", "ring"),

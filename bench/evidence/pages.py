@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.evidence.objects import OBJECT_F1
 from bench.evidence.protocol import Evaluation, Table, at_all
 from sre_triton.training.evaluation.paired import bootstrap
 from sre_triton.training.figures import draw_angle_curves
@@ -19,7 +20,7 @@ __all__ = ["Angles", "write_page"]
 
 PAGE = "README.md"
 _RIGHT, _OBLIQUE = 4, 32  # of the 36 angles in steps of 10 degrees
-_NAMES = {"dice": "F1", "auc": "AUC", "accuracy": "accuracy", "error": "error"}
+_NAMES = {"dice": "F1", "auc": "AUC", "accuracy": "accuracy", "error": "error", OBJECT_F1: "object F1"}
 _HEAD = """# On real images
 
 Made by `python -m bench.evidence tables` from the JSON files beside it, which `make evidence-TABLE` makes. Scores in
@@ -126,9 +127,13 @@ def _sections(found: _Results) -> Iterable[str]:
     table = found.table
     for evaluation in table.evaluations:
         yield f"### {evaluation.title[0].upper()}{evaluation.title[1:]}\n"
-        yield _scores_table(found, evaluation)
+        yield _scores_table(found, evaluation, (table.score, *table.scores))
         if len(evaluation.angles) > 3:
             yield _drawn(found, evaluation)
+        if evaluation.objects and any(_has(run, evaluation, OBJECT_F1) for runs in found.runs.values() for run in runs):
+            yield f"### Objects: {evaluation.title}\n"
+            yield _scores_table(found, evaluation, (OBJECT_F1,))
+            yield "Of the trainings whose objects were counted.\n"
     if not table.evaluations:
         yield _validation_table(found)
     if (differences := _differences(found)) is not None:
@@ -139,9 +144,14 @@ def _sections(found: _Results) -> Iterable[str]:
     yield _rates_table(found)
 
 
-def _scores_table(found: _Results, evaluation: Evaluation) -> str:
-    table = found.table
-    name = _NAMES.get(table.score, table.score)
+def _has(run: Mapping[str, Any], evaluation: Evaluation, score: str) -> bool:
+    return score in run["evaluations"][evaluation.name]["rows"][0]
+
+
+def _scores_table(found: _Results, evaluation: Evaluation, scores: Sequence[str]) -> str:
+    """Scores of the trainings that have the first of them; over angles that one alone."""
+    main = scores[0]
+    name = _NAMES.get(main, main)
     turns = len(evaluation.angles) > 1
     readings = {run["reading"] for runs in found.runs.values() for run in runs}
     header = ["network", *(["reading"] if len(readings) > 1 else []), "seeds"]
@@ -149,20 +159,23 @@ def _scores_table(found: _Results, evaluation: Evaluation) -> str:
     if turns:
         header += [f"{name} at 0°", "mean", "right", "oblique", "sd", "drop"]
     else:
-        header += [_NAMES.get(score, score) for score in (table.score, *table.scores)]
+        header += [_NAMES.get(score, score) for score in scores]
     lines = []
-    for network, runs in found.runs.items():
+    for network, every in found.runs.items():
+        runs = [run for run in every if _has(run, evaluation, main)]
+        if not runs:
+            continue
         cells = [f"`{network}`", *([runs[0]["reading"]] if len(readings) > 1 else []), str(len(runs))]
         if turns:
-            some = [found.angles(run, evaluation, table.score) for run in runs]
+            some = [found.angles(run, evaluation, main) for run in runs]
             cells += [_spread([getattr(one, part) for one in some]) for part in _OVER_ANGLES]
         else:
-            for score in (table.score, *table.scores):
+            for score in scores:
                 cells.append(_spread([found.angles(run, evaluation, score).upright for run in runs]))
         lines.append(cells)
     if evaluation.name in found.references:
         other = found.references[evaluation.name]
-        shown = [table.score] if turns else [table.score, *table.scores]
+        shown = [main] if turns else scores
         cells = [f"{100 * other[score]:.2f}" if score in other else "" for score in shown]
         lines.append(["second observer", *[""] * (about - 1), *cells, *[""] * (len(header) - about - len(cells))])
     return _markdown(header, lines)
@@ -270,7 +283,7 @@ def _costs_table(found: _Results) -> str:
     header = ["network", "parameters", "GMAC", "Gadd", "ms per step", "ms per image", "MiB to train", "s to train"]
     lines = []
     for network, seconds in trained.items():
-        cost = found.costs["networks"].get(network)
+        cost = found.costs["networks"].get(found.table.network(network).like or network)
         if cost is None:
             lines.append([f"`{network}`", *[""] * 6, seconds])
             continue
@@ -301,7 +314,7 @@ def _rates_table(found: _Results) -> str:
         return ""
     rates = sorted({row["rate"] for row in found.rates})
     lines = []
-    for network in (one for one in found.table.networks if not one.trained_as):
+    for network in (one for one in found.table.networks if not one.like):
         mine = {row["rate"]: row["score"] for row in found.rates if row["network"] == network.name}
         best = max(mine.values(), default=0.0)
         shown = (f"{100 * mine[rate]:.2f}" if rate in mine else "" for rate in rates)

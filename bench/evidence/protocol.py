@@ -24,6 +24,10 @@ EIGHT = (0.0, 90.0, 180.0, 270.0, 10.0, 120.0, 230.0, 340.0)
 """The four right angles and one oblique angle in each quadrant, no two of which differ by quarter turns."""
 
 
+def nothing() -> None:
+    """What has to be registered for the networks of the package."""
+
+
 @dataclass(frozen=True)
 class Network:
     """A network of a table, and how it is trained.
@@ -37,6 +41,8 @@ class Network:
         reading: what it has in common with the networks that it is compared with, "equal steps" or "equal time".
         is_averaged: its probabilities are means over the 8 turns and flips in tests; see :mod:`.averaging`.
         trained_as: another network of the table with the same options, whose rate and trainings it shares.
+        rate_as: another network of the table that differs in its number of steps alone, whose rate it takes; its own
+            are not tried.
     """
 
     name: str
@@ -46,6 +52,12 @@ class Network:
     reading: str = "equal steps"
     is_averaged: bool = False
     trained_as: str | None = None
+    rate_as: str | None = None
+
+    @property
+    def like(self) -> str | None:
+        """The network of the table that it is, trained otherwise or tested otherwise; None where it is one itself."""
+        return self.trained_as or self.rate_as
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,7 @@ class Evaluation:
         options: of the training that are others here (``test_crop``, ``data`` and the like). Places are names in the
             table's work folder.
         split: of the data, "all" for data that are not divided.
+        objects: of segmentation; whether F1 of connected components is measured, too; see :mod:`.objects`.
     """
 
     name: str
@@ -66,6 +79,7 @@ class Evaluation:
     angles: tuple[float, ...] = (0.0,)
     options: Mapping[str, Any] = field(default_factory=dict)
     split: str = "test"
+    objects: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,7 @@ class Table:
         comparisons: pairs of networks whose difference is tested over images, the better one expected first.
         prepare: makes what the options name out of the data folder, in the work folder, which may be there already.
         references: what others reach on the same test images, for example a second observer: scores by evaluation.
+        register: lets trainings of a process ask for networks by name that the package does not offer.
         photograph: what networks of segmentation are turned with, to see how exactly they turn; see :mod:`.symmetry`.
     """
 
@@ -103,6 +118,7 @@ class Table:
     scores: Sequence[str] = ()
     comparisons: Sequence[tuple[str, str]] = ()
     references: Callable[[Path, Path], Mapping[str, Mapping[str, float]]] = lambda data, work: {}
+    register: Callable[[], None] = nothing
     photograph: Callable[[], Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -114,6 +130,8 @@ class Table:
         if self.rate_seed in self.seeds and self.rate_options:
             raise ValueError(f"rate_seed must be none of the seeds {list(self.seeds)}, got {self.rate_seed}")
         for network in self.networks:
+            if network.like is not None and network.like not in names:
+                raise ValueError(f"{network.name} is like {network.like}, which the table has not")
             if network.trained_as and dict(self.network(network.trained_as).options) != dict(network.options):
                 raise ValueError(
                     f"{network.name} has other options than {network.trained_as}, whose trainings it shares"

@@ -12,6 +12,7 @@ _TABLES = (
     vessels.ABLATION,
     rotated_mnist.TABLE,
     rotated_mnist.ABLATION,
+    rotated_mnist.ARCHITECTURES,
     nuclei.TABLE,
     medmnist.BREAST,
     medmnist.PNEUMONIA,

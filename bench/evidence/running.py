@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.evidence.averaging import OverSymmetries
+from bench.evidence.objects import OBJECT_F1, each_scored_with_objects
 from bench.evidence.protocol import Evaluation, Network, Table, at_all, distinct_angles
 from bench.evidence.symmetry import symmetry_of
 from sre_triton.models.profile import count_work
@@ -56,28 +57,39 @@ class Runner:
         self.results, self.work = results / table.name, work / table.name
         self.results.mkdir(parents=True, exist_ok=True)
         self.work.mkdir(parents=True, exist_ok=True)
+        table.register()
         table.prepare(data, self.work)
         prepare_machine(threads=table.options.threads)
 
-    def everything(self) -> None:
-        """Rates, results and costs, in this order.
+    def everything(self, networks: Collection[str] = (), seeds: Collection[int] = ()) -> None:
+        """Rates, results and, where they were not measured, costs, in this order.
+
+        Args:
+            networks: those to make, by name; none for all. Costs are measured of all together, not if some are named.
+            seeds: those to make, of the table's; none for all.
 
         Raises:
             Interrupted: the user stopped it; run again, it goes on.
-            ValueError: a file is there that was made with other options.
+            ValueError: a file is there that was made with other options, or the table has not what is named.
         """
-        self.rates()
-        for seed in self.table.seeds:
-            for network in self.table.networks:
+        wanted = [network for network in self.table.networks if not networks or network.name in networks]
+        numbers = [seed for seed in self.table.seeds if not seeds or seed in seeds]
+        unknown = {*networks} - {network.name for network in wanted} | {*seeds} - {*numbers}
+        if unknown:
+            raise ValueError(f"table {self.table.name} has not {', '.join(sorted(map(str, unknown)))}")
+        self.rates(wanted)
+        for seed in numbers:
+            for network in wanted:
                 self.result(network, seed)
         self.references()
         self.symmetry()
-        self.costs()
+        if len(wanted) == len(self.table.networks) and not (self.results / "costs.json").is_file():
+            self.costs()
 
-    def rates(self) -> None:
-        """Tries every rate of every network."""
-        for network in self.table.networks:
-            for rate in network.rates if len(network.rates) > 1 and not network.trained_as else ():
+    def rates(self, networks: Iterable[Network]) -> None:
+        """Tries every rate of these networks."""
+        for network in networks:
+            for rate in network.rates if len(network.rates) > 1 and not network.like else ():
                 self._tried(network, rate)
 
     def _tried(self, network: Network, rate: float) -> float:
@@ -99,14 +111,15 @@ class Runner:
         """Where a network is trained with a seed: where its rate was tried, if that was the same training."""
         if network.trained_as:
             return self._folder(self.table.network(network.trained_as), seed)
-        if seed == self.table.rate_seed and not self.table.rate_options and len(network.rates) > 1:
+        tried = len(network.rates) > 1 and not network.rate_as
+        if seed == self.table.rate_seed and not self.table.rate_options and tried:
             return self._tried_in(network, self.rate(network))
         return self.work / f"{network.name}-seed{seed}"
 
     def rate(self, network: Network) -> float:
         """The best of a network's rates on validation."""
-        if network.trained_as:
-            return self.rate(self.table.network(network.trained_as))
+        if network.like:
+            return self.rate(self.table.network(network.like))
         if len(network.rates) == 1:
             return network.rates[0]
         return max(network.rates, key=lambda rate: self._tried(network, rate))
@@ -156,7 +169,8 @@ class Runner:
         rows, images = [], []
         with _precision(options):
             for angle in angles:
-                scores, each = task.each_scored(evaluation.split, Symmetry(angle), asked)
+                scored = each_scored_with_objects if evaluation.objects else type(task).each_scored
+                scores, each = scored(task, evaluation.split, Symmetry(angle), asked)
                 rows.append({"angle": angle, **_rounded(scores)})
                 images.append(each)
         return {
@@ -165,7 +179,7 @@ class Runner:
             "rows": rows,
             "images": {
                 score: _of_images(at_all(evaluation.angles, angles, images), score)
-                for score in (self.table.score, *self.table.scores)
+                for score in (self.table.score, *self.table.scores, OBJECT_F1)
                 if score in images[0][0]
             },
         }
@@ -179,27 +193,28 @@ class Runner:
     def symmetry(self) -> None:
         """How exactly the trained networks turn with a photograph, of those whose trainings are still there."""
         path = self.results / "symmetry.json"
-        if self.table.photograph is None or path.is_file():
+        if self.table.photograph is None:
             return
-        picture = self.table.photograph()
-        runs = {
-            f"{network.name}-seed{seed}": self._folder(network, seed)
-            for network in self.table.networks
-            for seed in self.table.seeds
-        }
-        write_json(path, {name: symmetry_of(folder, picture) for name, folder in runs.items()})
+        known = read_json(path) if path.is_file() else {}
+        for network in self.table.networks:
+            for seed in self.table.seeds:
+                name = f"{network.name}-seed{seed}"
+                if name in known or not (self.results / f"{name}.json").is_file():
+                    continue
+                folder = self._folder(network, seed)
+                if folder.is_dir():
+                    known[name] = symmetry_of(folder, self.table.photograph())
+                    write_json(path, known)
 
     def costs(self) -> None:
         """What each network costs; they take turns, so that a slow spell of the machine slows all of them."""
         path = self.results / "costs.json"
-        if path.is_file():
-            return
         builders: dict[str, Callable[[], nn.Module]] = {}
-        for network in (one for one in self.table.networks if not one.trained_as):
+        for network in (one for one in self.table.networks if not one.like):
             options = self.table.trained(network, self.work)
             kind = task_type(options)
             about = kind.describe(options, kind.read_data(options))
-            builders[network.name] = partial(_in_its_precision, options, about)
+            builders[network.name] = partial(_in_its_precision, options, about, self.table.register)
         shape = kind.input_shape(options, about)
         batch = (options.batch_size, *shape)
         networks = {name: build() for name, build in builders.items()}
@@ -290,7 +305,8 @@ class _InItsPrecision(nn.Module):
         return y
 
 
-def _in_its_precision(options: RunOptions, about: Mapping[str, Any]) -> nn.Module:
+def _in_its_precision(options: RunOptions, about: Mapping[str, Any], register: Callable[[], None]) -> nn.Module:
+    register()  # in a process of its own nobody has
     return _InItsPrecision(task_type(options).build_network(options, about), options)
 
 

@@ -217,7 +217,7 @@ ABLATION = dataclasses.replace(
                 "model_type": "sre_unet",
                 "model_args": json.dumps({"features": [32, 32, 64, width], "invariants": invariants}),
             },
-            (8e-3,),
+            (2e-2,),
             equivariant=True,
         )
         for name, (width, invariants) in _VARIANTS.items()
@@ -226,5 +226,4 @@ ABLATION = dataclasses.replace(
     evaluations=(),
     comparisons=(),
     references=lambda data, work: {},
-    photograph=None,
 )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,10 +15,13 @@ from torch import nn
 pytest.importorskip("lightning")
 from bench.evidence import running
 from bench.evidence.averaging import OverSymmetries
+from bench.evidence.digit_networks import DigitNet
+from bench.evidence.objects import object_f1
 from bench.evidence.pages import Angles, write_page
-from bench.evidence.protocol import EVERY_TEN, TWELVE, Evaluation, Network, Table, at_all, distinct_angles
+from bench.evidence.protocol import EIGHT, EVERY_TEN, TWELVE, Evaluation, Network, Table, at_all, distinct_angles
 from bench.evidence.registry import TABLES
 from bench.evidence.running import Runner, _told
+from bench.evidence.steerable import steerable_net
 from sre_triton.training.options import SegmentOptions
 
 SMALL = '{"features": [2, 2], "sre_conv_size": 3}'
@@ -40,10 +45,11 @@ TABLE = Table(
         Network("ring", {"model_args": SMALL}, (1e-3, 1e-2), equivariant=True),
         Network("plain", PLAIN, (1e-3, 1e-2)),
         Network("averaged", PLAIN, (1e-3, 1e-2), equivariant=True, is_averaged=True, trained_as="plain"),
+        Network("longer", {**PLAIN, "crops_per_image": 4}, (1e-3, 1e-2), reading="equal time", rate_as="plain"),
     ),
     seeds=(1,),
     rate_options={"crops_per_image": 1},
-    evaluations=(Evaluation("whole", "whole"), Evaluation("turned", "turned", TWELVE, {"test_crop": 16})),
+    evaluations=(Evaluation("whole", "whole"), Evaluation("turned", "turned", EIGHT, {"test_crop": 16}, objects=True)),
     score="dice",
     scores=("auc",),
     comparisons=(("ring", "plain"),),
@@ -69,24 +75,79 @@ def test_a_table_is_made_from_its_trainings_to_its_page_and_gone_on_with(
     scores = {rate: json.loads(path.read_text())["score"] for rate, path in tried.items()}
     assert scores[result["rate"]] == max(scores.values())
     turned = result["evaluations"]["turned"]
-    assert [row["angle"] for row in turned["rows"]] == distinct_angles(TWELVE, equivariant=True)
+    assert [row["angle"] for row in turned["rows"]] == distinct_angles(EIGHT, equivariant=True)
     assert turned["images"]["dice"]["first"] != turned["images"]["dice"]["mean"]
     plain, averaged = (json.loads((folder / f"{name}-seed1.json").read_text()) for name in ("plain", "averaged"))
-    assert len(plain["evaluations"]["turned"]["rows"]) == 12
-    assert len(averaged["evaluations"]["turned"]["rows"]) == 9
+    assert len(plain["evaluations"]["turned"]["rows"]) == 8
+    assert len(averaged["evaluations"]["turned"]["rows"]) == 5
     assert averaged["evaluations"] != plain["evaluations"]
     assert averaged["validation"] == plain["validation"]  # of the same training
+    longer = json.loads((folder / "longer-seed1.json").read_text())
+    assert longer["rate"] == plain["rate"]
+    assert not list((folder / "rates").glob("longer-*"))
+    assert longer["options"] == {**plain["options"], "crops_per_image": 4}
+    costs = json.loads((folder / "costs.json").read_text())["networks"]
+    assert set(costs) == {"ring", "plain"}
     assert str(tmp_path) not in first.decode()
     page = write_page([TABLE], tmp_path / "results").read_text(encoding="utf-8")
     assert "| second observer |" in page
+    assert "| network | reading | seeds | object F1 at 0° | mean |" in page.partition("### Objects: turned")[2]
+    assert f"| `longer` | {costs['plain']['parameters']:,} |" in page
     errors = json.loads((folder / "symmetry.json").read_text())
     assert errors["ring-seed1"]["logits"]["rotate 90"] < 1e-5 < errors["plain-seed1"]["logits"]["rotate 90"]
     assert "| `ring` | " in page.partition("How exactly the trained networks turn")[2]
-    assert f"| `ring` | 1 | {100 * result['evaluations']['whole']['rows'][0]['dice']:.2f} |" in page
+    assert f"| `ring` | equal steps | 1 | {100 * result['evaluations']['whole']['rows'][0]['dice']:.2f} |" in page
     assert (folder / "turned.svg").is_file()
     longer = dataclasses.replace(TABLE, options=dataclasses.replace(TABLE.options, crops_per_image=3))
     with pytest.raises(ValueError, match="crops_per_image 2, not 3: remove it"):
         Runner(longer, tmp_path, tmp_path / "results", tmp_path / "work").result(TABLE.network("ring"), 1)
+
+
+def test_some_networks_and_seeds_can_be_made_alone(tmp_path: Path) -> None:
+    runner = Runner(TABLE, tmp_path, tmp_path / "results", tmp_path / "work")
+    with pytest.raises(ValueError, match="table drawn has not 2, other"):
+        runner.everything(["ring", "other"], [1, 2])
+    assert not list((tmp_path / "results").rglob("*.json"))
+
+
+def test_objects_are_found_where_more_than_half_of_both_is_common() -> None:
+    true, found = np.zeros((2, 20, 20), dtype=bool)
+    true[2:6, 2:6] = true[10:14, 10:14] = true[6, 6] = True  # the last one touches the first by its corner
+    found[2:6, 2:6] = True
+    found[10:14, 12:16] = True  # half of each, a third of both
+    assert object_f1(found, true) == 2 * 1 / (2 + 2)
+    found[10:14, 10:12] = True  # 16 of 24 in common
+    assert object_f1(found, true) == 1
+    found[18, 18] = True
+    assert object_f1(found, true) == 2 * 2 / (2 + 3)
+    nothing = np.zeros_like(true)
+    assert (object_f1(nothing, nothing), object_f1(nothing, true), object_f1(true, nothing)) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"stem_pool": "avg", "products": 2}, {"stem_pool": None, "sizes": [3, 3]}])
+def test_networks_of_digits_do_not_see_right_angles(options: dict[str, Any]) -> None:
+    invariants = {"features": 2, "levels": 2, "convolutions": 2, "dilations": [1, 2]}
+    shape = {"widths": [4, 6], "depths": [1, 1], "sizes": [5, 3]}
+    network = DigitNet(num_classes=3, in_channels=1, invariants=invariants, **{**shape, **options}).double()
+    x = torch.randn(4, 1, 13, 18, dtype=torch.float64)
+    y = network(x)
+    for turned in (x.rot90(1, (2, 3)), x.flip(3)):
+        torch.testing.assert_close(network(turned), y, rtol=1e-9, atol=1e-9)
+    assert y.std(dim=0).min() > 1e-3
+
+
+def test_the_steerable_rival_does_not_see_right_angles_and_is_kept_whole() -> None:
+    pytest.importorskip("e2cnn")
+    network = steerable_net(3, 1, fields=(1, 2), size=3, pooled_fields=4)
+    names = set(network.state_dict())
+    x = torch.randn(2, 1, 16, 16)
+    network(x)
+    network.eval()
+    assert set(network.state_dict()) == names
+    torch.testing.assert_close(network(x.rot90(1, (2, 3))), network(x), rtol=1e-4, atol=1e-5)
+    other = steerable_net(3, 1, fields=(1, 2), size=3, pooled_fields=4).eval()
+    other.load_state_dict(network.state_dict())
+    torch.testing.assert_close(other(x), network(x))
 
 
 @pytest.mark.parametrize("maps", [False, True])
@@ -110,6 +171,11 @@ def test_a_network_shares_the_trainings_of_another_with_its_options_alone() -> N
     other = Network("other", {}, (1e-3, 1e-2), trained_as="plain")
     with pytest.raises(ValueError, match="other has other options than plain"):
         dataclasses.replace(TABLE, networks=[*TABLE.networks, other])
+
+
+def test_a_network_is_like_one_of_its_table() -> None:
+    with pytest.raises(ValueError, match="other is like none, which the table has not"):
+        dataclasses.replace(TABLE, networks=[Network("other", PLAIN, (1e-3, 1e-2), rate_as="none")], comparisons=())
 
 
 def test_the_mean_is_over_36_angles_whichever_of_them_are_computed() -> None:

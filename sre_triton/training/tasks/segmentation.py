@@ -162,7 +162,7 @@ class SegmentationTask(Task):
         return sum(len(self.photographs.splits[part]) for part in parts_of(split))
 
     @torch.no_grad()
-    def _answered(
+    def answered(
         self, split: str, symmetry: Symmetry, turning: TurningOptions
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Of each turned photograph logits (1, classes, H, W), labels and field of view (H, W)."""
@@ -188,17 +188,19 @@ class SegmentationTask(Task):
     def each_scored(
         self, split: str, symmetry: Symmetry, turning: TurningOptions
     ) -> tuple[dict[str, float], list[dict[str, float]]]:
-        table: list[dict[str, float]] = []
-        for answer in self._answered(split, symmetry, turning):
-            table += self._scores(*answer, [self.description["threshold"]])
+        table = [self.scored(*answer) for answer in self.answered(split, symmetry, turning)]
         return means_of_known(table), table
+
+    def scored(self, logits: Tensor, labels: Tensor, field: Tensor) -> dict[str, float]:
+        """Scores of one of :meth:`answered` at the threshold that training found."""
+        return self._scores(logits, labels, field, [self.description["threshold"]])[0]
 
     def report(self, split: str, turning: TurningOptions) -> Report:
         threshold, classes = self.description["threshold"], self.photographs.classes
         names = list(map(str, self.photographs.values))
         table: list[dict[str, float]] = []
         counts = torch.zeros(classes, classes, dtype=torch.long)
-        for logits, labels, field in self._answered(split, Symmetry(), turning):
+        for logits, labels, field in self.answered(split, Symmetry(), turning):
             table += self._scores(logits, labels, field, [threshold])
             inside = field.bool() if self.photographs.has_fields else torch.ones_like(field, dtype=torch.bool)
             found = answers(logits.softmax(dim=1)[0], threshold)
