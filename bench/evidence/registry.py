@@ -10,6 +10,7 @@ __all__ = ["TABLES"]
 _TABLES = (
     vessels.TABLE,
     vessels.ABLATION,
+    vessels.WHOLE_ABLATION,
     rotated_mnist.TABLE,
     rotated_mnist.ABLATION,
     rotated_mnist.ARCHITECTURES,

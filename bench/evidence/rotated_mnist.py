@@ -183,12 +183,8 @@ _WIDE = {"widths": [24, 24, 24]}
 _ARCHITECTURES = {
     "wide": _digit_net(8, **_WIDE),
     "wide-products": _digit_net(8, **_WIDE, products=6),
-    "more-mixed": _digit_net(16, widths=[22, 22, 22]),
     "large-kernels": _digit_net(8, widths=[22, 22, 22], sizes=[9, 9, 5], stem_size=9),
-    "four-stages": _digit_net(8, widths=[20] * 4, depths=[1] * 4, sizes=[5, 5, 5, 3]),
-    "two-blocks": _digit_net(6, widths=[17] * 3, depths=[2] * 3),
     "not-pooled": _digit_net(8, **_WIDE, stem_pool=None),
-    "average-pooled": _digit_net(8, **_WIDE, stem_pool="avg"),
     "rings-alone": _digit_net(widths=[30, 30, 30]),
     "plain": _digit_net(conv="plain", widths=[20, 20, 20], sizes=[3, 3, 3]),
 }

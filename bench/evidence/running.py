@@ -196,6 +196,7 @@ class Runner:
         if self.table.photograph is None:
             return
         known = read_json(path) if path.is_file() else {}
+        picture = self.table.photograph()
         for network in self.table.networks:
             for seed in self.table.seeds:
                 name = f"{network.name}-seed{seed}"
@@ -203,7 +204,7 @@ class Runner:
                     continue
                 folder = self._folder(network, seed)
                 if folder.is_dir():
-                    known[name] = symmetry_of(folder, self.table.photograph())
+                    known[name] = symmetry_of(folder, picture)
                     write_json(path, known)
 
     def costs(self) -> None:
