@@ -11,42 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.evidence.steerable import steerable_net
-from sre_triton.invariants.functional import gradient_products
-from sre_triton.invariants.layers import AddInvariants2d
 from sre_triton.layers import RingConvNd
 from sre_triton.models.parts import InvariantsOption, Parts, invariants_of
 from sre_triton.models.registry import register_model
 from sre_triton.models.residual_blocks import BasicBlock
 
 __all__ = ["DigitNet", "register"]
-
-_EPS = 1e-4
-
-
-class AddProducts(nn.Module):
-    """What another layer of invariants gives, plus products of gradients between mixtures of its input's channels: they
-    say how an edge of one channel lies to an edge of another, which no ring and no invariant of one channel does.
-
-    Products are of the second degree; ``p / sqrt(|p| + eps)`` brings them to the first.
-
-    Args:
-        invariants: the other layer.
-        channels: of its input.
-        features: mixtures, as many products.
-    """
-
-    def __init__(self, invariants: nn.Module, channels: int, features: int) -> None:
-        super().__init__()
-        self.invariants = invariants
-        self.first, self.second = (nn.Conv2d(channels, features, 1, bias=False) for _ in range(2))
-        self.weight = nn.Conv2d(features, channels, 1, bias=False)
-        for conv in (self.first, self.second, self.weight):
-            nn.init.normal_(conv.weight, 0, conv.in_channels**-0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        products = gradient_products(self.first(x), self.second(x))
-        y: Tensor = self.invariants(x) + self.weight(products * (products.abs() + _EPS).rsqrt())
-        return y
 
 
 class DigitNet(nn.Module):
@@ -59,7 +29,6 @@ class DigitNet(nn.Module):
         stem_size: of the first convolution.
         stem_pool: "max", "avg" or None; halves the map after the stem.
         invariants: of the blocks and the stem, as in :class:`sre_triton.models.ResNet`.
-        products: of gradients, so many after each layer of invariants.
         global_pool: "avg" or "max" over the last map.
     """
 
@@ -75,7 +44,6 @@ class DigitNet(nn.Module):
         stem_size: int = 5,
         stem_pool: str | None = "max",
         invariants: InvariantsOption = False,
-        products: int = 0,
         global_pool: str = "avg",
         norm_layer: Callable[[int], nn.Module] | None = None,
     ) -> None:
@@ -100,11 +68,6 @@ class DigitNet(nn.Module):
             if isinstance(module, (RingConvNd, nn.Conv2d)):
                 fan_out = module.out_channels * math.prod(module.kernel_size)
                 nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
-        if products:
-            for module in list(self.modules()):
-                for name, child in list(module.named_children()):
-                    if isinstance(child, AddInvariants2d):
-                        setattr(module, name, AddProducts(child, child.channels, products))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(torch.relu(self.norm(self.invariants(self.stem(x)))))

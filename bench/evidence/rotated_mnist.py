@@ -24,21 +24,27 @@ digits are all tested. Each is turned once by an angle of its own, uniform over 
 data folder: `mnist.npz` with `train_images`, `train_labels`, `test_images` and `test_labels`. The images are resized
 to 32x32, as the package does with 28x28.
 
-**Networks.** ResNet-18s whose stem is pooled to 16x16, of about 25,000 parameters. `ring`: 5 channels in the first
-stage, 5x5 kernels, 24,575 parameters. `ring-invariants`: the same with 3x3 kernels in the last stage, where maps are
-2x2, and gradient and anisotropy at two scales of 5 mixed channels after every convolution of the first three stages,
-22,600. `plain`: 3 channels in the first stage, 3x3 kernels, 25,291. `plain-augmented`: the same, trained with digits
-that are turned once more by any angle in every epoch.
+**Networks.** The first four are ResNet-18s whose stem is pooled to 16x16, of about 25,000 parameters. `ring`: 5
+channels in the first stage, 5x5 kernels, 24,575 parameters. `ring-invariants`: the same with 3x3 kernels in the last
+stage, where maps are 2x2, and gradient and anisotropy at two scales of 5 mixed channels after every convolution of the
+first three stages, 22,600. `plain`: 3 channels in the first stage, 3x3 kernels, 25,291. `plain-augmented`: the same,
+trained with digits that are turned once more by any angle in every epoch.
+The others spend their parameters where the maps are fine: three equally wide stages of one block at 16, 8 and 4 px, 5x5
+kernels in rings and 3x3 kernels in plain networks. `ring-invariants-wide`: 24 channels, gradient and anisotropy at two
+scales of 8 mixed channels after every convolution, 18,994 parameters; `ring-wide`: 30 channels without invariants,
+18,940; `plain-wide` and `plain-wide-augmented`: 20 channels, 23,470. `steerable`: the same stages in the package e2cnn,
+5, 6 and 8 regular fields of the 8 turns (40 to 64 channels), 5x5 kernels, maxima over the turns, 22,691.
 
 **Training.** Batches of 64, 8 epochs of Adam in one cycle of the rate, cross-entropy, balanced rings (no effect on
 the plain network), no other augmentation. Equal steps; a step of the ring networks takes longer (see costs).
 
 **Rates.** 3e-3 and 1e-2 for every network, 2 epochs each with seed 0; the best accuracy on validation is taken.
 
-**Which invariants.** Chosen on validation, by the table below this one.
+**Which invariants, which architecture.** Chosen on validation, by the two tables below this one.
 
-**Seen before.** No network of this project had been tested on these digits. Others report errors of 1.87% (PDO-eConv,
-26,000 parameters, steerable), 2.28% (G-CNN) and 5.03% (CNN).
+**Seen before.** No network of this project had been tested on these digits when the first four were chosen. The others
+were added when the scores of these were known; they were chosen on validation alone. Others report errors of 1.87%
+(PDO-eConv, 26,000 parameters, steerable), 2.28% (G-CNN) and 5.03% (CNN).
 """
 
 _FILE = "rotated_mnist.npz"
@@ -81,7 +87,20 @@ def _arguments(**more: object) -> str:
 _RATES = (3e-3, 1e-2)
 _RING = {"model_type": "sre_resnet18", "res_inplanes": 5}
 _PLAIN = {"model_type": "resnet18", "res_inplanes": 3, "model_args": _arguments()}
+_TURNED = {"train_rotate": True, "train_degree": 180.0}
 _INVARIANTS = {"features": 5, "levels": 3, "convolutions": 2, "dilations": [1, 2]}
+
+
+def _digit_net(mixed: int = 0, **options: object) -> dict[str, object]:
+    """A residual network of free widths, with invariants of so many mixed channels."""
+    invariants = {"features": mixed, "levels": 4, "convolutions": 2, "dilations": [1, 2]}
+    given = {**options, **({"invariants": invariants} if mixed else {})}
+    return {"model_type": "digit_net", "model_args": json.dumps(given)}
+
+
+_WIDE = _digit_net(8, widths=[24, 24, 24])
+_WIDE_RING = _digit_net(widths=[30, 30, 30])
+_WIDE_PLAIN = _digit_net(conv="plain", widths=[20, 20, 20], sizes=[3, 3, 3])
 
 TABLE = Table(
     name="rotated-mnist",
@@ -108,14 +127,29 @@ TABLE = Table(
             _RATES,
         ),
         Network("plain", _PLAIN, _RATES),
-        Network("plain-augmented", {**_PLAIN, "train_rotate": True, "train_degree": 180.0}, _RATES),
+        Network("plain-augmented", {**_PLAIN, **_TURNED}, _RATES),
+        Network("ring-invariants-wide", _WIDE, _RATES),
+        Network("ring-wide", _WIDE_RING, _RATES),
+        Network("plain-wide", _WIDE_PLAIN, _RATES),
+        Network("plain-wide-augmented", {**_WIDE_PLAIN, **_TURNED}, _RATES),
+        Network("steerable", {"model_type": "steerable_digit_net"}, _RATES),
     ),
     seeds=(1, 2, 3),
     rate_options={"epochs": 2},
     evaluations=(Evaluation("test", "10,000 test digits, each turned once"),),
     score="accuracy",
-    comparisons=(("ring-invariants", "ring"), ("ring-invariants", "plain"), ("ring-invariants", "plain-augmented")),
+    comparisons=(
+        ("ring-invariants", "ring"),
+        ("ring-invariants", "plain"),
+        ("ring-invariants", "plain-augmented"),
+        ("ring-invariants-wide", "ring-invariants"),
+        ("ring-invariants-wide", "ring-wide"),
+        ("ring-invariants-wide", "plain-wide"),
+        ("ring-invariants-wide", "plain-wide-augmented"),
+        ("ring-invariants-wide", "steerable"),
+    ),
     prepare=_prepare,
+    register=register,
 )
 
 ABLATION_PROTOCOL = """
@@ -168,25 +202,18 @@ ARCHITECTURES_PROTOCOL = """
 Accuracy on the 2,000 digits of validation, trained as in the table above this one; no test digit is looked at. Residual
 networks of at most 25,000 parameters of equally wide stages, whose blocks have two convolutions, 5x5 in rings; each
 stage but the first halves the map, as a maximum does after the stem. With invariants, gradient and anisotropy at two
-scales of as many mixed channels as is said are added after every convolution. `wide` is 24 channels in three stages of
-one block, 8 mixed channels.
+scales of 8 mixed channels are added after every convolution. `wide` is 24 channels in three stages of one block;
+`large-kernels` 22 channels, a stem of 9x9 and kernels of 9, 9 and 5; `rings-alone` 30 channels; `plain` 20 channels and
+3x3 kernels. Products of gradients between channels after each layer of invariants of `wide` stood at .518 after the
+first of two epochs, where it stood at .803, at twice the time: given up there.
 """
 
 
-def _digit_net(mixed: int = 0, **options: object) -> dict[str, object]:
-    invariants = {"features": mixed, "levels": 4, "convolutions": 2, "dilations": [1, 2]}
-    given = {**options, **({"invariants": invariants} if mixed else {})}
-    return {"model_type": "digit_net", "model_args": json.dumps(given)}
-
-
-_WIDE = {"widths": [24, 24, 24]}
 _ARCHITECTURES = {
-    "wide": _digit_net(8, **_WIDE),
-    "wide-products": _digit_net(8, **_WIDE, products=6),
+    "wide": _WIDE,
     "large-kernels": _digit_net(8, widths=[22, 22, 22], sizes=[9, 9, 5], stem_size=9),
-    "not-pooled": _digit_net(8, **_WIDE, stem_pool=None),
-    "rings-alone": _digit_net(widths=[30, 30, 30]),
-    "plain": _digit_net(conv="plain", widths=[20, 20, 20], sizes=[3, 3, 3]),
+    "rings-alone": _WIDE_RING,
+    "plain": _WIDE_PLAIN,
 }
 
 ARCHITECTURES = dataclasses.replace(
@@ -195,5 +222,4 @@ ARCHITECTURES = dataclasses.replace(
     title="Which architecture: rotated MNIST",
     protocol=ARCHITECTURES_PROTOCOL,
     networks=[Network(name, options, (1e-2,)) for name, options in _ARCHITECTURES.items()],
-    register=register,
 )

@@ -124,7 +124,7 @@ def test_objects_are_found_where_more_than_half_of_both_is_common() -> None:
     assert (object_f1(nothing, nothing), object_f1(nothing, true), object_f1(true, nothing)) == (1, 0, 0)
 
 
-@pytest.mark.parametrize("options", [{}, {"stem_pool": "avg", "products": 2}, {"stem_pool": None, "sizes": [3, 3]}])
+@pytest.mark.parametrize("options", [{}, {"stem_pool": "avg"}, {"stem_pool": None, "sizes": [3, 3]}])
 def test_networks_of_digits_do_not_see_right_angles(options: dict[str, Any]) -> None:
     invariants = {"features": 2, "levels": 2, "convolutions": 2, "dilations": [1, 2]}
     shape = {"widths": [4, 6], "depths": [1, 1], "sizes": [5, 3]}
