@@ -61,7 +61,7 @@ def run_all(path: Any, spec: ConvSpec, x: Tensor, weight: Tensor, bias: Tensor, 
         "grad_weight": grad_weight,
     }
     if all(o < max(s, d) for o, s, d in zip(output_padding, spec.stride, spec.dilation, strict=True)):
-        bias_x = torch.linspace(1, 2, 2 * x.shape[1], dtype=bias.dtype)[::2]
+        bias_x = 1 + torch.arange(2 * x.shape[1], dtype=bias.dtype)[::2] / 8  # the same numbers in every dtype
         results["transpose"] = path.transpose(grad_y, weight, bias_x, spec, output_padding)
     return results
 
@@ -250,7 +250,7 @@ def test_error_is_at_most_twice_that_of_dense(
 def test_weight_gradients_lose_no_digits_from_block_to_block(
     path: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ring_sums, "_CPU_SCRATCH", 4000)
+    monkeypatch.setattr(ring_sums, "_CPU_SCRATCH", 300)
     spec = make_spec(2, 3)
     tensors = make_tensors(spec, (64, 64), dtype=dtype)
     truth = run_all(dense, spec, *(t.double() for t in tensors))
@@ -258,7 +258,9 @@ def test_weight_gradients_lose_no_digits_from_block_to_block(
     for name in ("weight_grad", "grad_weight"):
         rounded = truth[name].to(dtype).double()
         error, allowed = ((r.double() - truth[name]).square().mean().sqrt() for r in (results[name], rounded))
-        assert error <= 2 * allowed, f"{name}: {error:.3g} against {allowed:.3g} of rounding once"
+        # Rounded are ring sums, products of blocks and the result: 1.1 to 2.8 times this in 60 draws. A total that is
+        # kept in bfloat16 has 10 to 28 times as much.
+        assert error <= 4 * allowed, f"{name}: {error:.3g} against {allowed:.3g} of rounding once"
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

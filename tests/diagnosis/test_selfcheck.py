@@ -65,11 +65,17 @@ FAULTS = {
 
 
 @pytest.fixture
+def compiled_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but Triton, whose interpreter takes minutes for these layers where other tests have switched it on."""
+    monkeypatch.delitem(BACKENDS, "triton")
+
+
+@pytest.fixture
 def one_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DTYPES", (torch.float32,))
 
 
-def test_what_this_machine_has_is_checked_and_right() -> None:
+def test_what_this_machine_has_is_checked_and_right(compiled_backends: None) -> None:
     found = sre_triton.selfcheck("cpu")
     assert found.is_ok, str(found)
     assert len(found.rows) == len(BACKENDS) * len(module.DTYPES)
@@ -87,7 +93,12 @@ def test_what_this_machine_has_is_checked_and_right() -> None:
 
 @pytest.mark.parametrize(("backend", "words", "dtype"), FAULTS.values(), ids=FAULTS)
 def test_no_fault_passes(
-    backend: Faulty, words: str, dtype: torch.dtype | None, one_dtype: None, monkeypatch: pytest.MonkeyPatch
+    backend: Faulty,
+    words: str,
+    dtype: torch.dtype | None,
+    one_dtype: None,
+    compiled_backends: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(BACKENDS, "ringwise", backend)
     # A plan keeps the backend that it found first.
@@ -106,7 +117,10 @@ def test_no_fault_passes(
 
 
 def test_the_command_fails_on_a_fault_and_prints_the_versions(
-    one_dtype: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    one_dtype: None,
+    compiled_backends: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert cli.main(["selfcheck", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out

@@ -136,7 +136,7 @@ def test_test_time_options(options: TrainOptions, expected: object) -> None:
 
 
 def test_what_is_around_a_view_is_turned_into_it() -> None:
-    x = torch.randint(1, 256, (2, 1, 42, 42), dtype=torch.uint8)
+    x = torch.randint(130, 256, (2, 1, 42, 42), dtype=torch.uint8)  # above the middle grey, which would be 0
     seeing, whole = Preparation(TrainOptions(), 2, view=28), Preparation(TrainOptions(image_size=48), 2)
     for angle in (0, 45):
         seen = seeing.turned(x, range(2), Symmetry(angle), TurningOptions())
