@@ -20,6 +20,7 @@ from bench.evidence.objects import object_f1
 from bench.evidence.pages import Angles, write_page
 from bench.evidence.protocol import EIGHT, EVERY_TEN, TWELVE, Evaluation, Network, Table, at_all, distinct_angles
 from bench.evidence.registry import TABLES
+from bench.evidence.rotated_mnist import by_own_direction
 from bench.evidence.running import Runner, _told
 from bench.evidence.steerable import steerable_net
 from sre_triton.training.options import SegmentOptions
@@ -199,3 +200,17 @@ def test_every_network_of_a_table_is_tuned_alike(table: Table) -> None:
         dataclasses.replace(
             table, networks=[dataclasses.replace(table.networks[0], rates=(1.0,) * 9), *table.networks[1:]]
         )
+
+
+def test_digits_are_laid_by_their_own_direction() -> None:
+    digits = np.zeros((3, 28, 28), dtype=np.uint8)
+    digits[0, 8:20, 12:15] = digits[1, 10:13, 6:22] = digits[2, 6:22, 13:16] = 200
+    digits[0, 16:20, 12:20] = digits[1, 10:18, 6:10] = digits[2, 6:9, 10:19] = 200
+    laid = by_own_direction(digits)
+    for turns in range(4):
+        assert np.abs(by_own_direction(np.rot90(digits, turns, (1, 2)).copy()).astype(int) - laid).max() <= 1
+    weights = laid / laid.sum((1, 2), keepdims=True)
+    x = np.arange(28) - (weights.sum(1) @ np.arange(28))[:, None]
+    y = np.arange(28) - (weights.sum(2) @ np.arange(28))[:, None]
+    assert ((weights.sum(1) * x**2).sum(1) > (weights.sum(2) * y**2).sum(1)).all()  # level
+    assert ((weights.sum(1) * x**3).sum(1) > 0).all()  # the heavier tail to the right
