@@ -1,4 +1,4 @@
-// Differences along rows of features and what is made of them, all positions of a row at once.
+// Differences along rows of features and what is made of them, a vector of elements at a time and in registers.
 
 #pragma once
 
@@ -24,20 +24,14 @@ struct Form {
   Index kinds() const { return kind.size(); }
   Index scales() const { return dilation.size(); }
   Index count() const { return kinds() * scales(); }
-  Index pairs() const { return ndim == 2 ? 1 : 3; }
   Index reach() const { return *std::max_element(dilation.begin(), dilation.end()); }
   bool has(Kind k) const { return std::find(kind.begin(), kind.end(), k) != kind.end(); }
-  bool needs_first() const { return kind.size() != 1 || kind[0] != kAnisotropy; }
-  bool needs_second() const { return kind.size() != 1 || kind[0] != kGradient; }
   bool needs_center() const { return has(kIsophote) || has(kFlow); }
 };
 
 // What derivatives are cut off at, so that no product of three of them overflows.
 template <class T>
 constexpr T kBound = std::is_same_v<T, double> ? T(0x1p300) : T(0x1p40);
-
-using Pair = std::array<Index, 2>;
-constexpr Pair kPairs[] = {{0, 1}, {0, 2}, {1, 2}};
 
 // Rows (width, features) of the last `depth` planes, each with `margin` positions more at both ends.
 template <class T>
@@ -63,9 +57,9 @@ struct FeatureRows {
     }
   }
   void look_at(const T* row) {
-    bool all = true;
-    for (Index i = 0; i < width * features; ++i) all &= std::abs(row[i]) < kBound<T> / 16;
-    tame &= all;
+    T all = 0;  // NaN from the first element that is not small on
+    for (Index i = 0; i < width * features; ++i) all += std::abs(row[i]) < kBound<T> / 16 ? T(0) : T(1);
+    tame &= all == 0;
   }
   // The adjoint of `repeat_ends`.
   void fold_ends(T* row) const {
@@ -77,260 +71,264 @@ struct FeatureRows {
   }
 };
 
-// The derivatives at some positions of a row, or gradients of them: by axis, by axis, and by pair of axes.
-template <class T>
-class Derivatives {
+// A step of -1, 0 or 1 along each axis: first across planes, last along rows, in 3-D across lines in between.
+template <int kDims>
+using Move = std::array<int, kDims>;
+
+template <int kDims>
+constexpr Move<kDims> moved(int a, int step, int b = 0, int other = 0) {
+  Move<kDims> move{};
+  move[b] = other;
+  move[a] = step;
+  return move;
+}
+
+// Pairs of axes, in the order of mixed derivatives.
+template <int kDims>
+constexpr int kPairCount = kDims * (kDims - 1) / 2;
+constexpr int kPairs[][2] = {{0, 1}, {0, 2}, {1, 2}};
+
+// The rows around one, a dilation away from it.
+template <class T, int kDims>
+class Around {
  public:
-  static Index size(const Form& form, Index run) { return (2 * form.ndim + form.pairs() + 2) * run; }
+  static constexpr int kRowCount = kDims == 2 ? 3 : 9;
 
-  // `run` elements of a row from element `start` on.
-  Derivatives(const Form& form, Index scale, T* memory, Index start, Index run)
-      : form_(form), dilation_(form.dilation[scale]), start_(start), run_(run) {
-    for (Index a = 0; a < form.ndim; ++a, memory += 2 * run) first_[a] = memory, second_[a] = memory + run;
-    for (Index p = 0; p < form.pairs(); ++p, memory += run) mixed_[p] = memory;
-    share_ = memory;
-    trace_ = memory + run;
+  Around(const FeatureRows<T>& rows, Index dilation, Index plane, Index line) : step_(dilation * rows.features) {
+    for (int r = 0; r < kRowCount; ++r)
+      row_[r] = kDims == 2 ? rows.nearest(plane + (r - 1) * dilation, line)
+                           : rows.nearest(plane + (r / 3 - 1) * dilation, line + (r % 3 - 1) * dilation);
+  }
+  static constexpr int row_of(const Move<kDims>& m) { return kDims == 2 ? m[0] + 1 : 3 * (m[0] + 1) + m[1] + 1; }
+  // The step that leads to row r, and then along it.
+  static constexpr Move<kDims> move_to(int r, int along) {
+    if constexpr (kDims == 2)
+      return {r - 1, along};
+    else
+      return {r / 3 - 1, r % 3 - 1, along};
+  }
+  T* row(int r) const { return row_[r]; }
+  Vector<T> at(const Move<kDims>& m, Index i) const { return load(row_[row_of(m)] + m[kDims - 1] * step_ + i); }
+
+ private:
+  std::array<T*, kRowCount> row_;
+  Index step_;
+};
+
+// The derivatives of a vector of elements, or gradients of them: by axis, by axis, and by pair of axes.
+template <class T, int kDims>
+struct Derivatives {
+  using V = Vector<T>;
+  static constexpr int kCount = 2 * kDims + kPairCount<kDims>;
+  static constexpr T kSmoothing = T(1) / 6, kAcross = kSmoothing / 2, kMixed = T(0.25);
+  static constexpr T kAlong = T(0.5) * (1 - 2 * kSmoothing * (kDims - 1));
+  static constexpr T kSpread = kDims == 2 ? 2 : 1;
+
+  V first[kDims] = {}, second[kDims] = {}, mixed[kPairCount<kDims>] = {};
+
+  // Of the elements from number i of a row on. `has_center`: second derivatives are needed one by one, and not only
+  // their differences. `is_tame`: none of them can have to be cut off.
+  Derivatives(const Around<T, kDims>& near, Index i, bool has_center, bool is_tame) {
+    const auto at = [&](int a, int s, int b = 0, int t = 0) { return near.at(moved<kDims>(a, s, b, t), i); };
+#pragma GCC unroll 3
+    for (int a = 0; a < kDims; ++a) {
+      const V ahead = at(a, 1), behind = at(a, -1);
+      first[a] = (ahead - behind) * kAlong;
+      second[a] = ahead + behind;
+      if (has_center) second[a] -= 2 * at(0, 0);
+    }
+#pragma GCC unroll 3
+    for (int p = 0; p < kPairCount<kDims>; ++p) {
+      const int a = kPairs[p][0], b = kPairs[p][1];
+      const V pp = at(a, 1, b, 1), mm = at(a, -1, b, -1), pm = at(a, 1, b, -1), mp = at(a, -1, b, 1);
+      const V u = pp - mm, v = pm - mp;
+      first[a] += (u + v) * kAcross;
+      first[b] += (u - v) * kAcross;
+      mixed[p] = ((pp + mm) - (pm + mp)) * kMixed;
+    }
+    if (!is_tame) each([](V& d) { d = d < -kBound<T> ? V{} - kBound<T> : d > kBound<T> ? V{} + kBound<T> : d; });
+  }
+  // None yet.
+  Derivatives() = default;
+
+  template <class Function>
+  void each(Function function) {
+#pragma GCC unroll 3
+    for (int a = 0; a < kDims; ++a) function(first[a]), function(second[a]);
+#pragma GCC unroll 3
+    for (int p = 0; p < kPairCount<kDims>; ++p) function(mixed[p]);
   }
 
-  // Sets them to those of a row.
-  void take(const FeatureRows<T>& rows, Index plane, Index line) {
-    const T *center = rows.row(plane, line) + start_, length = lengthwise(), smooth = kSmoothing / 2;
-    const bool one_by_one = form_.needs_center(), has_first = form_.needs_first(), has_second = form_.needs_second();
-    for (Index a = 0; a < form_.ndim; ++a) {
-      const T *ahead = tap(rows, plane, line, a, 1), *behind = tap(rows, plane, line, a, -1);
-      T *f = first_[a], *s = second_[a];
-      if (has_first)
-        for (Index i = 0; i < run_; ++i) f[i] = (ahead[i] - behind[i]) * length;
-      if (has_second && one_by_one)
-        for (Index i = 0; i < run_; ++i) s[i] = (ahead[i] + behind[i]) - 2 * center[i];
-      else if (has_second)
-        for (Index i = 0; i < run_; ++i) s[i] = ahead[i] + behind[i];
+  V square_of_gradient() const {
+    V total = first[0] * first[0];
+#pragma GCC unroll 3
+    for (int a = 1; a < kDims; ++a) total += first[a] * first[a];
+    return total;
+  }
+  V square_of_anisotropy() const {
+    V total = {};
+#pragma GCC unroll 3
+    for (int p = 0; p < kPairCount<kDims>; ++p) {
+      const V unlike = second[kPairs[p][0]] - second[kPairs[p][1]];
+      total += unlike * unlike * (kSpread / kDims) + mixed[p] * mixed[p] * (2 * kSpread);
     }
-    for (Index p = 0; p < form_.pairs(); ++p) {
-      const auto [a, b] = kPairs[p];
-      const auto corner = corners(rows, plane, line, a, b);
-      const T *pp = corner[0], *mm = corner[1], *pm = corner[2], *mp = corner[3];
-      T *fa = first_[a], *fb = first_[b], *m = mixed_[p];
-      if (has_first)
-        for (Index i = 0; i < run_; ++i) {
-          const T u = (pp[i] - mm[i]) * smooth, v = (pm[i] - mp[i]) * smooth;
-          fa[i] += u + v;
-          fb[i] += u - v;
-        }
-      if (has_second)
-        for (Index i = 0; i < run_; ++i) m[i] = ((pp[i] + mm[i]) - (pm[i] + mp[i])) * T(0.25);
-    }
-    tame_ = rows.tame;
-    if (!tame_)
-      each(
-          [&](T* x) {
-            for (Index i = 0; i < run_; ++i) x[i] = std::min(std::max(x[i], -kBound<T>), kBound<T>);
-          },
-          has_first, has_second);
+    return total;
+  }
+  V along_gradient() const {
+    V total = {};
+#pragma GCC unroll 3
+    for (int a = 0; a < kDims; ++a) total += first[a] * first[a] * second[a];
+#pragma GCC unroll 3
+    for (int p = 0; p < kPairCount<kDims>; ++p) total += 2 * (first[kPairs[p][0]] * first[kPairs[p][1]]) * mixed[p];
+    return total;
+  }
+  V trace() const {
+    V total = second[0];
+#pragma GCC unroll 3
+    for (int a = 1; a < kDims; ++a) total += second[a];
+    return total;
   }
 
-  // Adds gradients of them to those of the rows: the adjoint of `take`.
-  void give(const FeatureRows<T>& rows, Index plane, Index line) const {
-    T* center = rows.row(plane, line) + start_;
-    const T length = lengthwise(), smooth = kSmoothing / 2;
-    const bool one_by_one = form_.needs_center(), has_first = form_.needs_first(), has_second = form_.needs_second();
-    for (Index a = 0; a < form_.ndim; ++a) {
-      T *ahead = tap(rows, plane, line, a, 1), *behind = tap(rows, plane, line, a, -1);
-      const T *f = first_[a], *s = second_[a];
-      // One after the other: taps of a row overlap, and at a border they are one row.
-      for (Index i = 0; i < run_; ++i) ahead[i] += (has_first ? f[i] * length : 0) + (has_second ? s[i] : 0);
-      for (Index i = 0; i < run_; ++i) behind[i] += (has_second ? s[i] : 0) - (has_first ? f[i] * length : 0);
-      if (one_by_one)
-        for (Index i = 0; i < run_; ++i) center[i] -= 2 * s[i];
-    }
-    for (Index p = 0; p < form_.pairs(); ++p) {
-      const auto [a, b] = kPairs[p];
-      const auto corner = corners(rows, plane, line, a, b);
-      const T *fa = first_[a], *fb = first_[b], *m = mixed_[p];
-      for (Index q = 0; q < 4; ++q) {
-        T* to = corner[q];
-        const T along = has_first ? (q % 2 ? -smooth : smooth) : 0, across = q < 2 ? along : -along;
-        const T both = has_second ? (q < 2 ? T(0.25) : T(-0.25)) : 0;
-        if (has_first && has_second)
-          for (Index i = 0; i < run_; ++i) to[i] += (fa[i] * along + fb[i] * across) + m[i] * both;
-        else if (has_first)
-          for (Index i = 0; i < run_; ++i) to[i] += fa[i] * along + fb[i] * across;
-        else
-          for (Index i = 0; i < run_; ++i) to[i] += m[i] * both;
-      }
-    }
-  }
-
-  // The invariants (kinds, run).
-  void values(T* to) {
-    const T eps = form_.eps;
-    for (Index kind : form_.kind) {
-      if (kind == kGradient || kind == kAnisotropy) {
-        kind == kGradient ? square_of_gradient(to) : square_of_anisotropy(to);
-        for (Index i = 0; i < run_; ++i) to[i] = std::sqrt(to[i] + eps * eps) - eps;
+  // To values, `stride` elements apart, the invariants of every kind. With gradients of them, as many elements apart,
+  // adds gradients of the derivatives to `back`.
+  template <bool kBack>
+  void invariants(const Form& form, T* values, Index stride, const T* grads, Derivatives* back) const {
+    const T eps = form.eps;
+    for (Index kind : form.kind) {
+      const V grad = kBack ? load(grads) : V{};
+      if (kind == kGradient) {
+        const V root = square_root(square_of_gradient() + eps * eps);
+        store(values, root - eps);
+        if (kBack) back->pull_gradient(*this, grad / root);
+      } else if (kind == kAnisotropy) {
+        const V root = square_root(square_of_anisotropy() + eps * eps);
+        store(values, root - eps);
+        if (kBack) back->pull_anisotropy(*this, grad / root * kSpread);
+      } else if (kind == kFlow) {
+        store(values, along_gradient());
+        if (kBack) back->pull_flow(*this, grad);
       } else {
-        along_gradient(to);
-        if (kind == kIsophote) {
-          square_of_gradient(share_);
-          trace();
-          for (Index i = 0; i < run_; ++i) to[i] = share_[i] * trace_[i] - to[i];
+        const V square = square_of_gradient(), sum = trace();
+        store(values, square * sum - along_gradient());
+        if (kBack) {
+          back->pull_flow(*this, -grad);
+#pragma GCC unroll 3
+          for (int a = 0; a < kDims; ++a) {
+            back->first[a] += 2 * grad * sum * first[a];
+            back->second[a] += grad * square;
+          }
         }
       }
-      to += run_;
+      values += stride;
+      grads += stride;
     }
   }
-
-  // `back`: gradients of the derivatives, from gradients and values of the invariants (kinds, run).
-  void pull_back(const T* grads, const T* values, Derivatives& back) {
-    const T eps = form_.eps;
-    bool first = !form_.needs_first(), second = !form_.needs_second();  // whether these have been written
-    auto clear = [&] {
-      back.each([&](T* x) { std::fill_n(x, run_, T(0)); }, !first, !second);
-      first = second = true;
-    };
-    for (Index kind : form_.kind) {
-      if (kind == kGradient || kind == kAnisotropy) {
-        for (Index i = 0; i < run_; ++i) share_[i] = grads[i] / (values[i] + eps);
-        if (kind == kAnisotropy && form_.ndim == 3) clear();  // its pairs of axes add up
-        bool& written = kind == kGradient ? first : second;
-        if (kind == kGradient)
-          written ? pull_gradient<true>(back) : pull_gradient<false>(back);
-        else
-          written ? pull_anisotropy<true>(back) : pull_anisotropy<false>(back);
-        written = true;
-      } else {
-        clear();
-        pull_curvature(grads, kind == kFlow ? 1 : -1, back);
-        if (kind == kIsophote) pull_product(grads, back);
-      }
-      grads += run_;
-      values += run_;
-    }
-    clear();
-    if (tame_) return;
-    // Where a derivative was cut off it does not depend on the map.
-    for (Index a = 0; a < form_.ndim; ++a) {
-      if (form_.needs_first()) cut(back.first_[a], first_[a]);
-      if (form_.needs_second()) cut(back.second_[a], second_[a]);
-    }
-    if (form_.needs_second())
-      for (Index p = 0; p < form_.pairs(); ++p) cut(back.mixed_[p], mixed_[p]);
+  // Where a derivative was cut off it does not depend on the map.
+  void cut(const Derivatives& of) {
+    const auto cut_one = [](V& grad, const V& value) { grad = (value < kBound<T>)&(value > -kBound<T>) ? grad : V{}; };
+#pragma GCC unroll 3
+    for (int a = 0; a < kDims; ++a) cut_one(first[a], of.first[a]), cut_one(second[a], of.second[a]);
+#pragma GCC unroll 3
+    for (int p = 0; p < kPairCount<kDims>; ++p) cut_one(mixed[p], of.mixed[p]);
   }
 
  private:
-  static constexpr T kSmoothing = T(1) / 6;
-
-  T lengthwise() const { return T(0.5) * (1 - 2 * kSmoothing * (form_.ndim - 1)); }
-  T spread() const { return form_.ndim == 2 ? 2 : 1; }
-
-  // The last axis runs along rows, the first across planes, the middle one across lines.
-  T* tap(const FeatureRows<T>& rows, Index plane, Index line, Index a, Index step, Index b = -1,
-         Index other = 0) const {
-    std::array<Index, 3> move{};
-    for (const auto& [axis, by] : {std::array<Index, 2>{a, step}, std::array<Index, 2>{b, other}})
-      if (axis >= 0) move[axis == 0 ? 0 : axis + 3 - form_.ndim] = by * dilation_;
-    return rows.nearest(plane + move[0], line + move[1]) + move[2] * rows.features + start_;
+  void pull_gradient(const Derivatives& d, V share) {
+#pragma GCC unroll 3
+    for (int a = 0; a < kDims; ++a) first[a] += share * d.first[a];
   }
-  std::array<T*, 4> corners(const FeatureRows<T>& rows, Index plane, Index line, Index a, Index b) const {
-    auto at = [&](Index i, Index j) { return tap(rows, plane, line, a, i, b, j); };
-    return {at(1, 1), at(-1, -1), at(1, -1), at(-1, 1)};
-  }
-  template <class Function>
-  void each(Function function, bool of_first, bool of_second) {
-    for (Index a = 0; a < form_.ndim; ++a) {
-      if (of_first) function(first_[a]);
-      if (of_second) function(second_[a]);
+  void pull_anisotropy(const Derivatives& d, V share) {
+#pragma GCC unroll 3
+    for (int p = 0; p < kPairCount<kDims>; ++p) {
+      const int a = kPairs[p][0], b = kPairs[p][1];
+      const V unlike = share * (d.second[a] - d.second[b]) * (T(1) / kDims);
+      second[a] += unlike;
+      second[b] -= unlike;
+      mixed[p] += 2 * share * d.mixed[p];
     }
-    if (of_second)
-      for (Index p = 0; p < form_.pairs(); ++p) function(mixed_[p]);
   }
+  void pull_flow(const Derivatives& d, V grad) {
+#pragma GCC unroll 3
+    for (int a = 0; a < kDims; ++a) {
+      V bent = d.first[a] * d.second[a];
+#pragma GCC unroll 3
+      for (int p = 0; p < kPairCount<kDims>; ++p)
+        if (kPairs[p][0] == a || kPairs[p][1] == a) bent += d.first[kPairs[p][0] + kPairs[p][1] - a] * d.mixed[p];
+      first[a] += 2 * grad * bent;
+      second[a] += grad * d.first[a] * d.first[a];
+    }
+#pragma GCC unroll 3
+    for (int p = 0; p < kPairCount<kDims>; ++p) mixed[p] += 2 * grad * d.first[kPairs[p][0]] * d.first[kPairs[p][1]];
+  }
+};
 
-  void square_of_gradient(T* to) const {
-    const T *x = first_[0], *y = first_[1], *z = first_[2];
-    for (Index i = 0; i < run_; ++i) to[i] = x[i] * x[i] + y[i] * y[i];
-    if (form_.ndim == 3)
-      for (Index i = 0; i < run_; ++i) to[i] += z[i] * z[i];
+// Gradients of the derivatives of one row and one scale, between as many zeros as taps reach.
+template <class T, int kDims>
+class RowGradients {
+ public:
+  using D = Derivatives<T, kDims>;
+
+  // Room for `run` elements, of which taps lie up to `step` apart.
+  static Index size(Index run, Index step) { return D::kCount * pitch(run, step); }
+  RowGradients(T* memory, Index run, Index step)
+      : data_(memory + 2 * step), run_(run), step_(step), pitch_(pitch(run, step)) {}
+
+  // Before the first row.
+  void clear() const { std::fill_n(data_ - 2 * step_, D::kCount * pitch_, T(0)); }
+  // Those of the elements from number i on.
+  void put(Index i, D& d) const {
+    T* to = data_ + i;
+    d.each([&](const Vector<T>& v) {
+      store(to, v);
+      to += pitch_;
+    });
   }
-  void square_of_anisotropy(T* to) const {
-    const T unlike = spread() / form_.ndim, both = 2 * spread();
-    for (Index p = 0; p < form_.pairs(); ++p) {
-      const T *x = second_[kPairs[p][0]], *y = second_[kPairs[p][1]], *m = mixed_[p];
-      for (Index i = 0; i < run_; ++i) {
-        const T part = (x[i] - y[i]) * (x[i] - y[i]) * unlike + m[i] * m[i] * both;
-        to[i] = p ? to[i] + part : part;
+  // After the last of a row: what filled its last vector is no gradient.
+  void end() const {
+    for (int k = 0; k < D::kCount; ++k) std::fill_n(data_ + k * pitch_ + run_, kLanes<T>, T(0));
+  }
+  // Adds to the gradients of the rows around, in whole vectors from element `from` on and no further than to `to`, what
+  // the derivatives contribute: the adjoint of taking them. Returns where it ended.
+  Index give(const Around<T, kDims>& near, bool has_center, Index from, Index to) const {
+    for (; from + kLanes<T> <= to; from += kLanes<T>) {
+#pragma GCC unroll 9
+      for (int r = 0; r < Around<T, kDims>::kRowCount; ++r) {
+        Vector<T> total = {};
+#pragma GCC unroll 3
+        for (int along = -1; along <= 1; ++along)
+          add_share(total, Around<T, kDims>::move_to(r, along), from - along * step_, has_center);
+        T* row = near.row(r) + from;
+        store(row, load(row) + total);
       }
     }
-  }
-  void along_gradient(T* to) const {
-    std::fill_n(to, run_, T(0));
-    for (Index a = 0; a < form_.ndim; ++a)
-      for (Index i = 0; i < run_; ++i) to[i] += first_[a][i] * first_[a][i] * second_[a][i];
-    for (Index p = 0; p < form_.pairs(); ++p) {
-      const T *x = first_[kPairs[p][0]], *y = first_[kPairs[p][1]], *m = mixed_[p];
-      for (Index i = 0; i < run_; ++i) to[i] += 2 * (x[i] * y[i]) * m[i];
-    }
-  }
-  void trace() {
-    for (Index i = 0; i < run_; ++i) trace_[i] = second_[0][i] + second_[1][i];
-    if (form_.ndim == 3)
-      for (Index i = 0; i < run_; ++i) trace_[i] += second_[2][i];
+    return from;
   }
 
-  template <bool kAdd>
-  void pull_gradient(Derivatives& back) const {
-    for (Index a = 0; a < form_.ndim; ++a) {
-      T* to = back.first_[a];
-      const T* f = first_[a];
-      for (Index i = 0; i < run_; ++i) to[i] = (kAdd ? to[i] : T(0)) + share_[i] * f[i];
-    }
-  }
-  template <bool kAdd>
-  void pull_anisotropy(Derivatives& back) const {
-    const T unlike = spread() / form_.ndim, both = 2 * spread();
-    for (Index p = 0; p < form_.pairs(); ++p) {
-      const auto [a, b] = kPairs[p];
-      const T *x = second_[a], *y = second_[b], *m = mixed_[p];
-      T *of_x = back.second_[a], *of_y = back.second_[b], *of_m = back.mixed_[p];
-      for (Index i = 0; i < run_; ++i) {
-        const T difference = share_[i] * unlike * (x[i] - y[i]);
-        of_x[i] = (kAdd ? of_x[i] : T(0)) + difference;
-        of_y[i] = (kAdd ? of_y[i] : T(0)) - difference;
-        of_m[i] = (kAdd ? of_m[i] : T(0)) + share_[i] * both * m[i];
-      }
-    }
-  }
-  void pull_curvature(const T* grads, T sign, Derivatives& back) const {
-    for (Index a = 0; a < form_.ndim; ++a)
-      for (Index i = 0; i < run_; ++i) {
-        T bent = first_[a][i] * second_[a][i];
-        for (Index p = 0; p < form_.pairs(); ++p)
-          if (kPairs[p][0] == a || kPairs[p][1] == a) bent += first_[kPairs[p][0] + kPairs[p][1] - a][i] * mixed_[p][i];
-        back.first_[a][i] += 2 * sign * grads[i] * bent;
-        back.second_[a][i] += sign * grads[i] * first_[a][i] * first_[a][i];
-      }
-    for (Index p = 0; p < form_.pairs(); ++p) {
-      const T *x = first_[kPairs[p][0]], *y = first_[kPairs[p][1]];
-      for (Index i = 0; i < run_; ++i) back.mixed_[p][i] += 2 * sign * grads[i] * x[i] * y[i];
-    }
-  }
-  void pull_product(const T* grads, Derivatives& back) {
-    square_of_gradient(share_);
-    trace();
-    for (Index a = 0; a < form_.ndim; ++a)
-      for (Index i = 0; i < run_; ++i) {
-        back.first_[a][i] += 2 * grads[i] * first_[a][i] * trace_[i];
-        back.second_[a][i] += grads[i] * share_[i];
-      }
-  }
-  void cut(T* grad, const T* value) const {
-    for (Index i = 0; i < run_; ++i) grad[i] = std::abs(value[i]) < kBound<T> ? grad[i] : T(0);
-  }
+ private:
+  static Index pitch(Index run, Index step) { return run + 4 * step + 2 * kLanes<T>; }
 
-  const Form& form_;
-  Index dilation_, start_, run_;
-  std::array<T*, 3> first_{}, second_{}, mixed_{};
-  bool tame_ = true;
-  T *share_, *trace_;  // room for what is needed in between
+  // What the derivatives of element i and those after it contribute to where a move leads from there.
+  void add_share(Vector<T>& total, const Move<kDims>& move, Index i, bool has_center) const {
+    int count = 0, axis[kDims] = {};
+    for (int a = 0; a < kDims; ++a)
+      if (move[a]) axis[count++] = a;
+    const int a = axis[0], b = axis[1];
+    if (count == 0 && has_center) {
+      for (int c = 0; c < kDims; ++c) total -= 2 * second(c, i);
+    } else if (count == 1) {
+      total += first(a, i) * (move[a] * D::kAlong) + second(a, i);
+    } else if (count == 2) {
+      total += first(a, i) * (move[a] * D::kAcross) + first(b, i) * (move[b] * D::kAcross);
+      total += mixed(a + b - 1, i) * (move[a] * move[b] * D::kMixed);
+    }
+  }
+  // In the order of `D::each`.
+  Vector<T> first(int a, Index i) const { return load(data_ + 2 * a * pitch_ + i); }
+  Vector<T> second(int a, Index i) const { return load(data_ + (2 * a + 1) * pitch_ + i); }
+  Vector<T> mixed(int p, Index i) const { return load(data_ + (2 * kDims + p) * pitch_ + i); }
+
+  T* data_;
+  Index run_, step_, pitch_;
 };
 
 }  // namespace sre_triton

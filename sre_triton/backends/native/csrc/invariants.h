@@ -19,17 +19,20 @@
 
 namespace sre_triton {
 
-// out (positions, columns) = sums (rings, positions, depth) times a matrix (rings, depth, columns)
+// out (positions, columns) = start (positions, or zeros) + sums (rings, positions, depth) times a matrix (rings, depth,
+// columns)
 template <class T>
 class Product {
  public:
   // `entry(ring, c, o)` is the matrix.
   template <class Entry>
   Product(Index rings, Index depth, Index columns, Entry entry)
-      : rings_(rings), depth_(depth), panels_{columns}, start_(kPanelVectors * kLanes<T>, T(0)) {
-    packed_.assign(rings * depth * panels_.padded() + kPanelVectors * kLanes<T>, T(0));
+      : rings_(rings), depth_(depth), panels_{columns}, zeros_(kPanelVectors * kLanes<T>, T(0)) {
+    // Vectors of half the width where the other half would be idle: these take half the time.
+    is_half_ = kVectorBytes > 16 && 2 * columns <= kLanes<T>;
+    packed_.assign(rings * depth * pitch() + kPanelVectors * kLanes<T>, T(0));
     for (Index panel = 0; panel < panels_.count(); ++panel) {
-      const Index first = panels_.start(panel), width = panels_.vectors(panel) * kLanes<T>;
+      const Index first = panels_.start(panel), width = std::min(pitch(), panels_.vectors(panel) * kLanes<T>);
       T* to = packed_.data() + first * rings * depth;
       for (Index ring = 0; ring < rings; ++ring)
         for (Index c = 0; c < depth; ++c, to += width)
@@ -37,29 +40,62 @@ class Product {
     }
   }
 
-  Index pitch() const { return panels_.padded(); }  // of `out`
+  // Elements of `out` that are written of each position.
+  Index pitch() const { return is_half_ ? kLanes<T> / 2 : panels_.padded(); }
 
-  void operator()(const T* sums, Index position_stride, Index ring_stride, Index positions, T* out) const {
-    Additions<T, T> none;
+  void operator()(const T* sums, Index position_stride, Index ring_stride, Index positions, T* out, Index out_pitch,
+                  const T* start = nullptr, Index start_pitch = 0) const {
     for (Index panel = 0; panel < panels_.count(); ++panel) {
-      const Index first = panels_.start(panel), vectors = panels_.vectors(panel);
+      const Index first = panels_.start(panel);
       const T* weights = packed_.data() + first * rings_ * depth_;
       const Index blocks = divide_up(positions, kRows);
       for (Index b = 0, p = 0; b < blocks; ++b) {
         const Index height = balanced(positions, p, blocks - b);
-        const auto block =
-            vectors == 1 ? mix_block_of<T, T, 1>(height, Heights()) : mix_block_of<T, T, 2>(height, Heights());
-        block(sums + p * position_stride, position_stride, ring_stride, rings_, depth_, weights, start_.data(),
-              out + p * pitch() + first, pitch(), none);
+        Ahead between = start ? outputs_ahead(out + (p + 2 * kRows) * out_pitch + first, out_pitch)
+                              : inputs_ahead(sums + (p + 2 * kRows) * position_stride);
+        block_of(panel, height)(sums + p * position_stride, position_stride, ring_stride, rings_, depth_, weights,
+                                start ? start + p * start_pitch + first : zeros_.data(), start ? start_pitch : 0,
+                                out + p * out_pitch + first, out_pitch, between);
         p += height;
       }
     }
   }
 
  private:
+  // Brings to the cache what the block after the next one reads or writes, two lines of it at each of so many places
+  // after every four factors.
+  struct Ahead {
+    static constexpr Index kLine = 64, kEvery = 4;
+    const char* next;
+    Index step, places;
+    bool writes;
+    Index until_due(Index most) const { return std::min(most, kEvery); }
+    void done(Index) {
+      for (Index i = 0; i < places; ++i, next += step)
+        for (Index line = 0; line < 2 * kLine; line += kLine)
+          writes ? __builtin_prefetch(next + line, 1, 3) : __builtin_prefetch(next + line, 0, 3);
+    }
+  };
+  // What comes from far away: inputs that lie side by side, and where those that have a start are added to it, outputs.
+  Ahead inputs_ahead(const T* next) const {
+    const Index lines = divide_up(kRows * Ahead::kEvery * Index(sizeof(T)), Ahead::kLine);
+    return {reinterpret_cast<const char*>(next), 2 * Ahead::kLine, divide_up(lines, 2), false};
+  }
+  Ahead outputs_ahead(const T* next, Index pitch) const {
+    const Index places = divide_up(kRows * Ahead::kEvery, rings_ * depth_);
+    return {reinterpret_cast<const char*>(next), pitch * Index(sizeof(T)), places, true};
+  }
+  MixBlock<T, T, Ahead> block_of(Index panel, Index height) const {
+    constexpr int kHalf = kVectorBytes > 16 ? kVectorBytes / 2 : kVectorBytes;
+    if (is_half_) return mix_block_of<T, T, Ahead, 1, kHalf>(height, Heights());
+    return panels_.vectors(panel) == 1 ? mix_block_of<T, T, Ahead, 1>(height, Heights())
+                                       : mix_block_of<T, T, Ahead, 2>(height, Heights());
+  }
+
   Index rings_, depth_;
   Panels<T> panels_;
-  std::vector<T> packed_, start_;
+  bool is_half_;
+  std::vector<T> packed_, zeros_;
 };
 
 // Runs of `features` elements, `pitch` elements apart. Constants make vector moves of what else were calls.
@@ -110,13 +146,13 @@ struct Lines {
                    map.channel_stride, lines > 1 ? map.stride[1] : map.stride[0]);
     return to;
   }
-  // `count` positions become the sum of two, of which the first may change.
-  template <class T>
-  void write_sum(T* one, const T* other, Index pitch, Index image, Index plane, Index line, Index position,
-                 Index count) const {
-    T* to = as_is<T>(pitch) ? reinterpret_cast<T*>(at(image, plane, line, position)) : one;
-    for (Index e = 0; e < count * pitch; ++e) to[e] = one[e] + other[e];
-    if (to == one) write(one, pitch, at(image, plane, line, position), count);
+  // `count` positions, which `make` writes to where they belong or, if they do not lie there as products write them, to
+  // `room`.
+  template <class T, class Make>
+  void put(T* room, Index pitch, Index image, Index plane, Index line, Index position, Index count, Make make) const {
+    if (as_is<T>(pitch)) return make(reinterpret_cast<T*>(at(image, plane, line, position)));
+    make(room);
+    write(room, pitch, at(image, plane, line, position), count);
   }
 
  private:
@@ -230,8 +266,11 @@ void load_features(const Addition<T>& addition, const RecentRows<S, T>& z, Index
     const T* channels = z.load(image, plane, line);
     T* row = rows.row(plane, line);
     in_chunks(rows.width, rows.features, [&](Index p, Index count) {
-      addition.project(channels + p * pitch, pitch, 0, count, mixed);
-      copy_runs(row + p * rows.features, rows.features, mixed, addition.project.pitch(), count, rows.features);
+      T* to = row + p * rows.features;
+      const Index out_pitch = addition.project.pitch();
+      if (out_pitch == rows.features) return addition.project(channels + p * pitch, pitch, 0, count, to, out_pitch);
+      addition.project(channels + p * pitch, pitch, 0, count, mixed, out_pitch);
+      copy_runs(to, rows.features, mixed, out_pitch, count, rows.features);
     });
     rows.repeat_ends(row);
     rows.look_at(row);
@@ -239,26 +278,25 @@ void load_features(const Addition<T>& addition, const RecentRows<S, T>& z, Index
 }
 
 // y = z + weight . invariants(project . z)
-template <class S, class T>
+template <int kDims, class S, class T>
 void add_invariants_of(const Tensor& z_map, const Addition<T>& addition, const Tensor& y_map) {
   const Lines<S> z(z_map), y(y_map);
   const Form& form = addition.form;
   const Index halo = form.reach(), features = addition.features, pitch = round_up(addition.channels, kLanes<T>);
   const Index depth = std::min(2 * halo + 1, z.planes), positions = chunk_positions(z.width, features);
-  const Index run = positions * features;
+  const Index stride = round_up(positions * features, kLanes<T>);
   const Bands bands(z.map.images, z.planes, halo);
 
   at::parallel_for(0, bands.count(), 1, [&](Index begin, Index end) {
     RecentRows<S, T> recent(z, pitch, depth);
     FeatureRows<T> rows{nullptr, depth, z.planes, z.lines, z.width, features, halo};
     const Index mixed_size = positions * std::max(pitch, addition.project.pitch());
-    const Index values_size = form.count() * run, parts_size = Derivatives<T>::size(form, run);
+    const Index values_size = form.count() * stride;
     scratch.reset(Scratch::size<T>(recent.size()) + Scratch::size<T>(rows.size()) + Scratch::size<T>(mixed_size) +
-                  Scratch::size<T>(values_size) + Scratch::size<T>(parts_size));
+                  Scratch::size<T>(values_size));
     recent.use(scratch.take<T>(recent.size()));
     rows.memory = scratch.take<T>(rows.size());
     T *mixed = scratch.take<T>(mixed_size), *values = scratch.take<T>(values_size);
-    T* parts = scratch.take<T>(parts_size);
     for (Index i = begin; i < end; ++i) {
       const Band band = bands.band(i);
       rows.tame = true;
@@ -269,14 +307,15 @@ void add_invariants_of(const Tensor& z_map, const Addition<T>& addition, const T
         for (Index b = 0; b < z.lines; ++b) {
           const T* row = recent.at_hand(band.image, a, b);
           in_chunks(z.width, features, [&](Index p, Index count) {
-            const Index size = count * features;
             for (Index scale = 0; scale < form.scales(); ++scale) {
-              Derivatives<T> d(form, scale, parts, p * features, size);
-              d.take(rows, a, b);
-              d.values(values + scale * form.kinds() * size);
+              const Around<T, kDims> near(rows, form.dilation[scale], a, b);
+              T* to = values + scale * form.kinds() * stride;
+              for (Index e = 0; e < count * features; e += kLanes<T>)
+                Derivatives<T, kDims>(near, p * features + e, form.needs_center(), rows.tame)
+                    .template invariants<false>(form, to + e, stride, nullptr, nullptr);
             }
-            addition.weight(values, features, size, count, mixed);
-            y.write_sum(mixed, row + p * pitch, pitch, band.image, a, b, p, count);
+            y.put(mixed, pitch, band.image, a, b, p, count,
+                  [&](T* to) { addition.weight(values, features, stride, count, to, pitch, row + p * pitch, pitch); });
           });
         }
       }
@@ -286,7 +325,7 @@ void add_invariants_of(const Tensor& z_map, const Addition<T>& addition, const T
 }
 
 // Gradients of the same: of z, and of both matrices, added up in T.
-template <class S, class T>
+template <int kDims, class S, class T>
 void add_invariants_backward_of(const Tensor& grad_map, const Tensor& z_map, const Addition<T>& addition,
                                 const Tensor& grad_z_map, const Tensor& grad_project, const Tensor& grad_weight) {
   const Lines<S> grad(grad_map), z(z_map), grad_z(grad_z_map);
@@ -294,7 +333,7 @@ void add_invariants_backward_of(const Tensor& grad_map, const Tensor& z_map, con
   const Index halo = form.reach(), features = addition.features, maps = form.count() * features;
   const Index pitch = round_up(addition.channels, kLanes<T>);
   const Index depth = std::min(2 * halo + 1, z.planes), positions = chunk_positions(z.width, features);
-  const Index run = positions * features;
+  const Index run = z.width * features, stride = round_up(positions * features, kLanes<T>);
   const Bands bands(z.map.images, z.planes, halo);
   std::vector<std::vector<T>> totals(at::get_num_threads());
 
@@ -302,17 +341,21 @@ void add_invariants_backward_of(const Tensor& grad_map, const Tensor& z_map, con
     RecentRows<S, T> recent(z, pitch, depth), recent_grads(grad, pitch, depth);
     FeatureRows<T> rows{nullptr, depth, z.planes, z.lines, z.width, features, halo}, grad_rows = rows;
     const Index mixed_size = positions * std::max({pitch, addition.project.pitch(), addition.weight_back.pitch()});
-    const Index values_size = form.count() * run, parts_size = Derivatives<T>::size(form, run);
+    const Index values_size = form.count() * stride;
+    const Index of_row_size = RowGradients<T, kDims>::size(run, halo * features);
     scratch.reset(Scratch::size<T>(recent.size()) + Scratch::size<T>(recent_grads.size()) +
                   2 * Scratch::size<T>(rows.size()) + Scratch::size<T>(mixed_size) + 2 * Scratch::size<T>(values_size) +
-                  2 * Scratch::size<T>(parts_size));
+                  form.scales() * Scratch::size<T>(of_row_size));
     recent.use(scratch.take<T>(recent.size()));
     recent_grads.use(scratch.take<T>(recent_grads.size()));
     rows.memory = scratch.take<T>(rows.size());
     grad_rows.memory = scratch.take<T>(rows.size());
     T *mixed = scratch.take<T>(mixed_size), *values = scratch.take<T>(values_size);
-    T *shares = scratch.take<T>(values_size), *parts = scratch.take<T>(parts_size);
-    T* back_parts = scratch.take<T>(parts_size);
+    T* shares = scratch.take<T>(values_size);
+    std::vector<RowGradients<T, kDims>> of_row;  // by scale
+    for (Index dilation : form.dilation)
+      of_row.emplace_back(scratch.take<T>(of_row_size), run, dilation * features).clear();
+    std::vector<Index> given(form.scales());
     std::vector<T>& total = totals[at::get_thread_num()];
     if (total.empty()) total.assign((features + maps) * pitch, T(0));
     T *of_project = total.data(), *of_weight = of_project + features * pitch;
@@ -321,22 +364,29 @@ void add_invariants_backward_of(const Tensor& grad_map, const Tensor& z_map, con
     // that of the weight.
     auto pull_back = [&](Index image, Index a, Index b, bool inside) {
       const T* grad_row = recent_grads.load(image, a, b);
+      for (Index scale = 0; scale < form.scales(); ++scale) given[scale] = -form.dilation[scale] * features;
       in_chunks(z.width, features, [&](Index p, Index count) {
-        const Index size = count * features;
-        addition.weight_back(grad_row + p * pitch, pitch, 0, count, mixed);
+        const Index size = count * features, start = p * features, end = start + size;
+        addition.weight_back(grad_row + p * pitch, pitch, 0, count, mixed, addition.weight_back.pitch());
         for (Index k = 0; k < form.count(); ++k)
-          copy_runs(shares + k * size, features, mixed + k * features, addition.weight_back.pitch(), count, features);
+          copy_runs(shares + k * stride, features, mixed + k * features, addition.weight_back.pitch(), count, features);
         for (Index scale = 0; scale < form.scales(); ++scale) {
-          const Index start = scale * form.kinds() * size;
-          Derivatives<T> d(form, scale, parts, p * features, size), c(form, scale, back_parts, p * features, size);
-          d.take(rows, a, b);
-          d.values(values + start);
-          d.pull_back(shares + start, values + start, c);
-          c.give(grad_rows, a, b);
+          const Index step = form.dilation[scale] * features, first = scale * form.kinds() * stride;
+          const Around<T, kDims> near(rows, form.dilation[scale], a, b), to(grad_rows, form.dilation[scale], a, b);
+          for (Index e = 0; e < size; e += kLanes<T>) {
+            const Derivatives<T, kDims> d(near, start + e, form.needs_center(), rows.tame);
+            Derivatives<T, kDims> back;
+            d.template invariants<true>(form, values + first + e, stride, shares + first + e, &back);
+            if (!rows.tame) back.cut(d);
+            of_row[scale].put(start + e, back);
+          }
+          if (end == run) of_row[scale].end();
+          const Index known = end == run ? run + step + kLanes<T> - 1 : end - step;
+          given[scale] = of_row[scale].give(to, form.needs_center(), given[scale], known);
         }
         for (Index k = 0; k < form.count() && inside; ++k)
-          add_outer(values + k * size, features, features, grad_row + p * pitch, pitch, addition.channels, count, true,
-                    of_weight + k * features * pitch, pitch);
+          add_outer(values + k * stride, features, features, grad_row + p * pitch, pitch, addition.channels, count,
+                    true, of_weight + k * features * pitch, pitch);
       });
     };
     // The gradient of a row of z, and what it contributes to that of the projection.
@@ -348,8 +398,9 @@ void add_invariants_backward_of(const Tensor& grad_map, const Tensor& z_map, con
         const T* of_features = row + p * features;
         add_outer(of_features, features, features, z_row + p * pitch, pitch, addition.channels, count, true, of_project,
                   pitch);
-        addition.project_back(of_features, features, 0, count, mixed);
-        grad_z.write_sum(mixed, grad_row + p * pitch, pitch, image, a, b, p, count);
+        grad_z.put(mixed, pitch, image, a, b, p, count, [&](T* to) {
+          addition.project_back(of_features, features, 0, count, to, pitch, grad_row + p * pitch, pitch);
+        });
       });
     };
 

@@ -2,9 +2,14 @@
 
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
 #include <memory>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "vectors.h"
 
@@ -60,6 +65,19 @@ class Scratch {
   std::unique_ptr<char[]> memory_;
   size_t size_ = 0, used_ = 0;
 };
+
+// Asks for large pages under an output that is about to be written. Memory of this size is mapped anew for every tensor
+// (by the C library of GNU, which keeps smaller pieces), and page by page that takes as long as half of the arithmetic.
+// Most systems give large pages on request alone.
+inline void want_large_pages(const at::Tensor& t) {
+#if defined(__linux__)
+  constexpr Index kPage = 2 << 20, kAlwaysFresh = 32 << 20;
+  const Index begin = round_up(reinterpret_cast<Index>(t.data_ptr()), kPage);
+  const Index end = (reinterpret_cast<Index>(t.data_ptr()) + static_cast<Index>(t.nbytes())) / kPage * kPage;
+  if (static_cast<Index>(t.nbytes()) >= kAlwaysFresh)
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
 
 thread_local Scratch weights_memory, totals_memory;
 thread_local Scratch scratch;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "activations.h"
+#include "additions.h"
 #include "products.h"
 #include "ring_weights.h"
 #include "window.h"
@@ -129,10 +130,10 @@ class Mixer {
     const Index blocks = divide_up(positions, kRows);
     for (Index b = 0, p = 0; b < blocks; ++b) {
       const Index height = balanced(positions, p, blocks - b);
-      const auto block =
-          vectors == 1 ? mix_block_of<T, F, 1>(height, Heights()) : mix_block_of<T, F, 2>(height, Heights());
+      const auto block = vectors == 1 ? mix_block_of<T, F, Additions<T, Factor>, 1>(height, Heights())
+                                      : mix_block_of<T, F, Additions<T, Factor>, 2>(height, Heights());
       block(reinterpret_cast<const F*>(sums + p * channels), channels / kPair, ring_stride / kPair, rings_, depth,
-            weights, start, out + p * out_pitch, out_pitch, additions);
+            weights, start, 0, out + p * out_pitch, out_pitch, additions);
       p += height;
     }
   }

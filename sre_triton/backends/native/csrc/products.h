@@ -12,7 +12,6 @@
 #endif
 
 #include "activations.h"
-#include "additions.h"
 #include "memory.h"
 #include "vectors.h"
 
@@ -26,8 +25,8 @@ struct BFloat16Pair {
 // Factors are T itself or pairs of narrower numbers; products are added up in T.
 template <class T, class F>
 using FactorOf = std::conditional_t<std::is_same_v<T, F>, T, at::BFloat16>;
-template <class T>
-inline void multiply_add(Vector<T>& sum, const T* factor, Vector<T> weights) {
+template <class T, class V>
+inline void multiply_add(V& sum, const T* factor, V weights) {
   sum += *factor * weights;
 }
 
@@ -51,47 +50,48 @@ void pair_positions(T* to, const at::BFloat16* from, Index positions, Index widt
     for (Index i = 0; i < width; ++i) pairs[i] = rows[i];
 }
 
-// out (kHeight rows out_pitch apart, kWidth vectors) = start + sums (kHeight positions, rings x depth) weights (rings x
-// depth, kWidth vectors). Additions that wait are done in between.
-template <class T, class F, int kHeight, int kWidth>
+// out (kHeight rows out_pitch apart, kWidth vectors) = start (rows start_pitch apart, or one row for all) + sums
+// (kHeight positions, rings x depth) weights (rings x depth, kWidth vectors). What waits is done in between, be it
+// additions.
+template <class T, class F, int kHeight, int kWidth, int kBytes, class Between>
 __attribute__((noinline)) void mix_block(const F* sums, Index position_stride, Index ring_stride, Index rings,
-                                         Index depth, const T* weights, const T* start, T* out, Index out_pitch,
-                                         Additions<T, FactorOf<T, F>>& additions) {
-  constexpr int kGroups = (kHeight + 2) / 3;
-  Vector<T> sum[kHeight][kWidth];
+                                         Index depth, const T* weights, const T* start, Index start_pitch, T* out,
+                                         Index out_pitch, Between& between) {
+  constexpr int kGroups = (kHeight + 2) / 3, kIn = kBytes / sizeof(T);
+  Vector<T, kBytes> sum[kHeight][kWidth];
 #pragma GCC unroll 16
   for (int r = 0; r < kHeight; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < kWidth; ++v) sum[r][v] = load(start + v * kLanes<T>);
+    for (int v = 0; v < kWidth; ++v) sum[r][v] = load<kBytes>(start + r * start_pitch + v * kIn);
 #pragma GCC unroll 16
   for (int r = 0; r < kHeight; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < kWidth; ++v) __builtin_prefetch(out + r * out_pitch + v * kLanes<T>, 1, 3);
+    for (int v = 0; v < kWidth; ++v) __builtin_prefetch(out + r * out_pitch + v * kIn, 1, 3);
   for (Index ring = 0; ring < rings; ++ring) {
     // Three rows share a pointer: fourteen would not fit the registers.
     const F* rows[kGroups];
 #pragma GCC unroll 16
     for (int g = 0; g < kGroups; ++g) rows[g] = sums + ring * ring_stride + 3 * g * position_stride;
     for (Index c = 0; c < depth;) {
-      const Index due = additions.until_due(depth - c);
+      const Index due = between.until_due(depth - c);
       for (const Index end = c + due; c < end; ++c) {
-        Vector<T> weight[kWidth];
+        Vector<T, kBytes> weight[kWidth];
 #pragma GCC unroll 2
-        for (int v = 0; v < kWidth; ++v) weight[v] = load(weights + v * kLanes<T>);
-        weights += kWidth * kLanes<T>;
+        for (int v = 0; v < kWidth; ++v) weight[v] = load<kBytes>(weights + v * kIn);
+        weights += kWidth * kIn;
 #pragma GCC unroll 16
         for (int r = 0; r < kHeight; ++r)
 #pragma GCC unroll 2
           for (int v = 0; v < kWidth; ++v)
             multiply_add(sum[r][v], rows[r / 3] + r % 3 * position_stride + c, weight[v]);
       }
-      additions.done(due);
+      between.done(due);
     }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kHeight; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < kWidth; ++v) store(out + r * out_pitch + v * kLanes<T>, sum[r][v]);
+    for (int v = 0; v < kWidth; ++v) store<kBytes>(out + r * out_pitch + v * kIn, sum[r][v]);
 }
 
 // Terms of a weight gradient that are added up before they join the rest: rounding errors grow with such runs.
@@ -150,15 +150,14 @@ void add_depthwise(const T* sums, Index channels, const T* thin, Index thin_pitc
   }
 }
 
-template <class T, class F>
-using MixBlock = void (*)(const F*, Index, Index, Index, Index, const T*, const T*, T*, Index,
-                          Additions<T, FactorOf<T, F>>&);
+template <class T, class F, class Between>
+using MixBlock = void (*)(const F*, Index, Index, Index, Index, const T*, const T*, Index, T*, Index, Between&);
 template <class T, class F>
 using OuterBlock = void (*)(const F*, Index, const T*, Index, Index, bool, T*, Index);
 
-template <class T, class F, int kWidth, int... kHeights>
-MixBlock<T, F> mix_block_of(Index height, std::integer_sequence<int, kHeights...>) {
-  static constexpr MixBlock<T, F> blocks[] = {mix_block<T, F, kHeights + 1, kWidth>...};
+template <class T, class F, class Between, int kWidth, int kBytes = kVectorBytes, int... kHeights>
+MixBlock<T, F, Between> mix_block_of(Index height, std::integer_sequence<int, kHeights...>) {
+  static constexpr MixBlock<T, F, Between> blocks[] = {mix_block<T, F, kHeights + 1, kWidth, kBytes, Between>...};
   return blocks[height - 1];
 }
 template <class T, class F, int kWidth, int... kHeights>

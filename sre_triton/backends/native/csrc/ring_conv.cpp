@@ -124,6 +124,7 @@ void ring_conv(const Tensor& source, const Tensor& numbers, const Tensor& factor
   if (!y && !grad) return;
   const Call call{source, groups, transposed, weight, bias, y, thin, grad, residual, slope};
   check(call, w);
+  if (y) want_large_pages(*y);
   auto go = [&](auto s, auto t, auto f) { run<decltype(s), decltype(t), decltype(f)>(call, w); };
   switch (source.scalar_type()) {
     case at::kFloat:
@@ -144,7 +145,10 @@ void ring_conv(const Tensor& source, const Tensor& numbers, const Tensor& factor
 
 // What invariants/passes.py asks for, which has checked the arguments. Matrices are contiguous.
 template <class Function>
-void with_types(const Tensor& z, Function go) {
+void with_types(const Tensor& z, Function function) {
+  auto go = [&](auto s, auto t) {
+    z.dim() == 4 ? function(std::integral_constant<int, 2>(), s, t) : function(std::integral_constant<int, 3>(), s, t);
+  };
   switch (z.scalar_type()) {
     case at::kFloat:
       return go(float(), float());
@@ -187,8 +191,9 @@ void add_invariants(const Tensor& z, const Tensor& project, const Tensor& weight
   const Form form = read_form(z, kinds, dilations, eps);
   check_addition(z, project, weight, form);
   check_like(y, "y", z);
-  with_types(z, [&](auto s, auto t) {
-    add_invariants_of<decltype(s)>(z, Addition<decltype(t)>::of(form, project, weight, s), y);
+  want_large_pages(y);
+  with_types(z, [&](auto ndim, auto s, auto t) {
+    add_invariants_of<ndim(), decltype(s)>(z, Addition<decltype(t)>::of(form, project, weight, s), y);
   });
 }
 
@@ -200,9 +205,10 @@ void add_invariants_backward(const Tensor& grad_y, const Tensor& z, const Tensor
   check_addition(z, grad_project, grad_weight, form);
   check_like(grad_y, "grad_y", z);
   check_like(grad_z, "grad_z", z);
-  with_types(z, [&](auto s, auto t) {
-    add_invariants_backward_of<decltype(s)>(grad_y, z, Addition<decltype(t)>::of(form, project, weight, s), grad_z,
-                                            grad_project, grad_weight);
+  want_large_pages(grad_z);
+  with_types(z, [&](auto ndim, auto s, auto t) {
+    add_invariants_backward_of<ndim(), decltype(s)>(grad_y, z, Addition<decltype(t)>::of(form, project, weight, s),
+                                                    grad_z, grad_project, grad_weight);
   });
 }
 

@@ -2,10 +2,11 @@
 
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -25,28 +26,49 @@ constexpr int kRows = 6;
 #endif
 
 // No type for what is no number, so that overloads for vectors drop out.
-template <class T, bool = std::is_arithmetic_v<T>>
+template <class T, int kBytes = kVectorBytes, bool = std::is_arithmetic_v<T>>
 struct VectorOf {};
-template <class T>
-struct VectorOf<T, true> {
-  typedef T type __attribute__((vector_size(kVectorBytes)));
+template <class T, int kBytes>
+struct VectorOf<T, kBytes, true> {
+  typedef T type __attribute__((vector_size(kBytes)));
   // In memory that is aligned for T alone. No type for variables: Clang would align them as little, and move them with
   // instructions that want more.
-  typedef T stored __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
+  typedef T stored __attribute__((vector_size(kBytes), aligned(alignof(T)), may_alias));
 };
-template <class T>
-using Vector = typename VectorOf<T>::type;
+template <class T, int kBytes = kVectorBytes>
+using Vector = typename VectorOf<T, kBytes>::type;
 template <class T>
 constexpr int kLanes = kVectorBytes / sizeof(T);
 constexpr int kPanelVectors = 2;
 
-template <class T>
-inline Vector<T> load(const T* p) {
-  return *reinterpret_cast<const typename VectorOf<T>::stored*>(p);
+template <int kBytes = kVectorBytes, class T>
+inline Vector<T, kBytes> load(const T* p) {
+  return *reinterpret_cast<const typename VectorOf<T, kBytes>::stored*>(p);
 }
-template <class T>
-inline void store(T* p, Vector<T> v) {
-  *reinterpret_cast<typename VectorOf<T>::stored*>(p) = v;
+template <int kBytes = kVectorBytes, class T>
+inline void store(T* p, Vector<T, kBytes> v) {
+  *reinterpret_cast<typename VectorOf<T, kBytes>::stored*>(p) = v;
+}
+
+inline Vector<float> square_root(Vector<float> v) {
+#if defined(__AVX512F__)
+  return (Vector<float>)_mm512_sqrt_ps((__m512)v);
+#elif defined(__AVX__)
+  return (Vector<float>)_mm256_sqrt_ps((__m256)v);
+#else
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = std::sqrt(v[i]);
+  return v;
+#endif
+}
+inline Vector<double> square_root(Vector<double> v) {
+#if defined(__AVX512F__)
+  return (Vector<double>)_mm512_sqrt_pd((__m512d)v);
+#elif defined(__AVX__)
+  return (Vector<double>)_mm256_sqrt_pd((__m256d)v);
+#else
+  for (int i = 0; i < kLanes<double>; ++i) v[i] = std::sqrt(v[i]);
+  return v;
+#endif
 }
 
 // The first n elements alone.
