@@ -76,6 +76,7 @@ COLUMNS: dict[str, tuple[Callable[[Row], float | None], str]] = {
     "infer": (lambda row: row.speedup("infer", DENSE), ".2f"),
     "train": (lambda row: row.speedup("train", DENSE), ".2f"),
     "bf16 infer": (lambda row: row.speedup("infer-bf16", DENSE), ".2f"),
+    "bf16 train": (lambda row: row.speedup("train-bf16", DENSE), ".2f"),
     "time / floor": (lambda row: row.over_floor, ".2f"),
     "SRE_Conv infer": (lambda row: row.speedup("infer", SRE), ".1f"),
     "SRE_Conv train": (lambda row: row.speedup("train", SRE), ".1f"),

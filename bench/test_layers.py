@@ -22,7 +22,12 @@ from sre_triton.layers import RingConvNd
 from sre_triton.planning.plan import recording
 
 # Mode: (trains, dtype). The reference packages and the floor run in float32.
-MODES = {"infer": (False, torch.float32), "train": (True, torch.float32), "infer-bf16": (False, torch.bfloat16)}
+MODES = {
+    "infer": (False, torch.float32),
+    "train": (True, torch.float32),
+    "infer-bf16": (False, torch.bfloat16),
+    "train-bf16": (True, torch.bfloat16),
+}
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
@@ -46,7 +51,7 @@ def test_layer(benchmark: Any, case: Case, k: int, mode: str, device: str, quick
     clock = clock_for(device, threads)
     seconds = interleave(benchmark, calls, f"{layers.OURS} nhwc", 0.05 if quick else 0.1, clock)
 
-    if train:
+    if mode == "train":
         peaks = {
             name: memory.peak_bytes(name, case, k, train=train, device=device, threads=threads)
             for name in (layers.OURS, layers.DENSE)

@@ -194,7 +194,12 @@ def _layers(name: str) -> str:
 def _losses(name: str) -> str:
     """Where nn.Conv was faster."""
     _, measured = _benchmark(name)
-    modes = {"infer": "inference", "train": "training step", "infer-bf16": "bfloat16 inference"}
+    modes = {
+        "infer": "inference",
+        "train": "training step",
+        "infer-bf16": "bfloat16 inference",
+        "train-bf16": "bfloat16 training step",
+    }
     found = [
         [row.case, row.k, what, f"{ratio:.2f}"]
         for row in measured

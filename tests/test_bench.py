@@ -70,7 +70,7 @@ def test_a_quick_run_makes_table_json_and_picture(
     assert set(found) == {"environment", "means", "cases"}
     assert found["environment"]["threads"] == 1
     (case,) = (case for case in found["cases"] if case["device"] == "cpu")
-    assert set(case["modes"]) == {"infer", "train", "infer-bf16"}
+    assert set(case["modes"]) == {"infer", "train", "infer-bf16", "train-bf16"}
     for mode in case["modes"].values():
         assert set(mode["median"]) == set(mode["iqr"])
         assert all(seconds > 0 for seconds in mode["median"].values())

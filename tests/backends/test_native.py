@@ -327,13 +327,41 @@ def test_every_run_gives_the_same_bits(threads: int) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e-40, 3e38])
-def test_bfloat16_rounds_as_pytorch_does(value: float) -> None:
-    """A centre tap of 1 copies its input."""
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_outputs_round_as_pytorch_does(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    """One product each, which is exact in float32: of numbers and of what is none, in whole vectors and parts."""
     spec = conv_spec(2, 1, 1, True, False, (1, 1), (0, 0), (1, 1), 1)
-    x = torch.full((1, 1, 3, 3), value).bfloat16()
-    y = native.forward(x, torch.ones(1, 1, 1).bfloat16(), None, spec)
-    torch.testing.assert_close(y, x, rtol=0, atol=0, equal_nan=True)
+    x = torch.randn(35, dtype=torch.float32)
+    x[:6] = torch.tensor([float("inf"), float("-inf"), float("nan"), 1e-40, 3e38, 0.0])
+    x = x.to(dtype).view(1, 1, 5, 7)
+    weight = torch.randn(40, 1, 1).to(dtype)
+    y = native.forward(x.contiguous(memory_format=layout), weight, None, spec)
+    expected = (x.float() * weight.float().view(1, 40, 1, 1)).to(dtype)
+    torch.testing.assert_close(y.contiguous(), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5), (torch.bfloat16, 2e-2)]
+)
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 0, 1)])
+@pytest.mark.parametrize(("k", "size"), [(9, 60), (9, 3), (35, 60)])
+def test_weights_lie_in_memory_as_they_like(
+    k: int, size: int, order: tuple[int, ...], dtype: torch.dtype, tolerance: float
+) -> None:
+    """Few rings, of which small maps lack some, and more than a vector holds; their gradients are contiguous."""
+    spec = conv_spec(1, k, k // 2 + 1, True, False, (1,), (k // 2,), (1,), 2)
+    x, grad_y = torch.randn(3, 44, size).to(dtype), torch.randn(3, 84, size).to(dtype)
+    weight = torch.randn(84, 22, k // 2 + 1).to(dtype)
+    weight = weight.permute(order).contiguous().permute([order.index(i) for i in range(3)])
+    y, truth = (b.forward(t, w, None, spec) for b, t, w in ((native, x, weight), (dense, x.double(), weight.double())))
+    grads = (y, *native.backward(grad_y, x, weight, spec), native.weight_grad(x, grad_y, spec))
+    truths = dense.backward(grad_y.double(), x.double(), weight.double(), spec)
+    for name, result, true in zip(("y", "x", "weight", "alone"), grads, (truth, *truths, truths[1]), strict=True):
+        torch.testing.assert_close(
+            result.double(), true, rtol=0, atol=tolerance * true.abs().max().item(), msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @needs_native

@@ -5,10 +5,10 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
-#include <cstring>
 #include <type_traits>
 #include <utility>
 
+#include "conversions.h"
 #include "vectors.h"
 #include "window.h"
 
@@ -31,35 +31,6 @@ struct Activation {
   }
 };
 
-// Conversions are written so that the compiler can make vector loops of them.
-template <class T, class S>
-inline T cast_to(S value) {
-  if constexpr (std::is_same_v<T, at::BFloat16> && !std::is_same_v<S, at::BFloat16>) {
-    const float narrow = static_cast<float>(value);
-    uint32_t bits;
-    std::memcpy(&bits, &narrow, sizeof bits);
-    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    const bool nan = (bits & 0x7fffffff) > 0x7f800000;
-    return at::BFloat16(static_cast<uint16_t>(nan ? 0x7fc0 : rounded), at::BFloat16::from_bits());
-  } else if constexpr (std::is_same_v<S, at::BFloat16> && !std::is_same_v<T, at::BFloat16>) {
-    const uint32_t bits = static_cast<uint32_t>(value.x) << 16;
-    float wide;
-    std::memcpy(&wide, &bits, sizeof wide);
-    return static_cast<T>(wide);
-  } else {
-    return static_cast<T>(value);
-  }
-}
-
-template <class T, class S>
-inline void copy_run(T* to, const S* from, Index n) {
-  if constexpr (std::is_same_v<T, S>) {
-    std::memcpy(to, from, n * sizeof(T));
-  } else {
-    for (Index i = 0; i < n; ++i) to[i] = cast_to<T>(from[i]);
-  }
-}
-
 // Exchanges every second block of kStep rows of a square of vectors with the columns that it is to become.
 template <int kStep, class V, size_t... kLane>
 inline void exchange(V* rows, std::index_sequence<kLane...>) {
@@ -71,28 +42,6 @@ inline void exchange(V* rows, std::index_sequence<kLane...>) {
     rows[i + kStep] = __builtin_shufflevector(a, b, (kLane & kStep ? kCount + kLane : kLane + kStep)...);
   }
   if constexpr (2 * kStep < kCount) exchange<2 * kStep>(rows, std::make_index_sequence<kCount>());
-}
-
-// The first n elements of a vector, from and to memory of any type.
-template <class T, class From>
-inline Vector<T> load_as(const From* from, Index n) {
-  if constexpr (std::is_same_v<T, From>) return n == kLanes<T> ? load(from) : load_part(from, n);
-  alignas(kVectorBytes) T one[kLanes<T>] = {};
-  if (n == kLanes<T>)  // a constant number makes a vector loop
-    copy_run(one, from, kLanes<T>);
-  else
-    copy_run(one, from, n);
-  return load(one);
-}
-template <class T, class To>
-inline void store_as(To* to, Vector<T> v, Index n) {
-  if constexpr (std::is_same_v<T, To>) return n == kLanes<T> ? store(to, v) : store_part(to, v, n);
-  alignas(kVectorBytes) T one[kLanes<T>];
-  store(one, v);
-  if (n == kLanes<T>)
-    copy_run(to, one, kLanes<T>);
-  else
-    copy_run(to, one, n);
 }
 
 // How far ahead of what is read or written the next comes to be: rows of planes lie too far from one another for the

@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "activations.h"
+#include "conversions.h"
+#include "interleave.h"
 #include "memory.h"
 #include "products.h"
 
@@ -44,34 +46,35 @@ struct RingWeight {
   S* of(Index g, Index c, Index o) const { return data + g * group + c * input + o * output; }
 };
 
-// One panel (rings, inputs, columns) with rows `width` apart.
-template <class T, class S>
-void pack_panel(T* to, Index width, const RingWeight<S>& weight, Index group, Index inputs, Index first,
-                Index columns) {
-  const Index rings = weight.rings.size();
-  auto row_of = [=](Index b, Index c) { return to + (b * inputs + c) * width; };
-  const Index all_rings = weight.all_rings;
+// Of `inputs` inputs from the first on, and so many columns: row_of(ring, input)[column].
+template <class T, class S, class RowOf>
+void pack_rows(RowOf row_of, const RingWeight<S>& weight, const Interleaving<T>& interleaving, Index group, Index input,
+               Index inputs, Index first, Index columns) {
+  const Index rings = weight.rings.size(), all_rings = weight.all_rings;
   if (weight.ring == 1 && weight.input == all_rings) {  // the memory of one output holds all rows
-    const S* from = weight.of(group, 0, first);
-    if (rings == all_rings)
-      return transpose<T>([=](Index i) { return row_of(i % rings, i / rings); }, from, weight.output, columns,
-                          rings * inputs);
     // Small maps lack some rings. To read these too and drop them is faster than to read the others one by one.
     T dropped[kPanelVectors * kLanes<T>];
-    std::vector<T*> ring_rows(all_rings, nullptr);
-    for (Index b = 0; b < rings; ++b) ring_rows[weight.rings[b]] = row_of(b, 0);
-    auto row = [&](Index i) {
-      T* const of_ring = ring_rows[i % all_rings];
-      return of_ring ? of_ring + i / all_rings * width : dropped;
-    };
-    return transpose<T>(row, from, weight.output, columns, all_rings * inputs);
+    std::vector<T*> rows(all_rings * inputs, dropped);
+    for (Index b = 0; b < rings; ++b)
+      for (Index c = 0; c < inputs; ++c) rows[c * all_rings + weight.rings[b]] = row_of(b, c);
+    return transpose<T>([&](Index i) { return rows[i]; }, weight.of(group, input, first), weight.output, columns,
+                        all_rings * inputs);
   }
-  for (Index c = 0; c < inputs; ++c)
-    for (Index b = 0; b < rings; ++b) {
-      const S* from = weight.of(group, c, first) + weight.rings[b] * weight.ring;
-      T* row = row_of(b, c);
-      for (Index o = 0; o < columns; ++o) row[o] = cast_to<T>(from[o * weight.output]);
+  for (Index c = 0; c < inputs; ++c) {
+    const S* from = weight.of(group, input + c, first);
+    if (weight.ring == 1 && weight.output == all_rings) {
+      const char* next = reinterpret_cast<const char*>(from + columns * all_rings);  // what the next panel reads
+      for (Index line = 0; line < Index(columns * all_rings * sizeof(S)); line += 64)
+        __builtin_prefetch(next + line, 0, 2);
+      for (Index o = 0; o < columns; o += kLanes<T>)
+        interleaving.split(from + o * all_rings, std::min<Index>(kLanes<T>, columns - o),
+                           [&](Index b) { return row_of(b, c) + o; });
+    } else {
+      for (Index b = 0; b < rings; ++b)
+        for (Index o = 0; o < columns; ++o)
+          row_of(b, c)[o] = cast_to<T>(from[weight.rings[b] * weight.ring + o * weight.output]);
     }
+  }
 }
 
 // Rows of bfloat16 numbers, held as float, to half as many rows of pairs.
@@ -91,23 +94,34 @@ void pair_rows(T* to, const T* from, Index pairs, Index width) {
 // the last vector may hold anything: they are multiplied into outputs that nobody reads.
 template <class T, class F, class S>
 T* pack(const RingWeight<S>& weight, Groups groups, Panels<T> panels) {
-  constexpr bool kPairs = std::is_same_v<F, BFloat16Pair>;
-  const Index rows = weight.rings.size() * groups.inputs / (kPairs ? 2 : 1);
+  constexpr Index kPair = std::is_same_v<F, BFloat16Pair> ? 2 : 1, kColumns = kPanelVectors * kLanes<T>;
+  const Index rings = weight.rings.size(), rows = rings * groups.inputs / kPair;
+  const bool by_input = weight.input > weight.output;
+  const Index most = by_input || kPair > 1 ? 16 : groups.inputs, blocks = divide_up(groups.inputs, most);
   weights_memory.reset(Scratch::size<T>(groups.count * rows * panels.padded()));
   T* const packed = weights_memory.take<T>(groups.count * rows * panels.padded());
-  at::parallel_for(0, groups.count * panels.count(), 1, [&](Index begin, Index end) {
+  const Interleaving<T> interleaving(weight.all_rings, weight.rings);
+  // What lies side by side in memory is read in turn.
+  at::parallel_for(0, groups.count * panels.count() * blocks, 1, [&](Index begin, Index end) {
+    scratch.reset(Scratch::size<T>(rings * most * kColumns));
+    T* const singles = scratch.take<T>(rings * most * kColumns);
     for (Index task = begin; task < end; ++task) {
-      const Index group = task / panels.count(), panel = task % panels.count();
+      const Index group = task / (panels.count() * blocks), of_group = task % (panels.count() * blocks);
+      const Index panel = by_input ? of_group % panels.count() : of_group / blocks;
+      const Index input = (by_input ? of_group / panels.count() : of_group % blocks) * most;
       const Index width = panels.vectors(panel) * kLanes<T>, first = panels.start(panel);
-      const Index columns = std::min(width, panels.columns - first);
-      T* to = packed + (group * panels.padded() + first) * rows;
-      if constexpr (kPairs) {
-        scratch.reset(Scratch::size<T>(2 * rows * width));
-        T* singles = scratch.take<T>(2 * rows * width);
-        pack_panel(singles, width, weight, group, groups.inputs, first, columns);
-        pair_rows(to, singles, rows, width);
+      const Index columns = std::min(width, panels.columns - first), inputs = std::min(most, groups.inputs - input);
+      T* const to = packed + (group * panels.padded() + first) * rows;
+      auto pack_to = [&](auto row_of) {
+        pack_rows<T>(row_of, weight, interleaving, group, input, inputs, first, columns);
+      };
+      if constexpr (kPair == 1) {
+        pack_to([=](Index b, Index c) { return to + (b * groups.inputs + input + c) * width; });
       } else {
-        pack_panel(to, width, weight, group, groups.inputs, first, columns);
+        pack_to([=](Index b, Index c) { return singles + (b * inputs + c) * width; });
+        for (Index b = 0; b < rings; ++b)
+          pair_rows(to + (b * groups.inputs + input) / kPair * width, singles + b * inputs * width, inputs / kPair,
+                    width);
       }
     }
   });
@@ -132,34 +146,35 @@ void clear(const Tensor& weight) {
   std::fill_n(static_cast<S*>(weight.data_ptr()), weight.numel(), S(0));
 }
 
-// total (rings, groups x inputs, outputs in rows of `pitch`) to its place.
+// total (rings, groups x inputs, outputs in rows of `pitch`) to its place in a contiguous weight, whose other rings are
+// zero.
 template <class T, class S>
 void unpack(const T* total, Index pitch, const RingWeight<S>& weight, Groups groups) {
   constexpr Index kBlock = kLanes<T>;
   const Index rings = weight.rings.size(), blocks = divide_up(groups.inputs, kBlock);
   const Index ring_stride = groups.count * groups.inputs * pitch;
+  const Interleaving<T> interleaving(weight.all_rings, weight.rings);
   at::parallel_for(0, groups.count * blocks, 4, [&](Index begin, Index end) {
-    alignas(kVectorBytes) T square[kBlock * kBlock];
-    auto put = [](S* to, Index step, const T* from, Index count) {
-      for (Index i = 0; i < count; ++i) to[i * step] = cast_to<S>(from[i]);
-    };
+    scratch.reset(Scratch::size<T>(rings * kBlock * kBlock));
+    T* const squares = scratch.take<T>(rings * kBlock * kBlock);
     for (Index task = begin; task < end; ++task) {
       const Index g = task / blocks, c0 = task % blocks * kBlock, height = std::min(kBlock, groups.inputs - c0);
       const T* rows = total + (g * groups.inputs + c0) * pitch;
-      if (weight.input > weight.output) {  // rows of the total are rows of the weight, with gaps for other rings
+      if (weight.input > weight.output) {  // rows of the total are rows of the weight
         for (Index c = 0; c < height; ++c)
-          for (Index b = 0; b < rings; ++b)
-            put(weight.of(g, c0 + c, 0) + weight.rings[b] * weight.ring, weight.output,
-                rows + b * ring_stride + c * pitch, groups.outputs);
+          for (Index o = 0; o < groups.outputs; o += kBlock)
+            interleaving.join(weight.of(g, c0 + c, o), std::min(kBlock, groups.outputs - o),
+                              [&](Index b) { return rows + b * ring_stride + c * pitch + o; });
         continue;
       }
       for (Index o0 = 0; o0 < groups.outputs; o0 += kBlock) {
         const Index width = std::min(kBlock, groups.outputs - o0);
-        for (Index b = 0; b < rings; ++b) {
-          transpose<T>([&](Index o) { return square + o * kBlock; }, rows + b * ring_stride + o0, pitch, height, width);
-          for (Index o = 0; o < width; ++o)
-            put(weight.of(g, c0, o0 + o) + weight.rings[b] * weight.ring, weight.input, square + o * kBlock, height);
-        }
+        for (Index b = 0; b < rings; ++b)
+          transpose<T>([&](Index o) { return squares + (b * kBlock + o) * kBlock; }, rows + b * ring_stride + o0, pitch,
+                       height, width);
+        for (Index o = 0; o < width; ++o)
+          interleaving.join(weight.of(g, c0, o0 + o), height,
+                            [&](Index b) { return squares + (b * kBlock + o) * kBlock; });
       }
     }
   });

@@ -117,43 +117,14 @@ inline void copy_row(T* to, const S* from, Index n) {
   copy_run(to, from, n);
 }
 
-// A vector of what is in memory; with kPart its first `count` elements, and no memory beyond them.
+// A vector of what is in memory, or with kPart `count` elements of it.
 template <class T, bool kPart, class S>
 inline Vector<T> load_as(const S* from, Index count) {
-#if defined(__AVX512BW__)
-  if constexpr (kPart && std::is_same_v<S, T>)
-    return (Vector<T>)_mm512_maskz_loadu_epi8((uint64_t(1) << count * sizeof(T)) - 1, from);
-#endif
-  if constexpr (kPart) {
-    alignas(kVectorBytes) T part[kLanes<T>] = {};
-    copy_row(part, from, count);
-    return load(part);
-  } else if constexpr (std::is_same_v<S, T>) {
-    return load(from);
-  } else {
-#if defined(__AVX512BW__)
-    if constexpr (std::is_same_v<S, at::BFloat16>) {
-      const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-      return (Vector<T>)_mm512_slli_epi32(wide, 16);
-    }
-    if constexpr (std::is_same_v<S, at::Half>)
-      return (Vector<T>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-#endif
-    alignas(kVectorBytes) T wide[kLanes<T>];
-    copy_run(wide, from, kLanes<T>);
-    return load(wide);
-  }
+  return kPart ? load_as<T>(from, count) : load_as<T>(from);
 }
-
 template <class T, bool kPart, class S>
 inline void store_as(S* to, Vector<T> v, Index count) {
-  if constexpr (std::is_same_v<S, T> && !kPart) {
-    store(to, v);
-  } else {
-    alignas(kVectorBytes) T wide[kLanes<T>];
-    store(wide, v);
-    copy_row(to, wide, kPart ? count : kLanes<T>);
-  }
+  kPart ? store_as<T>(to, v, count) : store_as<T>(to, v);
 }
 
 }  // namespace sre_triton
