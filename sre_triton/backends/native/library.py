@@ -114,7 +114,7 @@ def _compile(folder: Path, verbose: bool) -> Path:
     try:
         cpp_extension.load(
             "sre_triton_native",
-            [str(_SOURCES / "ring_conv.cpp")],
+            [str(path) for path in sorted(_SOURCES.glob("*.cpp"))],
             extra_cflags=list(_options()),
             extra_ldflags=list(_options()),
             build_directory=str(folder),

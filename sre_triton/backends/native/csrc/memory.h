@@ -79,7 +79,6 @@ inline void want_large_pages(const at::Tensor& t) {
 #endif
 }
 
-thread_local Scratch weights_memory, totals_memory;
-thread_local Scratch scratch;
+inline thread_local Scratch weights_memory, totals_memory, scratch;
 
 }  // namespace sre_triton

@@ -74,7 +74,7 @@ struct Tiling {
 // Positions of the padded input that so many outputs read along dimension d. In the last dimension these are rounded
 // up to whole strides: a row holds every stride-th position first, then those one further, and so on, so that what
 // the outputs of a row read with one tap lies side by side.
-Index reads(const Window& w, Index d, Index outputs) {
+inline Index reads(const Window& w, Index d, Index outputs) {
   const Index n = (outputs - 1) * w.stride[d] + 2 * w.half[d] * w.dilation[d] + 1;
   return d == 2 ? round_up(n, w.stride[d]) : n;
 }
@@ -85,7 +85,7 @@ constexpr Index kReadElements = 96 << 10;
 constexpr Index kFewestPositions = 48;
 constexpr Index kSlabPositions = 64;
 
-Tiling cut(const Window& w, Index images, Index channels) {
+inline Tiling cut(const Window& w, Index images, Index channels) {
   const Index total = images * w.out[0] * w.out[1] * w.out[2];
   const Index tasks = at::get_num_threads() > 1 ? 4 * at::get_num_threads() : 1;
   Index budget = std::max(kFewestPositions, kSumElements / (channels * static_cast<Index>(w.rings.size())));
