@@ -9,6 +9,7 @@
 
 #include "activations.h"
 #include "memory.h"
+#include "plane_rows.h"
 #include "taps.h"
 #include "window.h"
 
@@ -41,7 +42,7 @@ struct Column {
 };
 
 // Adds the taps of a column, kHeight of them, to kRowsOfSums rows of sums, kVectors vectors wide.
-constexpr int kRowsOfSums = 4, kHighest = 11;
+constexpr int kRowsOfSums = 4;
 template <class T, int kHeight, int kVectors>
 inline __attribute__((always_inline)) void add_column(Vector<T> (&sum)[kRowsOfSums][kVectors], const T* from,
                                                       Index pitch, const T* weights) {
@@ -172,6 +173,8 @@ void load_plane(T* to, const Activation<S>& x, const Window& w, const Tile& tile
 
 template <class S, class T>
 void weigh_planes(const Activation<S>& x, const Activation<S>& y, const TapWeights<T>& taps, const Window& w) {
+  if constexpr (std::is_same_v<S, T> && kMasks)
+    if (can_be_read_in_place(x, y, w)) return weigh_planes_in_place(x, y, taps, w);
   constexpr Index kL = kLanes<T>;
   const Tiling tiling = cut_planes(w, x.images * x.channels);
   const Triple most{reads(w, 0, tiling.size[0]), reads(w, 1, tiling.size[1]), reads(w, 2, tiling.size[2])};

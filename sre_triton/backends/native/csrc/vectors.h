@@ -15,12 +15,15 @@ namespace sre_triton {
 using Index = int64_t;
 
 #if defined(__AVX512F__)
+constexpr bool kMasks = true;  // a vector in part costs no more than a whole one
 constexpr int kVectorBytes = 64;
 constexpr int kRows = 14;  // 14 x 2 accumulators, 2 vectors of weights and a factor in 32 registers
 #elif defined(__AVX__)
+constexpr bool kMasks = false;
 constexpr int kVectorBytes = 32;
 constexpr int kRows = 6;  // of 16 registers
 #else
+constexpr bool kMasks = false;
 constexpr int kVectorBytes = 16;
 constexpr int kRows = 6;
 #endif
@@ -71,16 +74,22 @@ inline Vector<double> square_root(Vector<double> v) {
 #endif
 }
 
+// Zeros where the mask has no bit; no memory is read there.
+template <class T>
+inline Vector<T> load_lanes(const T* p, uint32_t mask) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (Vector<T>)_mm512_maskz_loadu_epi32(mask, p);
+  if constexpr (sizeof(T) == 8) return (Vector<T>)_mm512_maskz_loadu_epi64(mask, p);
+#endif
+  alignas(kVectorBytes) T all[kLanes<T>] = {};
+  for (Index i = 0; i < kLanes<T>; ++i)
+    if (mask >> i & 1) all[i] = p[i];
+  return load(all);
+}
 // The first n elements alone.
 template <class T>
 inline Vector<T> load_part(const T* p, Index n) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return (Vector<T>)_mm512_maskz_loadu_epi32((1u << n) - 1, p);
-  if constexpr (sizeof(T) == 8) return (Vector<T>)_mm512_maskz_loadu_epi64((1u << n) - 1, p);
-#endif
-  alignas(kVectorBytes) T all[kLanes<T>] = {};
-  for (Index i = 0; i < n; ++i) all[i] = p[i];
-  return load(all);
+  return load_lanes(p, (1u << n) - 1);
 }
 template <class T>
 inline void store_part(T* p, Vector<T> v, Index n) {
