@@ -168,15 +168,6 @@ OuterBlock<T, F> outer_block_of(Index height, std::integer_sequence<int, kHeight
 
 using Heights = std::make_integer_sequence<int, kRows>;
 
-// Blocks are many: ring_conv.cpp compiles those that others use, too.
-#define SRE_TRITON_BLOCKS(of, T)                                        \
-  of template MixBlock<T, T> mix_block_of<T, T, 1>(Index, Heights);     \
-  of template MixBlock<T, T> mix_block_of<T, T, 2>(Index, Heights);     \
-  of template OuterBlock<T, T> outer_block_of<T, T, 1>(Index, Heights); \
-  of template OuterBlock<T, T> outer_block_of<T, T, 2>(Index, Heights);
-SRE_TRITON_BLOCKS(extern, float)
-SRE_TRITON_BLOCKS(extern, double)
-
 // Heights of the blocks that `rows` are cut into: as few and as equal as can be.
 inline Index balanced(Index rows, Index done, Index blocks_left) { return divide_up(rows - done, blocks_left); }
 

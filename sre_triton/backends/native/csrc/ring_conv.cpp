@@ -143,10 +143,6 @@ void ring_conv(const Tensor& source, const Tensor& numbers, const Tensor& factor
   }
 }
 
-// Of what ring_conv.cpp and invariants.cpp share.
-SRE_TRITON_BLOCKS(, float)
-SRE_TRITON_BLOCKS(, double)
-
 }  // namespace sre_triton
 
 TORCH_LIBRARY(sre_triton_native, m) {
