@@ -3,33 +3,28 @@ replaces.
 
 Each is called as users call it, in inference and in a training step, in both memory formats, and raced against
 ``nn.Conv2d`` in the same format and in the one that is faster for *it*: a ratio below one to the latter is a loss.
-Every contestant has a process of its own, whose allocator keeps the memory that it once had. Otherwise it would be luck
-who finds memory still mapped and who pays a page fault for every 4 kB of an output, and that is worth up to twice the
-time.
+Every contestant has a process of its own (see ``bench.contestants``).
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from statistics import median
-from unittest import mock
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import timing
+from bench import contestants, timing
 from bench.cases import Case
 from bench.layers import MEMORY_FORMATS, dense_layer, ring_layer, task
 from sre_triton.planning.plan import recording
 
-__all__ = ["GOAL", "LAYERS", "MODES", "Loss", "contestants", "main", "race"]
+__all__ = ["GOAL", "LAYERS", "MODES", "Loss", "main", "race"]
 
 GOAL = 0.97
 ROUNDS = 31
@@ -70,68 +65,18 @@ class Loss:
         return self.ratio < GOAL
 
 
-def _contestant(orders: Connection, kind: str, memory_format: str, threads: int) -> None:
-    """The process of a contestant. It is sent layers, each answered with a plan, and in between None, which is answered
-    with the seconds of a call; the end of the connection ends it."""
-    torch.set_num_threads(threads)
-    clock = timing.clock_for("cpu", threads)
-    while True:
-        try:
-            order = orders.recv()
-        except EOFError:
-            return
-        if order is not None:
-            case, k, mode = order
-            torch.manual_seed(0)
-            x = torch.randn(case.input_shape).contiguous(memory_format=MEMORY_FORMATS[case.ndim][memory_format])
-            call = task(_LAYERS_OF[kind](case, k), x, train=MODES[mode])
-            with recording() as records:
-                call()
-            repeats = timing.repeats_for(call, clock)
-            orders.send(" / ".join(plan.backend for _, plan in records))
-        else:
-            call()  # the other contestants had the cache meanwhile
-            orders.send(timing.sample(call, repeats, clock))
+def _prepare(kind: str, memory_format: str, case: Case, k: int, mode: str) -> tuple[timing.Call, str]:
+    """A call of a layer, and its plan."""
+    x = torch.randn(case.input_shape).contiguous(memory_format=MEMORY_FORMATS[case.ndim][memory_format])
+    call = task(_LAYERS_OF[kind](case, k), x, train=MODES[mode])
+    with recording() as records:
+        call()
+    return call, " / ".join(plan.backend for _, plan in records)
 
 
-# Read by the allocator of the C library: it neither gives memory back nor asks the system anew for large tensors.
-_KEEPS_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 32), "MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
-
-
-@contextmanager
-def contestants(threads: int) -> Iterator[dict[tuple[str, str], Connection]]:
-    """Both kinds of layers in every memory format, ready to race."""
-    context = multiprocessing.get_context("spawn")
-    connections, processes = {}, []
-    for kind in _LAYERS_OF:
-        for memory_format in _FORMATS:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_contestant, args=(theirs, kind, memory_format, threads), daemon=True)
-            with mock.patch.dict(os.environ, _KEEPS_MEMORY):
-                process.start()
-            theirs.close()
-            processes.append(process)
-            connections[kind, memory_format] = ours
-    try:
-        yield connections
-    finally:
-        for connection in connections.values():
-            connection.close()
-        for process in processes:
-            process.join()
-
-
-def race(ready: dict[tuple[str, str], Connection], case: Case, k: int, mode: str, rounds: int) -> list[Loss]:
+def race(ready: Mapping[tuple[str, str], Connection], case: Case, k: int, mode: str, rounds: int) -> list[Loss]:
     """Races a layer in every memory format, in turns."""
-    plans = {}
-    for name, connection in ready.items():
-        connection.send((case, k, mode))
-        plans[name] = connection.recv()
-    seconds: dict[tuple[str, str], list[float]] = {name: [] for name in ready}
-    for _ in range(rounds):
-        for name, connection in ready.items():
-            connection.send(None)
-            seconds[name].append(connection.recv())
+    plans, seconds = contestants.race(ready, (case, k, mode), rounds)
     rival = min(_FORMATS, key=lambda memory_format: median(seconds["nn.Conv2d", memory_format]))
     found = []
     for memory_format in _FORMATS:
@@ -140,7 +85,7 @@ def race(ready: dict[tuple[str, str], Connection], case: Case, k: int, mode: str
             median(theirs / own for theirs, own in zip(seconds["nn.Conv2d", other], ours, strict=True))
             for other in (rival, memory_format)
         )
-        plan = plans["ours", memory_format]
+        plan = str(plans["ours", memory_format])
         found.append(Loss(case.name, k, mode, memory_format, 1e3 * median(ours), ratio, same, rival, plan))
     return found
 
@@ -152,7 +97,8 @@ def main(name: str = "", threads: int = 1, rounds: int = ROUNDS) -> int:
     for heading in ("layer", "k", "mode", "format", "ms", "ratio", "its format", "same format", "plan"):
         table.add_column(heading)
     losses = 0
-    with contestants(threads) as ready:
+    kinds = {(kind, form): partial(_prepare, kind, form) for kind in _LAYERS_OF for form in _FORMATS}
+    with contestants.contestants(kinds, threads) as ready:
         races = [(case, k, mode) for case in LAYERS if name in case.name for k in case.kernel_sizes for mode in MODES]
         for case, k, mode in races:
             found = race(ready, case, k, mode, rounds)
