@@ -92,21 +92,27 @@ inline void store_as(S* to, Vector<T> v) {
   }
 }
 
-// The first n elements of a vector, and no memory beyond them.
+// Zeros where the mask has no bit; no memory is read there.
 template <class T, class S>
-inline Vector<T> load_as(const S* from, Index n) {
-  if (n == kLanes<T>) return load_as<T>(from);
+inline Vector<T> load_lanes_as(const S* from, uint32_t mask) {
   if constexpr (std::is_same_v<T, S>) {
-    return load_part(from, n);
+    return load_lanes(from, mask);
   } else {
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
-    return widened<S>((HalfWords)_mm256_maskz_loadu_epi16((1u << n) - 1, from));
+    return widened<S>((HalfWords)_mm256_maskz_loadu_epi16(mask, from));
 #else
     HalfWords half = {};
-    std::memcpy(&half, from, n * sizeof(S));
+    for (Index i = 0; i < kLanes<T>; ++i)
+      if (mask >> i & 1) half[i] = from[i].x;
     return widened<S>(half);
 #endif
   }
+}
+
+// The first n elements of a vector, and no memory beyond them.
+template <class T, class S>
+inline Vector<T> load_as(const S* from, Index n) {
+  return n == kLanes<T> ? load_as<T>(from) : load_lanes_as<T>(from, (1u << n) - 1);
 }
 template <class T, class S>
 inline void store_as(S* to, Vector<T> v, Index n) {

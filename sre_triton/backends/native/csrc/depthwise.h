@@ -120,6 +120,7 @@ template <int kTaps, class S, class T, int kVectors, bool kPart>
 inline __attribute__((always_inline)) void add_tap_row(Vector<T> (&sum)[kOutputs][kVectors], const S* from, Index step,
                                                        Index begin, Index in, const T* weights, Index pitch,
                                                        Index rest) {
+  constexpr bool kByMask = kMasks && kTaps > 7;  // the more taps, the more jumps
   Vector<T> weight[kTaps][kVectors];
 #pragma GCC unroll 16
   for (int i = 0; i < kTaps; ++i)
@@ -127,10 +128,13 @@ inline __attribute__((always_inline)) void add_tap_row(Vector<T> (&sum)[kOutputs
     for (int v = 0; v < kVectors; ++v) weight[i][v] = load(weights + i * pitch + v * kLanes<T>);
 #pragma GCC unroll 32
   for (int u = 0; u < kOutputs + kTaps - 1; ++u) {
-    if (begin + u >= 0 && begin + u < in) {
+    const bool inside = static_cast<uint64_t>(begin + u) < static_cast<uint64_t>(in);
+    if (kByMask || inside) {
       Vector<T> x[kVectors];
+      const uint32_t lanes = -static_cast<uint32_t>(inside) & ((kPart ? 1u << rest : 1u << kLanes<T>)-1);
 #pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) x[v] = load_as<T, kPart>(from + v * kLanes<T>, rest);
+      for (int v = 0; v < kVectors; ++v)
+        x[v] = kByMask ? load_lanes_as<T>(from + v * kLanes<T>, lanes) : load_as<T, kPart>(from + v * kLanes<T>, rest);
 #pragma GCC unroll 16
       for (int p = 0; p < kOutputs; ++p)
         if (0 <= u - p && u - p < kTaps)

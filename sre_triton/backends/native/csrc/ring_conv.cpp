@@ -9,6 +9,7 @@
 
 #include "arguments.h"
 #include "depthwise.h"
+#include "depthwise_gradients.h"
 #include "operators.h"
 #include "passes.h"
 #include "ring_sums.h"
@@ -39,9 +40,10 @@ void run(const Call& call, const Window& w) {
     if (call.y) fill(call);
     return;
   }
-  // A weight gradient wants the ring sums, which then serve both.
-  if (call.y && !call.grad && !call.residual && !call.slope && channels(call, *call.y).depthwise()) {
-    return weigh_taps<S, T>(call, w);
+  if (channels(call, call.y ? *call.y : *call.thin).depthwise() && !call.residual && !call.slope) {
+    // A weight gradient wants ring sums, which then serve both.
+    if (!call.grad) return weigh_taps<S, T>(call, w);
+    if (has_few_plain_rings(w)) return weigh_rings<S, T>(call, w);
   }
   const Tiling tiling = cut(w, x.images, x.channels);
   const Index most = tiling.slab(tiling.tile(0, x.images, w), 0, w).positions();

@@ -15,7 +15,11 @@ namespace sre_triton {
 using Index = int64_t;
 
 #if defined(__AVX512F__)
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
 constexpr bool kMasks = true;  // a vector in part costs no more than a whole one
+#else
+constexpr bool kMasks = false;
+#endif
 constexpr int kVectorBytes = 64;
 constexpr int kRows = 14;  // 14 x 2 accumulators, 2 vectors of weights and a factor in 32 registers
 #elif defined(__AVX__)
