@@ -283,7 +283,7 @@ def _costs_table(found: _Results) -> str:
     header = ["network", "parameters", "GMAC", "Gadd", "ms per step", "ms per image", "MiB to train", "s to train"]
     lines = []
     for network, seconds in trained.items():
-        cost = found.costs["networks"].get(found.table.network(network).like or network)
+        cost = found.costs["networks"].get(found.table.built_as(found.table.network(network)))
         if cost is None:
             lines.append([f"`{network}`", *[""] * 6, seconds])
             continue

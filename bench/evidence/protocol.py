@@ -41,8 +41,7 @@ class Network:
         reading: what it has in common with the networks that it is compared with, "equal steps" or "equal time".
         is_averaged: its probabilities are means over the 8 turns and flips in tests; see :mod:`.averaging`.
         trained_as: another network of the table with the same options, whose rate and trainings it shares.
-        rate_as: another network of the table that differs in its number of steps alone, whose rate it takes; its own
-            are not tried.
+        rate_as: another network of the table whose rate it takes; its own are not tried.
     """
 
     name: str
@@ -56,7 +55,7 @@ class Network:
 
     @property
     def like(self) -> str | None:
-        """The network of the table that it is, trained otherwise or tested otherwise; None where it is one itself."""
+        """The network of the table that its rate was chosen with; None where it has rates of its own."""
         return self.trained_as or self.rate_as
 
 
@@ -144,6 +143,16 @@ class Table:
         """The network of this name."""
         return next(network for network in self.networks if network.name == name)
 
+    def built_as(self, network: Network) -> str:
+        """The name of the network that it is built like, whose costs it has; its own where it is like none."""
+        if network.like is None:
+            return network.name
+        built, other = (
+            {name: value for name, value in one.options.items() if name in _BUILT}
+            for one in (network, self.network(network.like))
+        )
+        return network.like if built == other else network.name
+
     def trained(self, network: Network, work: Path, **more: Any) -> RunOptions:
         """The options of a training, its places in the work folder."""
         return self._placed({**network.options, **more}, work)
@@ -157,6 +166,7 @@ class Table:
         return dataclasses.replace(self.options, **_in(work, {**given, **more}))
 
 
+_BUILT = ("model_type", "model_args", "invariants", "res_inplanes", "sre_conv_size", "sre_conv_size_list")
 _PLACES = ("data", "data_root", "fov")
 
 

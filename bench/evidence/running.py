@@ -211,7 +211,7 @@ class Runner:
         """What each network costs; they take turns, so that a slow spell of the machine slows all of them."""
         path = self.results / "costs.json"
         builders: dict[str, Callable[[], nn.Module]] = {}
-        for network in (one for one in self.table.networks if not one.like):
+        for network in (one for one in self.table.networks if self.table.built_as(one) == one.name):
             options = self.table.trained(network, self.work)
             kind = task_type(options)
             about = kind.describe(options, kind.read_data(options))

@@ -31,6 +31,9 @@ in the data folder: `chase_db1/` as distributed, `chase_db1_fov/mask_NNS.png`, `
 **Networks.** `ring`: `sre_unet`, 274,306 parameters. `ring-invariants`: `sre_unet(invariants=True)`, 262,574.
 `plain`: MONAI's BasicUNet, 1,979,042, no twin (five resolutions against four, transposed convolutions on the way up).
 `plain-augmented`: the same, trained with crops that are turned by any angle and flipped.
+`ring-invariants-gradient`: invariants of one kind, `sre_unet(features=(32, 32, 64, 120), invariants={{"kinds":
+["gradient"]}})`, 261,550. It was added when the others had been tested, because its training with seed 0 turned most
+exactly and lost little on validation (see the tables after this one).
 
 **Training.** Crops of 128 px, 2 a step, 504 steps of Adam in one cycle of the rate, Dice and cross-entropy, balanced
 rings (no effect on the plain network), moving average of the weights (.99), gain .3 and offset .5 per channel,
@@ -40,12 +43,12 @@ bfloat16 autocast in training and testing. Each photograph has mean 0 and deviat
 `ring-invariants-longer` has the 576 steps that fit its time (169 ms, the mean of its two measurements, over 147), at
 the rate that was chosen for the shorter training.
 
-**Rates.** A first look, 104 steps without the moving average, at four rates each (F1 on validation): `ring` .306,
-.321, .375, .339 and `ring-invariants` .334, .522, .524, .564 at 2e-3, 8e-3, 2e-2, 5e-2; `plain` .448, .457, .410,
-.265 and `plain-augmented` .479, .498, .434, .311 at 2.5e-4, 7e-4, 2e-3, 8e-3. Long trainings want lower rates, so the
-best one and the next lower were then tried in whole trainings with seed 0, below; the better one on validation was
-taken for all seeds, and is seed 0 of the tables. The probability from which a pixel is a vessel is the best on
-validation.
+**Rates.** A first look, 104 steps without the moving average, at four rates each (F1 on validation): `ring` .306, .321,
+.375, .339 and `ring-invariants` .334, .522, .524, .564 at 2e-3, 8e-3, 2e-2, 5e-2; `plain` .448, .457, .410, .265 and
+`plain-augmented` .479, .498, .434, .311 at 2.5e-4, 7e-4, 2e-3, 8e-3. Long trainings want lower rates, so the best one
+and the next lower were then tried in whole trainings with seed 0, below; the better one on validation was taken for all
+seeds, and is seed 0 of the tables. `ring-invariants-gradient` takes that of `ring-invariants`. The probability from
+which a pixel is a vessel is the best on validation.
 
 **Tests.** `whole`: the 8 photographs, upright, inside the field of view. `turned`: a disc of {_DISC} px in the middle
 of the same photographs at 12 angles, turned (bilinear, masks by the nearest pixel) with what is around it, so that no
@@ -157,6 +160,16 @@ TABLE = Table(
         Network("ring", {"model_type": "sre_unet"}, (8e-3, 2e-2), equivariant=True),
         Network("ring-invariants", {"model_type": "sre_unet", "invariants": True}, (2e-2, 5e-2), equivariant=True),
         Network(
+            "ring-invariants-gradient",
+            {
+                "model_type": "sre_unet",
+                "model_args": json.dumps({"features": [32, 32, 64, 120], "invariants": {"kinds": ["gradient"]}}),
+            },
+            (2e-2, 5e-2),
+            equivariant=True,
+            rate_as="ring-invariants",
+        ),
+        Network(
             "ring-invariants-longer",
             {"model_type": "sre_unet", "invariants": True, "crops_per_image": 72},
             (2e-2, 5e-2),
@@ -192,6 +205,10 @@ TABLE = Table(
         ("ring-invariants", "plain"),
         ("ring-invariants", "plain-augmented"),
         ("ring-invariants-longer", "plain-augmented"),
+        ("ring-invariants-gradient", "ring-invariants"),
+        ("ring-invariants-gradient", "ring"),
+        ("ring-invariants-gradient", "plain"),
+        ("ring-invariants-gradient", "plain-augmented"),
     ),
     prepare=_prepare,
     references=_second_observer,
@@ -222,14 +239,13 @@ _VARIANTS: dict[str, tuple[int, object]] = {
 }
 
 WHOLE_PROTOCOL = """
-What was best in the short trainings above, and what was hoped to turn most exactly, in trainings as long as those of
-the table of vessels (504 steps with a moving average, seed 0, rate 2e-2): F1 on validation, no test image is looked at.
-The short trainings do not tell how exactly a network will turn: its error grows with what it has learnt to see.
+Variants of the table above in trainings as long as those of the table of vessels (504 steps with a moving average, seed
+0, rate 2e-2): F1 on validation, no test image is looked at. There `ring-invariants`, the default, has .711 with this
+seed (.713 and .699 with others), and `ring` .484. Short trainings do not tell how exactly a network will turn, whole
+ones do: see the table of vessels. The trainings of those that are not in the table are still to be made.
 """
 
 _WHOLE: dict[str, tuple[int, object]] = {
-    "none": (122, False),
-    "default": (120, True),
     "gradient-alone": (120, {"kinds": ["gradient"]}),
     "dilations-1-2": (118, {"dilations": [1, 2]}),
     "dilations-1-2-gradient-alone": (120, {"dilations": [1, 2], "kinds": ["gradient"]}),
@@ -273,4 +289,5 @@ WHOLE_ABLATION = dataclasses.replace(
     options=_OPTIONS,
     networks=_variants(_WHOLE),
     seeds=(0,),
+    photograph=None,
 )
