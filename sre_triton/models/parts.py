@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sre_triton import pooling
 from sre_triton.gmr import GMRConv2d, GMRConv3d
+from sre_triton.invariants.formulas import KINDS
 from sre_triton.invariants.layers import AddInvariants2d, AddInvariants3d
 from sre_triton.layers import SREConv2d, SREConv3d
 
@@ -49,12 +50,12 @@ class Invariants(NamedTuple):
     features: int | None = None
 
 
-InvariantsOption = bool | Mapping[str, Any]
+InvariantsOption = bool | str | Mapping[str, Any]
 
 
 def invariants_of(option: InvariantsOption) -> Invariants | None:
-    """What a network's option ``invariants`` means: True for the defaults of :class:`Invariants`, or a mapping of those
-    that differ.
+    """What a network's option ``invariants`` means: True for the defaults of :class:`Invariants`, a kind by name for
+    these defaults of that kind alone, or a mapping of those that differ.
 
     Raises:
         ValueError: it is none of these.
@@ -62,8 +63,13 @@ def invariants_of(option: InvariantsOption) -> Invariants | None:
     if isinstance(option, bool):
         return Invariants() if option else None
     known = Invariants._fields
+    if isinstance(option, str) and option in KINDS:
+        return Invariants(kinds=(option,))
     if not isinstance(option, Mapping) or any(key not in known for key in option):
-        raise ValueError(f"invariants must be a bool or a mapping with keys of {', '.join(known)}, got {option!r}")
+        raise ValueError(
+            f"invariants must be a bool, one of {', '.join(KINDS)}, or a mapping with keys of {', '.join(known)}, "
+            f"got {option!r}"
+        )
     found = Invariants(**option)
     for name in ("levels", "convolutions"):
         value = getattr(found, name)

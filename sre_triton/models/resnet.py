@@ -82,8 +82,9 @@ class ResNet(nn.Module):
         dropout_p: probability of dropping a pooled feature before the classifier in training.
         features_only: return the list of the four stages' maps instead of logits.
         invariants: True adds scalars of derivatives, which let rings see lines, after the stem and the first ring
-            convolution of each block of the first two stages; a mapping changes where and which, see
-            :class:`sre_triton.models.parts.Invariants`. For networks of ring convolutions.
+            convolution of each block of the first two stages; the name of a kind, as "gradient", adds that alone; a
+            mapping changes where and which, see :class:`sre_triton.models.parts.Invariants`. For networks of ring
+            convolutions.
         device: where the parameters are; None for PyTorch's default.
         dtype: of the parameters; None for PyTorch's default.
 

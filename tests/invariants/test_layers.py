@@ -121,7 +121,7 @@ def test_starts_as_large_as_its_input() -> None:
         ),
         (lambda: DifferentialInvariants2d(3, pairing="fixed"), "pairing must be 'learned', a sequence .*, got 'fixed'"),
         (lambda: DifferentialInvariants2d(3, pairing=(0, 1)), r"pairing must name one of 3 channels .*, got \(0, 1\)"),
-        (lambda: models.sre_unet(invariants="yes"), "invariants must be a bool or a mapping .*, got 'yes'"),
+        (lambda: models.sre_unet(invariants="yes"), "bool, one of gradient, .* or a mapping .*, got 'yes'"),
         (lambda: models.sre_unet(invariants={"level": 1}), "levels, convolutions, .*, got {'level': 1}"),
         (lambda: models.sre_unet(invariants={"levels": 0}), "levels of invariants must be a positive int, got 0"),
         (lambda: models.resnet18(invariants=True), "invariants are for ring networks"),
@@ -130,6 +130,15 @@ def test_starts_as_large_as_its_input() -> None:
 def test_errors_name_the_argument(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]
+
+
+def test_a_kind_can_be_asked_for_by_its_name() -> None:
+    network = models.sre_unet(invariants="gradient")
+    kinds = [module.kinds for module in network.modules() if isinstance(module, AddInvariants2d)]
+    assert kinds == [("gradient",)] * len(kinds)
+    other = models.sre_unet(invariants={"kinds": ["gradient"]})
+    other.load_state_dict(network.state_dict())
+    assert sum(parameter.numel() for parameter in network.parameters()) == 261_550
 
 
 @pytest.mark.parametrize("name", NETWORKS)
