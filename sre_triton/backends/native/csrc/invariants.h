@@ -51,8 +51,8 @@ class Product {
       const Index blocks = divide_up(positions, kRows);
       for (Index b = 0, p = 0; b < blocks; ++b) {
         const Index height = balanced(positions, p, blocks - b);
-        Ahead between = start ? outputs_ahead(out + (p + 2 * kRows) * out_pitch + first, out_pitch)
-                              : inputs_ahead(sums + (p + 2 * kRows) * position_stride);
+        Ahead between = start ? outputs_ahead(out + (p + 4 * kRows) * out_pitch + first, out_pitch)
+                              : inputs_ahead(sums + (p + 4 * kRows) * position_stride);
         block_of(panel, height)(sums + p * position_stride, position_stride, ring_stride, rings_, depth_, weights,
                                 start ? start + p * start_pitch + first : zeros_.data(), start ? start_pitch : 0,
                                 out + p * out_pitch + first, out_pitch, between);
@@ -62,7 +62,7 @@ class Product {
   }
 
  private:
-  // Brings to the cache what the block after the next one reads or writes, two lines of it at each of so many places
+  // Brings to the cache what the fourth block from here reads or writes, two lines of it at each of so many places
   // after every four factors.
   struct Ahead {
     static constexpr Index kLine = 64, kEvery = 4;
