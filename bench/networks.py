@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from bench import report, timing
 from bench.layers import MEMORY_FORMATS, reference_module
 from sre_triton.models import get_model
+from sre_triton.models.resnet import ResNet
 
 __all__ = ["CASES", "NetworkCase", "Row", "contestants", "main", "measure", "table", "task"]
 
 OURS, REFERENCE, PLAIN = "sre_triton", "reference", "plain 3x3"
-MODES = ("train", "infer")
+MODES = ("train", "infer", "fused")
 _SIZES = [9, 9, 5, 5]
 
 
@@ -86,11 +87,14 @@ def contestants(case: NetworkCase) -> dict[str, tuple[nn.Module, str]]:
 
 
 def task(network: nn.Module, x: Tensor, layout: str, mode: str) -> Callable[[], object]:
-    """A forward and a backward pass to every parameter, or a forward pass in eval mode."""
+    """A forward and a backward pass to every parameter, or a forward pass in eval mode; "fused" folds batch
+    normalisation before, in networks that can (the reference package's cannot)."""
     memory_format = MEMORY_FORMATS[2][layout]
     x = x.contiguous(memory_format=memory_format)
     network = network.to(memory_format=memory_format).train(mode == "train")  # type: ignore[call-overload]
-    if mode == "infer":
+    if mode == "fused" and isinstance(network, ResNet):
+        network = network.fuse()
+    if mode != "train":
 
         def infer() -> None:
             with torch.inference_mode():

@@ -322,7 +322,7 @@ def test_networks_are_timed_side_by_side(
     assert networks.main([*options, "--json", str(path)]) == 0
     assert "reference / ours" in " ".join(capsys.readouterr().out.split())
     figures = json.loads(path.read_text())
-    assert [row["mode"] for row in figures["networks"]] == ["train", "infer"]
+    assert [row["mode"] for row in figures["networks"]] == ["train", "infer", "fused"]
     assert set(figures["networks"][0]["seconds"]) == {
         f"{name} {layout}" for name in ("reference", "sre_triton", "plain 3x3") for layout in ("nchw", "nhwc")
     }  # fmt: skip
