@@ -93,7 +93,7 @@ class Additions {
   }
 
  private:
-  static constexpr Index kNever = std::numeric_limits<Index>::max() / 2, kLeast = 2;
+  static constexpr Index kNever = std::numeric_limits<Index>::max() / 2, kLeast = 3;
 
   template <bool kWeighed, class Out>
   void sum(const Row<T>& row, Index i, Out* out) const {
