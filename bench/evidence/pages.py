@@ -282,7 +282,8 @@ def _costs_table(found: _Results) -> str:
         return f"### Costs\n\n{_markdown(['network', 's to train'], lines)}\nOthers were not measured; {busy}"
     header = ["network", "parameters", "GMAC", "Gadd", "ms per step", "ms per image", "MiB to train", "s to train"]
     lines = []
-    for network, seconds in trained.items():
+    shown = [one.name for one in found.table.networks if one.name in trained or one.name in found.costs["networks"]]
+    for network, seconds in ((name, trained.get(name, "")) for name in shown):
         cost = found.costs["networks"].get(found.table.built_as(found.table.network(network)))
         if cost is None:
             lines.append([f"`{network}`", *[""] * 6, seconds])
@@ -292,8 +293,7 @@ def _costs_table(found: _Results) -> str:
             [
                 f"`{network}`",
                 f"{cost['parameters']:,}",
-                f"{cost['gmac']:.3g}",
-                f"{cost['gadd']:.3g}",
+                *("" if cost[name] is None else f"{cost[name]:.3g}" for name in ("gmac", "gadd")),
                 f"{cost['ms_per_step']:.0f}",
                 f"{cost['ms_per_image']:.1f}",
                 "" if memory is None else f"{memory:.0f}",

@@ -224,10 +224,12 @@ class Runner:
         costs = {}
         for name, built in networks.items():
             work = count_work(built, torch.zeros(1, *shape))
+            parameters = parameter_count(built)
+            known = work.ringwise >= parameters // 2  # else there are layers that the count does not know
             costs[name] = {
-                "parameters": parameter_count(built),
-                "gmac": work.ringwise / 1e9,
-                "gadd": work.additions / 1e9,
+                "parameters": parameters,
+                "gmac": work.ringwise / 1e9 if known else None,
+                "gadd": work.additions / 1e9 if known else None,
                 "ms_per_step": round(steps[name], 1),
                 "ms_per_image": round(times[name], 2),
                 "training_mib": peak_training_memory(builders[name], batch, "cpu"),
