@@ -110,6 +110,19 @@ def test_maps_turn_bit_by_bit_on_the_plane() -> None:
         assert torch.equal(differential_invariants(move(z)), move(upright))
 
 
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("channels", "features"), [(12, 3), (40, 24)])
+def test_the_native_kernel_turns_bit_by_bit_on_the_plane(channels: int, features: int, last: bool) -> None:
+    layout = torch.channels_last if last else torch.contiguous_format
+    z, (project, weight) = torch.randn(1, channels, 20, 33), matrices(channels, features, 8, 2, torch.float32)
+    function = partial(add_invariants, project=project, weight=weight, kinds=KINDS, dilations=(1, 2))
+    with torch.no_grad():
+        upright = function(z.contiguous(memory_format=layout))
+        for move in grid_symmetries(2, "all"):
+            assert torch.equal(function(move(z).contiguous(memory_format=layout)), move(upright))
+
+
 @pytest.mark.parametrize("size", [(4, 5), (2, 2, 3)])
 def test_derivatives_of_both_orders(size: tuple[int, ...]) -> None:
     z = torch.randn(1, 2, *size, dtype=torch.float64, requires_grad=True)

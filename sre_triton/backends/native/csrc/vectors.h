@@ -57,6 +57,17 @@ inline void store(T* p, Vector<T, kBytes> v) {
   *reinterpret_cast<typename VectorOf<T, kBytes>::stored*>(p) = v;
 }
 
+// The same number, which the compiler has to round before it goes on: a product that is fused with an addition is not.
+template <class V>
+inline V rounded(V v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
 inline Vector<float> square_root(Vector<float> v) {
 #if defined(__AVX512F__)
   return (Vector<float>)_mm512_sqrt_ps((__m512)v);
