@@ -92,8 +92,8 @@ def advice() -> str | None:
         return None
     return (
         f"The native CPU kernel is not there ({missing()}). Ring convolutions on this CPU run at 0.5 to 0.7 of the "
-        "speed that they have with it: sre_triton.build_native(), or `sre-triton build-native`, builds it once in half "
-        "a minute."
+        "speed that they have with it: sre_triton.build_native(), or `sre-triton build-native`, builds it once in a "
+        "minute."
     )
 
 
