@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from bench.evidence.protocol import TWELVE, Evaluation, Network, Table
+from bench.evidence.protocol import ANY_ANGLE, FLIPPED, TWELVE, Evaluation, Network, Table
 from sre_triton.training.options import TrainOptions
 
 __all__ = ["BREAST", "PNEUMONIA"]
@@ -40,8 +40,7 @@ which `plain` and `plain-augmented` are two measurements that differ by more: eq
 
 _RATES = (2e-3, 8e-3)
 _RING = {"model_type": "sre_resnet18", "sre_conv_size_list": [9, 9, 5, 5]}
-_TURNED = {"model_type": "resnet18", "train_rotate": True, "train_degree": 180.0, "train_flip_p": 0.5}
-
+_TURNED = {"model_type": "resnet18", **ANY_ANGLE, **FLIPPED}
 
 _OPTIONS = TrainOptions(
     data_root=Path("medmnist"),

@@ -6,7 +6,7 @@ import csv
 import json
 from pathlib import Path
 
-from bench.evidence.protocol import EIGHT, Evaluation, Network, Table
+from bench.evidence.protocol import ANY_ANGLE, EIGHT, FLIPPED, Evaluation, Network, Table
 from sre_triton.training.options import SegmentOptions
 
 __all__ = ["TABLE"]
@@ -65,7 +65,7 @@ def _prepare(data: Path, work: Path) -> None:
 _RATES = (2e-3, 8e-3)
 _CHANNELS = json.dumps({"features": [16, 16, 32, 64]})
 _PLAIN = {"model_type": "plain_unet", "model_args": _CHANNELS}
-_TURNED = {**_PLAIN, "train_rotate": True, "train_degree": 180.0, "train_flip_p": 0.5}
+_TURNED = {**_PLAIN, **ANY_ANGLE, **FLIPPED}
 
 TABLE = Table(
     name="nuclei",

@@ -12,7 +12,18 @@ from torch import Tensor
 
 from sre_triton.training.options import RunOptions
 
-__all__ = ["EIGHT", "EVERY_TEN", "TWELVE", "Evaluation", "Network", "Table", "at_all", "distinct_angles"]
+__all__ = [
+    "ANY_ANGLE",
+    "EIGHT",
+    "EVERY_TEN",
+    "FLIPPED",
+    "TWELVE",
+    "Evaluation",
+    "Network",
+    "Table",
+    "at_all",
+    "distinct_angles",
+]
 
 EVERY_TEN = tuple(float(angle) for angle in range(0, 360, 10))
 """The 36 angles of the rotation test."""
@@ -26,6 +37,13 @@ EIGHT = (0.0, 90.0, 180.0, 270.0, 10.0, 120.0, 230.0, 340.0)
 
 def nothing() -> None:
     """What has to be registered for the networks of the package."""
+
+
+ANY_ANGLE: Mapping[str, Any] = {"train_rotate": True, "train_degree": 180.0}
+"""Options of a training whose images are turned by any angle."""
+
+FLIPPED: Mapping[str, Any] = {"train_flip_p": 0.5}
+"""Options of a training half of whose images are flipped."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from bench.evidence.digit_networks import register
-from bench.evidence.protocol import Evaluation, Network, Table
+from bench.evidence.protocol import ANY_ANGLE, Evaluation, Network, Table
 from sre_triton.training.data import warp
 from sre_triton.training.files import replacing
 from sre_triton.training.options import TrainOptions
@@ -116,7 +116,6 @@ def _arguments(**more: object) -> str:
 _RATES = (3e-3, 1e-2)
 _RING = {"model_type": "sre_resnet18", "res_inplanes": 5}
 _PLAIN = {"model_type": "resnet18", "res_inplanes": 3, "model_args": _arguments()}
-_TURNED = {"train_rotate": True, "train_degree": 180.0}
 _INVARIANTS = {"features": 5, "levels": 3, "convolutions": 2, "dilations": [1, 2]}
 
 
@@ -156,11 +155,11 @@ TABLE = Table(
             _RATES,
         ),
         Network("plain", _PLAIN, _RATES),
-        Network("plain-augmented", {**_PLAIN, **_TURNED}, _RATES),
+        Network("plain-augmented", {**_PLAIN, **ANY_ANGLE}, _RATES),
         Network("ring-invariants-wide", _WIDE, _RATES),
         Network("ring-wide", _WIDE_RING, _RATES),
         Network("plain-wide", _WIDE_PLAIN, _RATES),
-        Network("plain-wide-augmented", {**_WIDE_PLAIN, **_TURNED}, _RATES),
+        Network("plain-wide-augmented", {**_WIDE_PLAIN, **ANY_ANGLE}, _RATES),
         Network("plain-wide-canonical", {**_WIDE_PLAIN, "med_mnist": "canonical_mnist"}, _RATES),
         Network("steerable", {"model_type": "steerable_digit_net"}, _RATES),
     ),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench.evidence.protocol import TWELVE, Evaluation, Network, Table
+from bench.evidence.protocol import ANY_ANGLE, FLIPPED, TWELVE, Evaluation, Network, Table
 from bench.evidence.symmetry import fundus
 from sre_triton.training.options import SegmentOptions
 from sre_triton.training.tasks.segmentation_scores import segmentation_scores
@@ -126,7 +126,6 @@ def _second_observer(data: Path, work: Path) -> Mapping[str, Mapping[str, float]
 
 
 _PLAIN_RATES = (2.5e-4, 7e-4)
-_TURNED = {"train_rotate": True, "train_degree": 180.0, "train_flip_p": 0.5}
 _STEPS = {"epochs": 1, "crops_per_image": 63}
 
 _OPTIONS = SegmentOptions(
@@ -178,7 +177,7 @@ TABLE = Table(
             rate_as="ring-invariants",
         ),
         Network("plain", {"model_type": "unet"}, _PLAIN_RATES),
-        Network("plain-augmented", {"model_type": "unet", **_TURNED}, _PLAIN_RATES),
+        Network("plain-augmented", {"model_type": "unet", **ANY_ANGLE, **FLIPPED}, _PLAIN_RATES),
     ),
     seeds=(0, 1, 2),
     rate_options={},
