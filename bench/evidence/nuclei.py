@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
 from bench.evidence.protocol import ANY_ANGLE, EIGHT, FLIPPED, Evaluation, Network, Table
+from sre_triton.training.files import write_csv
 from sre_triton.training.options import SegmentOptions
 
 __all__ = ["TABLE"]
@@ -54,12 +54,15 @@ def _prepare(data: Path, work: Path) -> None:
     if not images:
         raise FileNotFoundError(f"{data} holds no nuclei/images")
     masks = {path.stem: path for path in (data / "nuclei" / "masks").iterdir()}
-    with (work / "nuclei.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("image", "mask", "split"))
-        for number, image in enumerate(images):
-            split = "train" if number < 234 else "val" if number < 267 else "test"
-            writer.writerow((image.resolve(), masks[image.stem].resolve(), split))
+    rows = [
+        {
+            "image": image.resolve(),
+            "mask": masks[image.stem].resolve(),
+            "split": "train" if number < 234 else "val" if number < 267 else "test",
+        }
+        for number, image in enumerate(images)
+    ]
+    write_csv(work / "nuclei.csv", rows)
 
 
 _RATES = (2e-3, 8e-3)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from bench.evidence.protocol import ANY_ANGLE, FLIPPED, TWELVE, Evaluation, Network, Table
 from bench.evidence.symmetry import fundus
+from sre_triton.training.files import replacing, write_csv
 from sre_triton.training.options import SegmentOptions
 from sre_triton.training.tasks.segmentation_scores import segmentation_scores
 from sre_triton.training.tasks.undefined import means_of_known
@@ -96,15 +97,16 @@ def _disc(field: Path, path: Path) -> Path:
         rows, columns = (np.arange(length) - (length - 1) / 2 for length in inside.shape)
         inside &= rows[:, None] ** 2 + columns[None] ** 2 <= (_DISC / 2) ** 2
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.where(inside, 255, 0).astype(np.uint8)).save(path)
+        with replacing(path) as partial:
+            Image.fromarray(np.where(inside, 255, 0).astype(np.uint8)).save(partial, format="PNG")
     return path
 
 
 def _write_table(path: Path, rows: list[tuple[Path, Path, Path, str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("image", "mask", "fov", "split"))
-        writer.writerows((*(part.resolve() for part in row[:3]), row[3]) for row in rows)
+    write_csv(
+        path,
+        [{"image": i.resolve(), "mask": m.resolve(), "fov": f.resolve(), "split": split} for i, m, f, split in rows],
+    )
 
 
 def _second_observer(data: Path, work: Path) -> Mapping[str, Mapping[str, float]]:

@@ -163,6 +163,7 @@ WHOLE = [[f"{n}.png", "train" if n < 3 else "val"] for n in range(6)]
         (table([["picture", "mask"]]), "set.csv must have a column 'image': its first line is 'picture,mask'"),
         (table([["image", "mask"]]), "set.csv has no rows below its first line"),
         (table([["image", "mask"], ["images/0.png"]]), "set.csv, line 2: expected 2 values"),
+        (table([["image", "mask"], ["images/0.png", "masks/0.png\0\0"]]), "NUL"),
         (table([["image", "mask"], ["images/9.png", "masks/0.png"]]), "line 2: image 'images/9.png' is missing"),
         (table([["image", "mask"], *[["images/0.png", "masks/0.png"]] * 2]), "line 3: 0.png is in line 2 already"),
         (table([["image", "mask", "split"], ["images/0.png", "masks/0.png", "x"]]), "split must be train, val or test"),

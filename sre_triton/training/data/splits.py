@@ -197,6 +197,8 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, Mapping[st
             for row in reader:
                 if None in row or None in row.values():
                     raise ValueError(f"{path}, line {reader.line_num}: expected {len(header)} values")
+                if any("\0" in value for value in row.values()):  # what Python before 3.11 refuses by itself
+                    raise ValueError(f"{path} is damaged: line {reader.line_num} holds NUL characters")
                 rows.append((reader.line_num, {name: value.strip() for name, value in row.items()}))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from error
