@@ -19,14 +19,13 @@ from sre_triton.training.files import read_json, replacing
 __all__ = ["Angles", "write_page"]
 
 PAGE = "README.md"
-_RIGHT, _OBLIQUE = 4, 32  # of the 36 angles in steps of 10 degrees
 _NAMES = {"dice": "F1", "auc": "AUC", "accuracy": "accuracy", "error": "error", OBJECT_F1: "object F1"}
 _HEAD = """# On real images
 
 Made by `python -m bench.evidence tables` from the JSON files beside it, which `make evidence-TABLE` makes. Scores in
 percent, mean ± sample standard deviation over seeds. Right angles are 0, 90, 180 and 270 degrees; *mean* is over the
-36 angles in steps of 10 degrees, of which 4 are right and 32 oblique; *sd* over the angles that were computed; *drop*
-from 0 degrees to the worst of them.
+36 angles in steps of 10 degrees, of which 4 are right and 32 oblique, for volumes over 12 in steps of 30; *sd* over the
+angles that were computed; *drop* from 0 degrees to the worst of them.
 """
 
 
@@ -79,15 +78,17 @@ class _Results:
         return Angles(
             evaluation.angles,
             at_all(evaluation.angles, [row["angle"] for row in rows], [row[score] for row in rows]),
+            evaluation.step,
         )
 
 
 @dataclass(frozen=True)
 class Angles:
-    """Scores at angles, of which the first is upright."""
+    """Scores at angles, of which the first is upright; they stand for all angles in steps of ``step`` degrees."""
 
     angles: Sequence[float]
     scores: Sequence[float]
+    step: float = 10.0
 
     @property
     def upright(self) -> float:
@@ -105,8 +106,9 @@ class Angles:
 
     @property
     def mean(self) -> float:
-        """Mean over 36 angles, of which those here are a sample by kind."""
-        return (_RIGHT * self.right + _OBLIQUE * self.oblique) / (_RIGHT + _OBLIQUE)
+        """Mean over all angles, of which those here are a sample by kind: 4 are right ones."""
+        count = 360 / self.step
+        return (4 * self.right + (count - 4) * self.oblique) / count
 
     @property
     def sd(self) -> float:

@@ -16,6 +16,7 @@ __all__ = [
     "ANY_ANGLE",
     "EIGHT",
     "EVERY_TEN",
+    "EVERY_THIRTY",
     "FLIPPED",
     "TWELVE",
     "Evaluation",
@@ -27,6 +28,9 @@ __all__ = [
 
 EVERY_TEN = tuple(float(angle) for angle in range(0, 360, 10))
 """The 36 angles of the rotation test."""
+
+EVERY_THIRTY = tuple(float(angle) for angle in range(0, 360, 30))
+"""The 12 angles of the rotation test about each axis of a volume."""
 
 TWELVE = (0.0, 90.0, 180.0, 270.0, 10.0, 110.0, 210.0, 310.0, 50.0, 150.0, 250.0, 350.0)
 """The four right angles, and of the 32 others one of each four that differ by quarter turns, in all four quadrants."""
@@ -88,6 +92,8 @@ class Evaluation:
         options: of the training that are others here (``test_crop``, ``data`` and the like). Places are names in the
             table's work folder.
         split: of the data, "all" for data that are not divided.
+        axis: that volumes are turned about.
+        step: degrees between two angles of the rotation test that ``angles`` stand for, over which means are taken.
         objects: of segmentation; whether F1 of connected components is measured, too; see :mod:`.objects`.
     """
 
@@ -96,6 +102,8 @@ class Evaluation:
     angles: tuple[float, ...] = (0.0,)
     options: Mapping[str, Any] = field(default_factory=dict)
     split: str = "test"
+    axis: str = "x"
+    step: float = 10.0
     objects: bool = False
 
 

@@ -17,5 +17,6 @@ _TABLES = (
     nuclei.TABLE,
     medmnist.BREAST,
     medmnist.PNEUMONIA,
+    medmnist.ADRENAL,
 )
 TABLES: dict[str, Table] = {table.name: table for table in _TABLES}

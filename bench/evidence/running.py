@@ -170,7 +170,7 @@ class Runner:
         with _precision(options):
             for angle in angles:
                 scored = each_scored_with_objects if evaluation.objects else type(task).each_scored
-                scores, each = scored(task, evaluation.split, Symmetry(angle), asked)
+                scores, each = scored(task, evaluation.split, Symmetry(angle, evaluation.axis), asked)
                 rows.append({"angle": angle, **_rounded(scores)})
                 images.append(each)
         return {

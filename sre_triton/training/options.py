@@ -98,7 +98,11 @@ class TrainOptions(RunOptions):
     rotate: bool = _augment(False, "turn test images by a random angle")
     degree: float = _augment(180.0, "largest angle of --rotate, or its angle with --fix-rotate", metavar="DEG")
     fix_rotate: bool = _augment(False, "turn by exactly --degree (and --train-degree)")
-    aug_axis: str = _augment("x", "axis that 3-D volumes are turned about", choices=("x", "y", "z"))
+    aug_axis: str = _augment(
+        "x",
+        "axis that 3-D volumes are turned about; any: each about one of the three, by lot",
+        choices=("x", "y", "z", "any"),
+    )
     vflip: bool = _augment(False, "flip test images upside down")
     hflip: bool = _augment(False, "flip test images left to right")
     dflip: bool = _augment(False, "flip test volumes front to back")

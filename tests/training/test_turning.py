@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,16 @@ def test_processes_share_one_augmentation(ndim: int) -> None:
     for rank in range(2):
         torch.testing.assert_close(preparation.trained(x[rank::2], 5, Share(rank, 2)), whole[rank::2])
     assert not torch.equal(preparation.trained(x, seed=6), whole)
+
+
+def test_any_axis_is_one_of_the_three_by_lot() -> None:
+    x = torch.randint(0, 256, (12, 1, 9, 9, 9), dtype=torch.uint8)
+    fixed = TrainOptions(train_rotate=True, train_degree=90, fix_rotate=True, image_size=9)
+    about = {axis: Preparation(replace(fixed, aug_axis=axis), 3).trained(x, seed=0) for axis in AXES}
+    turned = Preparation(replace(fixed, aug_axis="any"), 3).trained(x, seed=0)
+    chosen = [[axis for axis in AXES if torch.equal(one, about[axis][n])] for n, one in enumerate(turned)]
+    assert all(len(axes) == 1 for axes in chosen)
+    assert {axes[0] for axes in chosen} == {*AXES}
 
 
 def test_without_augmentation_training_sees_what_testing_sees() -> None:

@@ -86,8 +86,7 @@ class Preparation:
         options = self.options
         x = normalise(self._resize(images))
         if options.rotate:
-            draws = self._draw_each(numbers, 0, lambda g: _angles(1, options.degree, options.fix_rotate, g))
-            x = self._warp(x, warp.rotation_matrix(draws, options.aug_axis, self.ndim))
+            x = self._warp(x, self._draw_each(numbers, 0, lambda g: self._turns(1, options.degree, g)))
         if options.test_translation:
             reach = options.translate_ratio if options.test_translate_ratio is None else options.test_translate_ratio
             x = self._warp(x, self._draw_each(numbers, 1, lambda g: _shifts(1, x.shape[2:], reach, g)))
@@ -194,8 +193,7 @@ class Preparation:
                 matrix[:, axis, (axis + 1) % self.ndim] = torch.where(chosen, shear, 0.0)
             maps.append(matrix)
         if options.train_rotate:
-            angles = draw.of(lambda n, g: _angles(n, options.train_degree, options.fix_rotate, g))
-            maps.append(warp.rotation_matrix(angles, options.aug_axis, self.ndim))
+            maps.append(draw.of(lambda n, g: self._turns(n, options.train_degree, g)))
         if options.translation:
             maps.append(draw.of(lambda n, g: _shifts(n, space, options.translate_ratio, g)))
         if not maps:
@@ -204,6 +202,15 @@ class Preparation:
         for matrix in maps[1:]:
             joined = _compose(joined, matrix.float())
         return joined
+
+    def _turns(self, count: int, degree: float, generator: torch.Generator) -> Tensor:
+        """Matrices that turn by random angles up to ``degree``, or by exactly that, about the axis asked for."""
+        options = self.options
+        angles = _angles(count, degree, options.fix_rotate, generator)
+        if options.aug_axis != "any":
+            return warp.rotation_matrix(angles, options.aug_axis, self.ndim)
+        about_each = torch.stack([warp.rotation_matrix(angles, axis, self.ndim) for axis in warp.AXES])
+        return about_each[torch.randint(len(warp.AXES), (count,), generator=generator), torch.arange(count)]
 
     def _flip(self, x: Tensor, draw: _Draw) -> Tensor:
         if self.options.train_flip_p > 0:
