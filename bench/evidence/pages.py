@@ -248,23 +248,26 @@ def _differences(found: _Results) -> str | None:
         if better not in found.runs or other not in found.runs:
             continue
         for evaluation in table.evaluations:
-            for at in ("first", "mean") if len(evaluation.angles) > 1 else ("first",):
-                one, two = (_of_images(found.runs[name], evaluation, table.score, at) for name in (better, other))
-                differences = [100 * (a - b) for a, b in zip(one, two, strict=True)]
-                low, high = bootstrap(differences)
-                where = {"first": "0°", "mean": "mean of the angles"}[at]
-                mean = statistics.fmean(differences)
-                lines.append(
-                    [f"`{better}` - `{other}`", evaluation.name, where, f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}"]
-                )
+            for score in (table.score, OBJECT_F1):
+                runs = [found.runs[name] for name in (better, other)]
+                if not all(_has(run, evaluation, score) for some in runs for run in some):
+                    continue
+                for at in ("first", "mean") if len(evaluation.angles) > 1 else ("first",):
+                    one, two = (_of_images(some, evaluation, score, at) for some in runs)
+                    differences = [100 * (a - b) for a, b in zip(one, two, strict=True)]
+                    low, high = bootstrap(differences)
+                    where = {"first": "0°", "mean": "mean of the angles"}[at]
+                    test = f"{evaluation.name}, {_NAMES[score]}" if score == OBJECT_F1 else evaluation.name
+                    mean = statistics.fmean(differences)
+                    lines.append([f"`{better}` - `{other}`", test, where, f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}"])
     if not lines:
         return None
     name = _NAMES.get(table.score, table.score)
     return (
         "### Differences\n\n"
-        + _markdown(["difference", "test", "at", f"{name}, points", "95% over images"], lines)
-        + "\nPaired bootstrap over images of the mean over seeds, every computed angle counted once; it knows "
-        "nothing of the spread over seeds.\n"
+        + _markdown(["difference", "test", "at", "points", "95% over images"], lines)
+        + f"\nPoints of {name} where nothing else is said. Paired bootstrap over images of the mean over seeds, every "
+        "computed angle counted once; it knows nothing of the spread over seeds.\n"
     )
 
 
