@@ -129,49 +129,83 @@ void copy_positions(T* to, Index pitch, const S* from, Index step, Index count, 
   }
 }
 
-// What one image of a tile reads, zeros where the input has nothing.
-template <class T, class S>
-void load_input(T* to, const Activation<S>& x, const Window& w, const Tile& tile, Index image) {
-  Triple extent, begin, first, last;
-  for (Index d = 0; d < 3; ++d) {
-    extent[d] = reads(w, d, tile.size[d]);
-    begin[d] = tile.start[d] * w.stride[d] + w.origin[d];
-    first[d] = std::max<Index>(0, begin[d] <= 0 ? 0 : divide_up(begin[d], w.upsampling[d]));
-    const Index end = begin[d] + extent[d] - 1;
-    last[d] = end < 0 ? -1 : std::min(end / w.upsampling[d], w.in[d] - 1);
+// The rows that a tile reads of an image, zeros where the input has nothing.
+template <class S>
+class InputRows {
+ public:
+  InputRows(const Activation<S>& x, const Window& w, const Tile& tile) : x_(x), w_(w) {
+    for (Index d = 0; d < 3; ++d) {
+      extent[d] = reads(w, d, tile.size[d]);
+      begin_[d] = tile.start[d] * w.stride[d] + w.origin[d];
+    }
+    const Index gap = w.upsampling[2], end = begin_[2] + extent[2] - 1;
+    first_ = begin_[2] <= 0 ? 0 : divide_up(begin_[2], gap);
+    const Index last = end < 0 ? -1 : std::min(end / gap, w.in[2] - 1);
+    lead_ = first_ * gap - begin_[2];
+    count_ = last - first_ + 1;
   }
-  const Index pitch = extent[2] * x.channels;
-  const Index gap = w.upsampling[2], step = w.stride[2];  // one of them is 1
-  for (Index i = 0; i < extent[0]; ++i) {
-    for (Index j = 0; j < extent[1]; ++j, to += pitch) {
-      const Index u0 = begin[0] + i, u1 = begin[1] + j;
-      const bool inside = u0 >= 0 && u1 >= 0 && u0 % w.upsampling[0] == 0 && u1 % w.upsampling[1] == 0 &&
-                          u0 / w.upsampling[0] < w.in[0] && u1 / w.upsampling[1] < w.in[1] && first[2] <= last[2];
-      if (!inside) {
-        std::fill_n(to, pitch, T(0));
-        continue;
-      }
-      const S* row =
-          x.data + image * x.image_stride + u0 / w.upsampling[0] * x.stride[0] + u1 / w.upsampling[1] * x.stride[1];
-      const Index lead = first[2] * gap - begin[2], count = last[2] - first[2] + 1;
-      row += first[2] * x.stride[2];
-      if (step == 1 && gap == 1) {
-        std::fill_n(to, lead * x.channels, T(0));
-        copy_positions(to + lead * x.channels, x.channels, row, x.stride[2], count, x.channels, x.channel_stride,
-                       x.stride[1]);
-        std::fill_n(to + (lead + count) * x.channels, (extent[2] - lead - count) * x.channels, T(0));
-        continue;
-      }
-      std::fill_n(to, pitch, T(0));
+
+  // Where what there is of row (i, j) begins; null where there is nothing.
+  const S* find(Index image, Index i, Index j) const {
+    const Index u0 = begin_[0] + i, u1 = begin_[1] + j;
+    if (count_ <= 0 || u0 < 0 || u1 < 0) return nullptr;
+    if (u0 % w_.upsampling[0] != 0 || u1 % w_.upsampling[1] != 0) return nullptr;
+    const Index a = u0 / w_.upsampling[0], b = u1 / w_.upsampling[1];
+    if (a >= w_.in[0] || b >= w_.in[1]) return nullptr;
+    return x_.data + image * x_.image_stride + a * x_.stride[0] + b * x_.stride[1] + first_ * x_.stride[2];
+  }
+
+  template <class T>
+  void load(T* to, const S* row) const {
+    const Index channels = x_.channels, gap = w_.upsampling[2], step = w_.stride[2];  // one of these is 1
+    if (!row || (step == 1 && gap == 1)) {
+      clear_around(to, row);
+      if (row)
+        copy_positions(run_in(to), channels, row, x_.stride[2], count_, channels, x_.channel_stride, x_.stride[1]);
+    } else {
+      std::fill_n(to, extent[2] * channels, T(0));
       for (Index phase = 0; phase < step; ++phase) {
-        const Index skipped = ((phase - lead) % step + step) % step;
-        if (skipped >= count) continue;
-        T* place = to + (phase * (extent[2] / step) + (lead + skipped) / step) * x.channels;
-        copy_positions(place, gap * x.channels, row + skipped * x.stride[2], step * x.stride[2],
-                       divide_up(count - skipped, step), x.channels, x.channel_stride);
+        const Index skipped = ((phase - lead_) % step + step) % step;
+        if (skipped >= count_) continue;
+        T* place = to + (phase * (extent[2] / step) + (lead_ + skipped) / step) * channels;
+        copy_positions(place, gap * channels, row + skipped * x_.stride[2], step * x_.stride[2],
+                       divide_up(count_ - skipped, step), channels, x_.channel_stride);
       }
     }
   }
+
+  // Whether what there is of a row lies side by side in memory as it does where it goes: one run of elements.
+  bool are_runs() const {
+    return w_.stride[2] == 1 && w_.upsampling[2] == 1 && x_.channel_stride == 1 && x_.stride[2] == x_.channels;
+  }
+  Index run() const { return count_ * x_.channels; }
+  template <class T>
+  T* run_in(T* to) const {
+    return to + lead_ * x_.channels;
+  }
+  template <class T>
+  void clear_around(T* to, const S* row) const {
+    const Index lead = row ? lead_ : extent[2], end = row ? lead_ + count_ : extent[2];
+    std::fill_n(to, lead * x_.channels, T(0));
+    std::fill_n(to + end * x_.channels, (extent[2] - end) * x_.channels, T(0));
+  }
+
+  Triple extent;  // positions
+
+ private:
+  const Activation<S>& x_;
+  const Window& w_;
+  Triple begin_;
+  Index first_, lead_, count_;  // the first position of the input in a row, where it goes, and how many there are
+};
+
+// What one image of a tile reads.
+template <class T, class S>
+void load_input(T* to, const Activation<S>& x, const Window& w, const Tile& tile, Index image) {
+  const InputRows<S> rows(x, w, tile);
+  for (Index i = 0; i < rows.extent[0]; ++i)
+    for (Index j = 0; j < rows.extent[1]; ++j, to += rows.extent[2] * x.channels)
+      rows.load(to, rows.find(image, i, j));
 }
 
 // The tile's positions of an activation, one row of `pitch` elements each.

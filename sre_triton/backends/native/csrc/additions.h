@@ -1,5 +1,5 @@
-// Additions of rows, done at once or a little at a time in between products: these keep the units that multiply busy,
-// and leave those that add and load idle for most of the time.
+// Additions and copies of rows, done at once or a little at a time in between products: these keep the units that
+// multiply busy, and leave those that add and load idle for most of the time.
 
 #pragma once
 
@@ -12,7 +12,7 @@
 #include <immintrin.h>
 #endif
 
-#include "activations.h"
+#include "conversions.h"
 #include "vectors.h"
 
 namespace sre_triton {
@@ -33,16 +33,18 @@ inline void store_sums(at::BFloat16* out, const Vector<float>* sums) {
 }
 #endif
 
-// out[i] = sum of factor * term[i]
-template <class T>
+// out[i] = sum of factor * term[i], or what is copied.
+template <class T, class P>
 struct Row {
-  void* out;       // of T, or of the type of ring sums if it completes one
-  Index first;     // of its terms in the list of all
-  Index count, n;  // terms, elements
-  bool weighed, completes;
+  void* out;         // of T, or of P if it completes a ring sum
+  const P* copied;   // null: none
+  const T* factors;  // null: all are 1
+  Index first;       // of its terms in the list of all
+  Index count, n;    // terms, elements
+  bool completes;
 };
 
-// A queue of such rows, P being the type of ring sums.
+// A queue of such rows, which are done in turn. P is the type of ring sums, and of what is copied.
 template <class T, class P>
 class Additions {
  public:
@@ -51,20 +53,21 @@ class Additions {
   void clear() {
     rows_.clear();
     terms_.clear();
-    factors_.clear();
     row_ = at_ = steps_ = 0;
     interval_ = left_ = kNever;
     can_wait_ = true;
   }
-  void begin(void* out, Index n, bool weighed, bool completes) {
-    rows_.push_back({out, static_cast<Index>(terms_.size()), 0, n, weighed, completes});
-    can_wait_ &= n >= kStep && !weighed;
-    steps_ += divide_up(n, kStep);
+  // The sum of `count` terms, which the caller puts where this points to before it queues more.
+  const T** sum(void* out, Index n, Index count, const T* factors, bool completes) {
+    const Index first = terms_.size();
+    rows_.push_back({out, nullptr, factors, first, count, n, completes});
+    terms_.resize(first + count);
+    queue(n, !factors);
+    return terms_.data() + first;
   }
-  void term(const T* from, double factor) {
-    terms_.push_back(from);
-    factors_.push_back(static_cast<T>(factor));
-    ++rows_.back().count;
+  void copy(T* out, const P* from, Index n) {
+    rows_.push_back({out, from, nullptr, 0, 0, n, false});
+    queue(n, true);
   }
 
   // Spreads the steps of the queue evenly over the next `total` products.
@@ -83,11 +86,13 @@ class Additions {
 
   void finish() {
     for (; row_ < static_cast<Index>(rows_.size()); ++row_, at_ = 0) {
-      const Row<T>& row = rows_[row_];
-      if (row.completes)
-        row.weighed ? add<true>(row, static_cast<P*>(row.out)) : add<false>(row, static_cast<P*>(row.out));
+      const Row<T, P>& row = rows_[row_];
+      if (row.copied)
+        copy_run(static_cast<T*>(row.out) + at_, row.copied + at_, row.n - at_);
+      else if (row.completes)
+        row.factors ? add<true>(row, static_cast<P*>(row.out)) : add<false>(row, static_cast<P*>(row.out));
       else
-        row.weighed ? add<true>(row, static_cast<T*>(row.out)) : add<false>(row, static_cast<T*>(row.out));
+        row.factors ? add<true>(row, static_cast<T*>(row.out)) : add<false>(row, static_cast<T*>(row.out));
     }
     interval_ = left_ = kNever;
   }
@@ -95,10 +100,15 @@ class Additions {
  private:
   static constexpr Index kNever = std::numeric_limits<Index>::max() / 2, kLeast = 3;
 
+  void queue(Index n, bool can_wait) {
+    can_wait_ &= n >= kStep && can_wait;
+    steps_ += divide_up(n, kStep);
+  }
+
   template <bool kWeighed, class Out>
-  void sum(const Row<T>& row, Index i, Out* out) const {
+  void sum(const Row<T, P>& row, Index i, Out* out) const {
     const T* const* terms = terms_.data() + row.first;
-    const T* factors = factors_.data() + row.first;
+    const T* factors = row.factors;
     Vector<T> sums[kSumVectors];
 #pragma GCC unroll 4
     for (int u = 0; u < kSumVectors; ++u) {
@@ -118,11 +128,10 @@ class Additions {
   }
 
   template <bool kWeighed, class Out>
-  void add(const Row<T>& row, Out* out) const {
+  void add(const Row<T, P>& row, Out* out) const {
     Index i = at_;
     for (; i + kStep <= row.n; i += kStep) sum<kWeighed>(row, i, out);
-    const T* const* terms = terms_.data() + row.first;
-    const T* factors = factors_.data() + row.first;
+    const T *const* terms = terms_.data() + row.first, *factors = row.factors;
     for (; i < row.n; ++i) {
       T all = kWeighed ? terms[0][i] * factors[0] : terms[0][i];
       for (Index t = 1; t < row.count; ++t) all += kWeighed ? terms[t][i] * factors[t] : terms[t][i];
@@ -130,10 +139,21 @@ class Additions {
     }
   }
 
+  static void copy_step(T* out, const P* from) {
+    constexpr Index kStepsAhead = 8;  // it may come from far away, and too little is read at a time to be foreseen
+#pragma GCC unroll 4
+    for (Index line = 0; line < Index(kStep * sizeof(P)); line += 64)
+      __builtin_prefetch(reinterpret_cast<const char*>(from + kStepsAhead * kStep) + line, 0, 2);
+#pragma GCC unroll 4
+    for (int u = 0; u < kSumVectors; ++u) store(out + u * kLanes<T>, load_as<T>(from + u * kLanes<T>));
+  }
+
   void step() {
-    const Row<T>& row = rows_[row_];
-    const Index i = std::min(at_, row.n - kStep);  // what is left of a row may be less: some is added up twice
-    if (std::is_same_v<T, P> || !row.completes)
+    const Row<T, P>& row = rows_[row_];
+    const Index i = std::min(at_, row.n - kStep);  // what is left of a row may be less: some is done twice
+    if (row.copied)
+      copy_step(static_cast<T*>(row.out) + i, row.copied + i);
+    else if (std::is_same_v<T, P> || !row.completes)
       sum<false>(row, i, static_cast<T*>(row.out));
     else
       sum<false>(row, i, static_cast<P*>(row.out));
@@ -143,9 +163,8 @@ class Additions {
     if (++row_ == static_cast<Index>(rows_.size())) interval_ = kNever;
   }
 
-  std::vector<Row<T>> rows_;
+  std::vector<Row<T, P>> rows_;
   std::vector<const T*> terms_;
-  std::vector<T> factors_;
   Index row_ = 0, at_ = 0, steps_ = 0, interval_ = kNever, left_ = kNever;
   bool can_wait_ = true;  // nothing in the queue is too short for whole steps, or weighed
 };

@@ -79,22 +79,50 @@ void run(const Call& call, const Window& w) {
     typename Gradient<S, T, F>::Rows rows;
     if (gradient) rows = gradient->take(scratch, most);
 
-    // Slabs of one tile after another. What is added up for the next one, whose tile is `tile`, is done while one is
-    // multiplied.
+    // Slabs of one tile after another. What is read and added up for the next one, whose tile is `tile`, is done while
+    // one is multiplied.
     Additions<T, Factor> additions;
+    std::optional<Adder<T, Factor>> adder;
+    std::optional<InputRows<S>> input;
     Tile tile;
-    Index i = begin, row = 0;
+    Index i = begin, row = 0, loaded = 0;  // rows in the split dimension
+    auto load = [&](Index image, Index until) {
+      bool waits = false;
+      if constexpr (std::is_same_v<S, Factor>)
+        waits = input->are_runs() && input->run() >= Additions<T, Factor>::kStep;
+      if (!waits && image > 0) additions.finish(), additions.clear();  // what it replaces is read until then
+      const Triple e = input->extent;
+      const Index width = e[2] * x.channels;
+      for (Index a = w.split == 0 ? loaded : 0; a < (w.split == 0 ? until : e[0]); ++a)
+        for (Index b = w.split == 1 ? loaded : 0; b < (w.split == 1 ? until : e[1]); ++b) {
+          T* const to = buffers[0] + (a * e[1] + b) * width;
+          const S* const from = input->find(tile.image + image, a, b);
+          if (!waits) {
+            input->load(to, from);
+            continue;
+          }
+          if (image == 0) input->clear_around(to, from);  // zeros are where those of all images of the tile are
+          if constexpr (std::is_same_v<S, Factor>)
+            if (from) additions.copy(input->run_in(to), from, input->run());
+        }
+    };
     auto prepare = [&] {
-      if (row == 0) tile = tiling.tile(i, x.images, w);
-      const Tile slab = tiling.slab(tile, row, w);
-      const Adder<T, Factor> adder(w, x.channels, tile, slab, buffers, next_sums);
-      for (Index n = 0; n < tile.images; ++n) {
-        additions.finish();
-        additions.clear();
-        if (row == 0) load_input(buffers[0], x, w, tile, tile.image + n);
-        adder.put(n, additions);
+      if (row == 0) {
+        tile = tiling.tile(i, x.images, w);
+        input.emplace(x, w, tile);
+        if (!adder || adder->tile_size() != tile.size) adder.emplace(w, x.channels, tile.size, buffers);
+        loaded = 0;
       }
+      const Tile slab = tiling.slab(tile, row, w);
+      additions.finish();
+      additions.clear();
       row += slab.size[w.split];
+      const Index until = reads(w, w.split, row);
+      for (Index n = 0; n < tile.images; ++n) {
+        load(n, until);
+        adder->put(n, tile, slab, next_sums, additions);
+      }
+      loaded = until;
       if (row == tile.size[w.split]) ++i, row = 0;
       return slab;
     };

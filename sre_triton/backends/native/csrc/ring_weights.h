@@ -57,8 +57,9 @@ void pack_rows(RowOf row_of, const RingWeight<S>& weight, const Interleaving<T>&
     std::vector<T*> rows(all_rings * inputs, dropped);
     for (Index b = 0; b < rings; ++b)
       for (Index c = 0; c < inputs; ++c) rows[c * all_rings + weight.rings[b]] = row_of(b, c);
+    constexpr Ahead kTenSquares{10 * kLanes<T>, 0};  // large weights come from far away
     return transpose<T>([&](Index i) { return rows[i]; }, weight.of(group, input, first), weight.output, columns,
-                        all_rings * inputs);
+                        all_rings * inputs, kTenSquares);
   }
   for (Index c = 0; c < inputs; ++c) {
     const S* from = weight.of(group, input + c, first);

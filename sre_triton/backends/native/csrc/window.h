@@ -65,8 +65,9 @@ struct Tiling {
     return t;
   }
   Tile slab(Tile tile, Index row, const Window& w) const {
+    const Index left = tile.size[w.split] - row;
     tile.start[w.split] += row;
-    tile.size[w.split] = std::min(rows, tile.size[w.split] - row);
+    tile.size[w.split] = divide_up(left, divide_up(left, rows));  // as equal as can be
     return tile;
   }
 };
