@@ -198,8 +198,8 @@ def _is_plain(args: Sequence[Any]) -> bool:
 
 
 def _ring_conv(x: Tensor, weight: Tensor, bias: Tensor | None, args: ConvArgs) -> Tensor:
-    shape, rings = x.shape, weight.shape
-    call, backend = plan_pass("forward", shape[0], shape[1], rings[0], shape[2:], rings[2], args, x.dtype, x.device)
+    out_channels, _, num_rings = weight.shape
+    call, backend = plan_pass("forward", x.shape, out_channels, num_rings, args, x.dtype, x.device)
     return backend.forward(x, weight, bias, call.spec)
 
 
@@ -207,8 +207,8 @@ def _ring_conv_act(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str, slope: float,
     args: ConvArgs,
 ) -> Tensor:  # fmt: skip
-    shape, rings = x.shape, weight.shape
-    call, backend = plan_pass("forward", shape[0], shape[1], rings[0], shape[2:], rings[2], args, x.dtype, x.device)
+    out_channels, _, num_rings = weight.shape
+    call, backend = plan_pass("forward", x.shape, out_channels, num_rings, args, x.dtype, x.device)
     if fuses_epilogue(backend):
         return backend.fused_forward(
             x, weight, bias, call.spec, activation=activation or None, negative_slope=slope, residual=residual
@@ -228,27 +228,23 @@ def _ring_conv_transpose(
 ) -> Tensor:
     shape, rings = x.shape, weight.shape
     size = args.spec(rings[2]).transposed_size(shape[2:], output_padding)  # refuses such a stride first
-    channels = rings[1] * args.groups
-    call, backend = plan_pass("transpose", shape[0], channels, shape[1], size, rings[2], args, x.dtype, x.device)
+    like_input = (shape[0], rings[1] * args.groups, *size)
+    call, backend = plan_pass("transpose", like_input, shape[1], rings[2], args, x.dtype, x.device)
     return backend.transpose(x, weight, bias, call.spec, output_padding)
 
 
 def _ring_conv_weight_grad(x: Tensor, grad_y: Tensor, num_rings: int, args: ConvArgs) -> Tensor:
-    shape = x.shape
-    call, backend = plan_pass(
-        "weight_grad", shape[0], shape[1], grad_y.shape[1], shape[2:], num_rings, args, x.dtype, x.device
-    )
+    call, backend = plan_pass("weight_grad", x.shape, grad_y.shape[1], num_rings, args, x.dtype, x.device)
     return backend.weight_grad(x, grad_y, call.spec)
 
 
 def _ring_conv_backward(x: Tensor, grad_y: Tensor, weight: Tensor, args: ConvArgs) -> tuple[Tensor, Tensor]:
-    shape, rings = x.shape, weight.shape
-    sizes = shape[0], shape[1], rings[0], shape[2:], rings[2]
-    call, backend = plan_pass("backward", *sizes, args, x.dtype, x.device)
+    shape, (out_channels, _, num_rings) = x.shape, weight.shape
+    call, backend = plan_pass("backward", shape, out_channels, num_rings, args, x.dtype, x.device)
     if args.backend == "auto" and not call.spec.is_unit_stride and x.device.type == "cpu":
         # Strided adjoints share nothing, so each may go its own way: of three channels to many, the weight's to the
         # native kernel and the input's to PyTorch's.
-        _, other = plan_pass("weight_grad", *sizes, args, x.dtype, x.device)
+        _, other = plan_pass("weight_grad", shape, out_channels, num_rings, args, x.dtype, x.device)
         if other is not backend:
             output_padding = call.spec.output_padding(shape[2:], grad_y.shape[2:])
             grad_x = backend.transpose(grad_y, weight, None, call.spec, output_padding)

@@ -34,19 +34,19 @@ class Plan:
 
 
 def plan_pass(
-    kind: Kind, batch: int, in_channels: int, out_channels: int, input_size: tuple[int, ...], num_rings: int,
-    args: ConvArgs, dtype: torch.dtype, device: torch.device,
+    kind: Kind, shape: tuple[int, ...], out_channels: int, num_rings: int, args: ConvArgs, dtype: torch.dtype,
+    device: torch.device,
 ) -> tuple[Call, Backend]:  # fmt: skip
     """The call that such a pass is, and the backend that it takes.
 
     Args:
-        input_size: of the convolution, like the channels, whichever of its passes this is.
+        shape: (N, in, *space) of the convolution's input, whichever of its passes this is.
 
     Raises:
         RuntimeError: the requested backend cannot run the call; the message says why.
     """
     call, plan, chosen = _planned(
-        kind, batch, in_channels, out_channels, input_size, num_rings, args, dtype, device, native.missing(),
+        kind, shape, out_channels, num_rings, args, dtype, device, native.missing(),
         device.type == "cuda" and torch.cuda.is_current_stream_capturing(),
     )  # fmt: skip
     if _records is not None:
@@ -56,10 +56,11 @@ def plan_pass(
 
 @lru_cache(maxsize=8192)
 def _planned(
-    kind: Kind, batch: int, in_channels: int, out_channels: int, input_size: tuple[int, ...], num_rings: int,
-    args: ConvArgs, dtype: torch.dtype, device: torch.device, native_missing: str | None, in_graph: bool,
+    kind: Kind, shape: tuple[int, ...], out_channels: int, num_rings: int, args: ConvArgs, dtype: torch.dtype,
+    device: torch.device, native_missing: str | None, in_graph: bool,
 ) -> tuple[Call, Plan, Backend]:  # fmt: skip
-    call = Call(kind, args.spec(num_rings), batch, in_channels, out_channels, tuple(input_size), dtype, device)
+    batch, in_channels, *size = shape
+    call = Call(kind, args.spec(num_rings), batch, in_channels, out_channels, tuple(size), dtype, device)
     plan = plan_call(call, args.backend, in_graph)
     if not (in_channels and out_channels):
         return call, Plan(plan.backend, "there are no channels: nothing to multiply"), empty

@@ -175,7 +175,7 @@ def test_the_plan_says_whether_the_host_counts(monkeypatch: pytest.MonkeyPatch) 
     reasons = []
     for captured[0] in (False, True):
         with plan.recording() as records:
-            plan.plan_pass("forward", 64, 64, 64, (56, 56), spec.geometry.num_rings, args, one.dtype, one.device)
+            plan.plan_pass("forward", (64, 64, 56, 56), 64, spec.geometry.num_rings, args, one.dtype, one.device)
         reasons.append(records[0][1].reason)
     plan._planned.cache_clear()
     assert reasons == [plan_call(one, "auto", in_graph).reason for in_graph in (False, True)]
