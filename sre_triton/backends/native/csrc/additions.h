@@ -48,7 +48,8 @@ struct Row {
 template <class T, class P>
 class Additions {
  public:
-  static constexpr Index kStep = kSumVectors * kLanes<T>;  // elements of a row that are added up at once
+  // Elements of a row that are added up at once. What is left at its end may be less: some is done twice.
+  static constexpr Index kStep = kSumVectors * kLanes<T>;
 
   void clear() {
     rows_.clear();
@@ -130,7 +131,10 @@ class Additions {
   template <bool kWeighed, class Out>
   void add(const Row<T, P>& row, Out* out) const {
     Index i = at_;
-    for (; i + kStep <= row.n; i += kStep) sum<kWeighed>(row, i, out);
+    if (row.n >= kStep) {
+      for (; i < row.n; i += kStep) sum<kWeighed>(row, std::min(i, row.n - kStep), out);
+      return;
+    }
     const T *const* terms = terms_.data() + row.first, *factors = row.factors;
     for (; i < row.n; ++i) {
       T all = kWeighed ? terms[0][i] * factors[0] : terms[0][i];
@@ -150,7 +154,7 @@ class Additions {
 
   void step() {
     const Row<T, P>& row = rows_[row_];
-    const Index i = std::min(at_, row.n - kStep);  // what is left of a row may be less: some is done twice
+    const Index i = std::min(at_, row.n - kStep);
     if (row.copied)
       copy_step(static_cast<T*>(row.out) + i, row.copied + i);
     else if (std::is_same_v<T, P> || !row.completes)
