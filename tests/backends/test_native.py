@@ -234,6 +234,9 @@ def test_what_it_cannot_run_on() -> None:
         (5, (20, 20), (23, 53), 1, 20),
         (13, (6, 6), (30, 20), 1, 6),
         (7, (6, 6), (5, 9, 35), 1, 6),
+        (9, (3, 20), (50, 70), 1, 1),
+        (5, (2, 33), (90, 131), 2, 1),
+        (3, (4, 5), (40, 16), 1, 1),
     ],
 )
 def test_images_of_many_tiles(
@@ -278,7 +281,8 @@ def test_bfloat16_gradients_are_as_near_as_outputs(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
-    ("channels", "size", "groups"), [((16, 36), (50, 47), 1), ((64, 32), (9, 30), 2), ((6, 6), (5, 5), 6)]
+    ("channels", "size", "groups"),
+    [((16, 36), (50, 47), 1), ((64, 32), (9, 30), 2), ((6, 6), (5, 5), 6), ((3, 40), (45, 67), 1)],
 )
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
 def test_residual_and_activation(

@@ -204,8 +204,7 @@ template <class T, class S>
 void load_input(T* to, const Activation<S>& x, const Window& w, const Tile& tile, Index image) {
   const InputRows<S> rows(x, w, tile);
   for (Index i = 0; i < rows.extent[0]; ++i)
-    for (Index j = 0; j < rows.extent[1]; ++j, to += rows.extent[2] * x.channels)
-      rows.load(to, rows.find(image, i, j));
+    for (Index j = 0; j < rows.extent[1]; ++j, to += rows.extent[2] * x.channels) rows.load(to, rows.find(image, i, j));
 }
 
 // The tile's positions of an activation, one row of `pitch` elements each.

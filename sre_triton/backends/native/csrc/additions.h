@@ -135,7 +135,7 @@ class Additions {
       for (; i < row.n; i += kStep) sum<kWeighed>(row, std::min(i, row.n - kStep), out);
       return;
     }
-    const T *const* terms = terms_.data() + row.first, *factors = row.factors;
+    const T *const *terms = terms_.data() + row.first, *factors = row.factors;
     for (; i < row.n; ++i) {
       T all = kWeighed ? terms[0][i] * factors[0] : terms[0][i];
       for (Index t = 1; t < row.count; ++t) all += kWeighed ? terms[t][i] * factors[t] : terms[t][i];

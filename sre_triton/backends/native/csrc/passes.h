@@ -23,6 +23,19 @@ struct Epilogue {
   std::optional<double> slope;            // what negative ones are multiplied with then
 };
 
+// out = activation(out + more) where there are such: what is negative is multiplied by slope.
+template <class T>
+void finish(T* out, const T* more, Index n, const std::optional<double>& slope) {
+  if (more)
+    for (Index i = 0; i < n; ++i) out[i] += more[i];
+  if (!slope) return;
+  const T factor = *slope;
+  if (factor == 0)  // no product, so that -inf becomes 0
+    for (Index i = 0; i < n; ++i) out[i] = out[i] < 0 ? T(0) : out[i];
+  else
+    for (Index i = 0; i < n; ++i) out[i] = out[i] < 0 ? out[i] * factor : out[i];
+}
+
 // S: type in memory. T: type of products. F: type of factors, T or pairs of something narrower.
 template <class S, class T, class F>
 class Mixer {
@@ -76,7 +89,7 @@ class Mixer {
               mix(group + begin * channels, channels, ring_stride, end - begin, g, panel, out, y_.stride[2], additions);
               const T* more = residual_ ? residual_->data + offsets[begin] + channel : nullptr;
               for (Index p = 0; p < end - begin; ++p)
-                finish(out + p * y_.stride[2], more ? more + p * y_.stride[2] : nullptr, width);
+                finish(out + p * y_.stride[2], more ? more + p * y_.stride[2] : nullptr, width, slope_);
             }
             continue;
           }
@@ -89,7 +102,8 @@ class Mixer {
           T* more = residual_ ? products + this->panel(count) : nullptr;
           if (more) load_rows(more, pitch, *residual_, offsets + p, count, channel, columns);
           if (more || slope_)
-            for (Index i = 0; i < count; ++i) finish(products + i * pitch, more ? more + i * pitch : nullptr, columns);
+            for (Index i = 0; i < count; ++i)
+              finish(products + i * pitch, more ? more + i * pitch : nullptr, columns, slope_);
           store_rows(products, pitch, y_, offsets + p, count, channel, columns);
         }
       }
@@ -101,18 +115,6 @@ class Mixer {
   // Positions that are kept in the first-level cache until they are stored: whole blocks, and whole vectors of them.
   static constexpr Index kAtOnce = 8 * kRows;
   static Index panel(Index positions) { return positions * kPanelVectors * kLanes<T>; }
-
-  // out = activation(out + more) where there are such.
-  void finish(T* out, const T* more, Index n) const {
-    if (more)
-      for (Index i = 0; i < n; ++i) out[i] += more[i];
-    if (!slope_) return;
-    const T slope = *slope_;
-    if (slope == 0)  // no product, so that -inf becomes 0
-      for (Index i = 0; i < n; ++i) out[i] = out[i] < 0 ? T(0) : out[i];
-    else
-      for (Index i = 0; i < n; ++i) out[i] = out[i] < 0 ? out[i] * slope : out[i];
-  }
 
   // One panel of one group, for some positions.
   void mix(const Factor* sums, Index channels, Index ring_stride, Index positions, Index g, Index panel, T* out,

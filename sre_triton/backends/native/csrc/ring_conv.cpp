@@ -13,6 +13,7 @@
 #include "operators.h"
 #include "passes.h"
 #include "ring_sums.h"
+#include "thin_planes.h"
 
 namespace sre_triton {
 
@@ -45,6 +46,9 @@ void run(const Call& call, const Window& w) {
     if (!call.grad) return weigh_taps<S, T>(call, w);
     if (has_few_plain_rings(w)) return weigh_rings<S, T>(call, w);
   }
+  if constexpr (std::is_same_v<S, T>)
+    if (!call.grad && are_thin_planes(x, Activation<S>(*call.y), w, call.groups))
+      return convolve_thin_planes<S>(call, w);
   const Tiling tiling = cut(w, x.images, x.channels);
   const Index most = tiling.slab(tiling.tile(0, x.images, w), 0, w).positions();
   const Index rings = w.rings.size();
@@ -88,8 +92,7 @@ void run(const Call& call, const Window& w) {
     Index i = begin, row = 0, loaded = 0;  // rows in the split dimension
     auto load = [&](Index image, Index until) {
       bool waits = false;
-      if constexpr (std::is_same_v<S, Factor>)
-        waits = input->are_runs() && input->run() >= Additions<T, Factor>::kStep;
+      if constexpr (std::is_same_v<S, Factor>) waits = input->are_runs() && input->run() >= Additions<T, Factor>::kStep;
       if (!waits && image > 0) additions.finish(), additions.clear();  // what it replaces is read until then
       const Triple e = input->extent;
       const Index width = e[2] * x.channels;

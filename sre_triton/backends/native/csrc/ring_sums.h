@@ -42,8 +42,8 @@ class Adder {
               const Index position = ((image * slab.size[0] + a) * slab.size[1] + b) * slab.size[2];
               out = ring_sums + sum.ring * ring_stride + position * channels_;
             }
-            const T** term = additions.sum(out, n, sum.sources.size(), sum.factors.empty() ? nullptr : sum.factors.data(),
-                                           sum.ring >= 0);
+            const T** term = additions.sum(out, n, sum.sources.size(),
+                                           sum.factors.empty() ? nullptr : sum.factors.data(), sum.ring >= 0);
             for (const Source& from : sum.sources)
               *term++ = from.first + i * from.step[0] + j * from.step[1] + (above + q) * from.split_step;
           }
