@@ -112,7 +112,7 @@ struct TapRow {
   Index taps;
   const T* weights;
 };
-constexpr int kOutputs = 7, kWidest = 11;
+constexpr int kOutputs = 7, kMostOfTwo = 7;  // taps of rows that are made two vectors wide
 
 // Adds the taps of a row, kTaps of them, to kOutputs outputs, kVectors vectors wide. Positions of the input outside of
 // [0, in) read nothing.
@@ -158,30 +158,11 @@ void weigh_tap_rows(const std::vector<TapRow<S, T>>& rows, Index first, Index co
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) __builtin_prefetch(next + v * kLanes<T>, 0, 2);
   for (const TapRow<S, T>& row : rows) {
-    const auto add = [&](auto taps) {
+    // Of two vectors wide there are no more than fit the registers.
+    with_odd_count<kVectors == 1 ? kMostTaps : kMostOfTwo>(row.taps, [&](auto taps) __attribute__((always_inline)) {
       add_tap_row<taps(), S, T, kVectors, kPart>(sum, row.from + first * step + c, step, row.begin + first, in,
                                                  row.weights + c, pitch, rest);
-    };
-    switch (row.taps) {
-      case 1:
-        add(std::integral_constant<int, 1>());
-        break;
-      case 3:
-        add(std::integral_constant<int, 3>());
-        break;
-      case 5:
-        add(std::integral_constant<int, 5>());
-        break;
-      case 7:
-        add(std::integral_constant<int, 7>());
-        break;
-      case 9:
-        if constexpr (kVectors == 1) add(std::integral_constant<int, 9>());
-        break;
-      case 11:
-        if constexpr (kVectors == 1) add(std::integral_constant<int, 11>());
-        break;
-    }
+    });
   }
 #pragma GCC unroll 8
   for (int p = 0; p < kOutputs; ++p)
@@ -202,7 +183,7 @@ void weigh_rows(const std::vector<TapRow<S, T>>& rows, Index outputs, Index chan
     const Index count = balanced(outputs, first, blocks - b);
     S* const out = to + first * to_step;
     Index c = 0;
-    if (kRows > 6 && widest <= 7)
+    if (kRows > 6 && widest <= kMostOfTwo)
       for (; c + 2 * kL <= channels; c += 2 * kL)
         weigh_tap_rows<S, T, 2, false>(rows, first, count, c, 0, step, in, pitch, start, out, to_step, ahead);
     for (; c + kL <= channels; c += kL)
@@ -243,7 +224,7 @@ void weigh_row(const Activation<S>& x, const Activation<S>& y, const TapWeights<
         rows.push_back({tap.from + at * x.stride[2], at, 1, tap.weights});
       last = tap.from;
     }
-    for (const TapRow<S, T>& r : rows) fit &= r.taps % 2 == 1 && r.taps <= kWidest;
+    for (const TapRow<S, T>& r : rows) fit &= r.taps % 2 == 1 && r.taps <= kMostTaps;
     if (fit)
       return weigh_rows<S, T>(rows, w.out[2], x.channels, x.stride[2], w.in[2], taps.pitch, taps.start(), row,
                               y.stride[2], x.stride[1]);

@@ -34,70 +34,31 @@ inline Tiling cut_planes(const Window& w, Index planes) {
   return t;
 }
 
-// Taps one above the other, next to one another: each vector of the input serves as many outputs as there are.
-template <class T>
+// Taps one above the other.
 struct Column {
   Index from, height;  // of the first tap, in the padded tile
   Index first;         // number of its tap
 };
 
-// Adds the taps of a column, kHeight of them, to kRowsOfSums rows of sums, kVectors vectors wide.
 constexpr int kRowsOfSums = 4;
-template <class T, int kHeight, int kVectors>
-inline __attribute__((always_inline)) void add_column(Vector<T> (&sum)[kRowsOfSums][kVectors], const T* from,
-                                                      Index pitch, const T* weights) {
-  Vector<T> weight[kHeight];
-#pragma GCC unroll 16
-  for (int i = 0; i < kHeight; ++i) {
-    weight[i] = Vector<T>{} + weights[i];
-#if defined(__AVX512F__)
-    asm("" : "+v"(weight[i]));  // or every product would read its weight again
-#endif
-  }
-#pragma GCC unroll 16
-  for (int u = 0; u < kRowsOfSums + kHeight - 1; ++u) {
-    Vector<T> row[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) row[v] = load(from + v * kLanes<T>);
-    from = step_on(from, pitch);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRowsOfSums; ++r)
-      if (0 <= u - r && u - r < kHeight)
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sum[r][v] += row[v] * weight[u - r];
-  }
-}
 
 template <class T, int kVectors>
-void weigh_block(const T* from, Index pitch, const std::vector<Column<T>>& columns, const T* weights, T start, T* to,
+void weigh_block(const T* from, Index pitch, const std::vector<Column>& columns, const T* weights, T start, T* to,
                  Index to_pitch) {
   Vector<T> sum[kRowsOfSums][kVectors];
 #pragma GCC unroll 4
   for (int r = 0; r < kRowsOfSums; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) sum[r][v] = Vector<T>{} + start;
-  for (const Column<T>& column : columns) {
-    const T *source = from + column.from, *weight = weights + column.first;
-    switch (column.height) {
-      case 1:
-        add_column<T, 1>(sum, source, pitch, weight);
-        break;
-      case 3:
-        add_column<T, 3>(sum, source, pitch, weight);
-        break;
-      case 5:
-        add_column<T, 5>(sum, source, pitch, weight);
-        break;
-      case 7:
-        add_column<T, 7>(sum, source, pitch, weight);
-        break;
-      case 9:
-        add_column<T, 9>(sum, source, pitch, weight);
-        break;
-      case 11:
-        add_column<T, 11>(sum, source, pitch, weight);
-        break;
-    }
+  for (const Column& column : columns) {
+    const T* source = from + column.from;
+    with_odd_count(column.height, [&](auto height) __attribute__((always_inline)) {
+      add_column<T, height()>(sum, weights + column.first, [&](int, auto& row) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) row[v] = load(source + v * kLanes<T>);
+        source = step_on(source, pitch);
+      });
+    });
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kRowsOfSums; ++r)
@@ -105,31 +66,16 @@ void weigh_block(const T* from, Index pitch, const std::vector<Column<T>>& colum
     for (int v = 0; v < kVectors; ++v) store(to + r * to_pitch + v * kLanes<T>, sum[r][v]);
 }
 
-// Taps by column; where those of a column do not lie next to one another, one by one.
 template <class T>
-std::vector<Column<T>> columns_of(const TapWeights<T>& taps, const Window& w, const Triple& read,
-                                  std::vector<Index>& order) {
-  order.resize(taps.count());
-  for (Index t = 0; t < taps.count(); ++t) order[t] = t;
-  auto key = [&](Index t) {
-    const Triple& shift = taps.shifts[t];
-    return Triple{shift[0], shift[2], shift[1]};
-  };
-  std::sort(order.begin(), order.end(), [&](Index a, Index b) { return key(a) < key(b); });
-  std::vector<Column<T>> columns;
-  const bool together = w.stride[1] == 1;
-  for (Index begin = 0, end; begin < taps.count(); begin = end) {
-    const Triple first = key(order[begin]);
-    for (end = begin + 1; end < taps.count(); ++end)
-      if (key(order[end]) != Triple{first[0], first[1], first[2] + end - begin}) break;
-    const Index step = w.stride[2], count = end - begin;
-    const Index from = (first[0] * read[1] + first[2]) * read[2] + first[1] % step * (read[2] / step) + first[1] / step;
-    if (together && count % 2 == 1 && count <= kHighest) {
-      columns.push_back({from, count, begin});
-    } else {
-      for (Index i = 0; i < count; ++i) columns.push_back({from + i * read[2], 1, begin + i});
-    }
-  }
+std::vector<Column> columns_of(const TapWeights<T>& taps, const Window& w, const Triple& read,
+                               std::vector<Index>& order) {
+  std::vector<Column> columns;
+  const Index step = w.stride[2];
+  take_columns(taps, w.stride[1] == 1, order, [&](Index first, Index height) {
+    const Triple& shift = taps.shifts[order[first]];
+    const Index row = (shift[0] * read[1] + shift[1]) * read[2];
+    columns.push_back({row + shift[2] % step * (read[2] / step) + shift[2] / step, height, first});
+  });
   return columns;
 }
 
@@ -190,7 +136,7 @@ void weigh_planes(const Activation<S>& x, const Activation<S>& y, const TapWeigh
     T *padded = scratch.take<T>(padded_size), *rows = scratch.take<T>(kRowsOfSums * width);
     T* weights = scratch.take<T>(taps.count());
     std::fill_n(padded, padded_size, T(0));
-    std::vector<Column<T>> columns;
+    std::vector<Column> columns;
     std::vector<Index> order;
     Index channel = -1, height = -1;
     for (Index task = begin; task < end; ++task) {

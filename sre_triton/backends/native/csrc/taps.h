@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "activations.h"
@@ -93,6 +94,78 @@ class TapWeights {
  private:
   std::vector<T> weights_, start_;
 };
+
+// Most taps in a row or column that are added at once, by code for every odd number of them.
+constexpr int kMostTaps = 11;
+
+// f of a number of taps that the compiler knows: `count`, which is odd and at most kMost.
+template <int kMost = kMostTaps, class F>
+inline __attribute__((always_inline)) void with_odd_count(Index count, const F& f) {
+  switch (count) {
+    case 1:
+      return f(std::integral_constant<int, 1>());
+    case 3:
+      return f(std::integral_constant<int, 3>());
+    case 5:
+      return f(std::integral_constant<int, 5>());
+    case 7:
+      return f(std::integral_constant<int, 7>());
+    case 9:
+      if constexpr (kMost >= 9) f(std::integral_constant<int, 9>());
+      return;
+    case 11:
+      if constexpr (kMost >= 11) f(std::integral_constant<int, 11>());
+  }
+}
+
+// add(first, count) for taps one above the other, which serve as many outputs with each vector of the input; `order`
+// becomes the numbers of the taps, those of one column after those of another. What cannot be taken together comes one
+// by one.
+template <class T, class Add>
+void take_columns(const TapWeights<T>& taps, bool together, std::vector<Index>& order, const Add& add) {
+  order.resize(taps.count());
+  for (Index t = 0; t < taps.count(); ++t) order[t] = t;
+  auto key = [&](Index t) {
+    const Triple& shift = taps.shifts[t];
+    return Triple{shift[0], shift[2], shift[1]};
+  };
+  std::sort(order.begin(), order.end(), [&](Index a, Index b) { return key(a) < key(b); });
+  for (Index begin = 0, end; begin < taps.count(); begin = end) {
+    const Triple first = key(order[begin]);
+    for (end = begin + 1; end < taps.count(); ++end)
+      if (key(order[end]) != Triple{first[0], first[1], first[2] + end - begin}) break;
+    const Index count = end - begin;
+    if (together && count % 2 == 1 && count <= kMostTaps)
+      add(begin, count);
+    else
+      for (Index i = begin; i < end; ++i) add(i, 1);
+  }
+}
+
+// Adds the taps of a column, kHeight of them, to kRowsOfSums rows of sums, kVectors vectors wide. load_row(u, row)
+// reads row u of those that they read, in turn.
+template <class T, int kHeight, int kRowsOfSums, int kVectors, class LoadRow>
+inline __attribute__((always_inline)) void add_column(Vector<T> (&sum)[kRowsOfSums][kVectors], const T* weights,
+                                                      const LoadRow& load_row) {
+  Vector<T> weight[kHeight];
+#pragma GCC unroll 16
+  for (int i = 0; i < kHeight; ++i) {
+    weight[i] = Vector<T>{} + weights[i];
+#if defined(__AVX512F__)
+    asm("" : "+v"(weight[i]));  // or every product would read its weight again
+#endif
+  }
+#pragma GCC unroll 32
+  for (int u = 0; u < kRowsOfSums + kHeight - 1; ++u) {
+    Vector<T> row[kVectors];
+    load_row(u, row);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRowsOfSums; ++r)
+      if (0 <= u - r && u - r < kHeight)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sum[r][v] += row[v] * weight[u - r];
+  }
+}
 
 // Of a sum of pointer and steps a compiler would work out every value ahead, and run out of registers for them.
 template <class T>
