@@ -32,8 +32,6 @@ is taken, and its training is that seed's.
 {time}
 **Tests.** All test images at 12 angles (bilinear; the image is mirrored where it ends, so that no corner is grey).
 
-**Seeds.** The command makes three; of those that are not in the table the trainings are still to be made.
-
 **Seen before.** No network had been tested on these images when this was written.
 """
 
@@ -101,6 +99,7 @@ BREAST = Table(
     score="accuracy",
     scores=("auc", "balanced_accuracy"),
     comparisons=(
+        ("ring", "plain"),
         ("ring-invariants", "ring"),
         ("ring-invariants", "plain"),
         ("ring-invariants", "plain-augmented"),

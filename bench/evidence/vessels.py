@@ -243,7 +243,7 @@ WHOLE_PROTOCOL = """
 Variants of the table above in trainings as long as those of the table of vessels (504 steps with a moving average, seed
 0, rate 2e-2): F1 on validation, no test image is looked at. There `ring-invariants`, the default, has .711 with this
 seed (.713 and .699 with others), and `ring` .484. Short trainings do not tell how exactly a network will turn, whole
-ones do: see the table of vessels. The trainings of those that are not in the table are still to be made.
+ones do: see the table of vessels.
 """
 
 _WHOLE: dict[str, tuple[int, object]] = {
