@@ -194,29 +194,38 @@ void weigh_rows(const std::vector<TapRow<S, T>>& rows, Index outputs, Index chan
   }
 }
 
+// What a row of outputs reads, in memory that serves the next row, too.
+template <class S, class T>
+struct RowReadings {
+  struct Tap {
+    const S* from;  // the row of the input
+    Index shift;
+    const T* weights;
+  };
+  std::vector<Tap> taps;
+  std::vector<TapRow<S, T>> rows;
+  std::vector<Reading<S, T>> readings;
+};
+
 // One row of outputs of all channels, which lie side by side. In the last dimension of an upsampled input, outputs that
 // are `upsampling` apart read with the same taps.
 template <class S, class T>
 void weigh_row(const Activation<S>& x, const Activation<S>& y, const TapWeights<T>& taps, const Window& w, Index image,
-               Index a, Index b) {
+               Index a, Index b, RowReadings<S, T>& memory) {
   const S* image_from = x.data + image * x.image_stride;
   S* const row = y.data + image * y.image_stride + a * y.stride[0] + b * y.stride[1];
-  struct InRow {
-    const S* from;
-    Index shift;
-    const T* weights;
-  };
-  std::vector<InRow> in_row;
+  auto& [in_row, rows, readings] = memory;
+  in_row.clear();
   for (Index t = 0; t < taps.count(); ++t) {
     const Index i = reads_at(w, 0, a, taps.shifts[t][0]), j = reads_at(w, 1, b, taps.shifts[t][1]);
     if (i >= 0 && j >= 0)
       in_row.push_back({image_from + i * x.stride[0] + j * x.stride[1], taps.shifts[t][2], taps.of(t)});
   }
   if (w.stride[2] == 1 && w.upsampling[2] == 1 && w.dilation[2] == 1) {
-    std::vector<TapRow<S, T>> rows;
+    rows.clear();
     const S* last = nullptr;
     bool fit = true;
-    for (const InRow& tap : in_row) {
+    for (const auto& tap : in_row) {
       const Index at = w.origin[2] + tap.shift;
       if (!rows.empty() && tap.from == last && at == rows.back().begin + rows.back().taps)
         ++rows.back().taps;
@@ -230,10 +239,9 @@ void weigh_row(const Activation<S>& x, const Activation<S>& y, const TapWeights<
                               y.stride[2], x.stride[1]);
   }
   const Index gap = w.upsampling[2];
-  std::vector<Reading<S, T>> readings;
-  auto run = [&](Index begin, Index count) {
+  auto run = [&, &in_row = in_row, &readings = readings](Index begin, Index count) {
     readings.clear();
-    for (const InRow& tap : in_row) {
+    for (const auto& tap : in_row) {
       const Index k = reads_at(w, 2, begin, tap.shift);
       if (k >= 0) readings.push_back({tap.from + k * x.stride[2], tap.weights});
     }
@@ -262,7 +270,9 @@ void weigh_taps(const Call& call, const Window& w) {
   if (x.channel_stride != 1 || y.channel_stride != 1) return weigh_planes<S, T>(x, y, taps, w);
   const Index rows = w.out[0] * w.out[1];
   at::parallel_for(0, x.images * rows, 1, [&](Index begin, Index end) {
-    for (Index i = begin; i < end; ++i) weigh_row<S, T>(x, y, taps, w, i / rows, i % rows / w.out[1], i % w.out[1]);
+    RowReadings<S, T> memory;
+    for (Index i = begin; i < end; ++i)
+      weigh_row<S, T>(x, y, taps, w, i / rows, i % rows / w.out[1], i % w.out[1], memory);
   });
 }
 
