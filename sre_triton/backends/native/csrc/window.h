@@ -80,8 +80,10 @@ inline Index reads(const Window& w, Index d, Index outputs) {
   return d == 2 ? round_up(n, w.stride[d]) : n;
 }
 
-// Elements that fit the second-level cache next to the weights.
+// Elements that fit the second-level cache next to the weights: ring sums of small maps, which are made at once. Tiles
+// of larger ones keep those of a slab alone, and are as large as what they read allows, so that little is read twice.
 constexpr Index kSumElements = 96 << 10;
+constexpr Index kTileElements = 40 << 10;
 constexpr Index kReadElements = 96 << 10;
 constexpr Index kFewestPositions = 48;
 constexpr Index kSlabPositions = 64;
@@ -90,9 +92,12 @@ inline Tiling cut(const Window& w, Index images, Index channels) {
   const Index total = images * w.out[0] * w.out[1] * w.out[2];
   const Index tasks = at::get_num_threads() > 1 ? 4 * at::get_num_threads() : 1;
   Index budget = std::max(kFewestPositions, kSumElements / (channels * static_cast<Index>(w.rings.size())));
-  budget = std::min(budget, std::max(kFewestPositions / 2, divide_up(total, tasks)));
+  const Index of_slabs = kTileElements / channels;
+  // Measured: less than half as much again does not pay.
+  Index most = of_slabs >= 2 * kSlabPositions && of_slabs > budget + budget / 2 ? of_slabs : budget;
+  for (Index* n : {&budget, &most}) *n = std::min(*n, std::max(kFewestPositions / 2, divide_up(total, tasks)));
 
-  // Of all boxes of at most that many positions, the one that reads the fewest elements twice.
+  // Of all boxes of at most so many positions, the one that reads the fewest elements twice.
   Triple best{1, 1, 1};
   double least = -1;
   auto parts = [](Index n, Index part) { return divide_up(n, part); };
@@ -100,8 +105,8 @@ inline Tiling cut(const Window& w, Index images, Index channels) {
     const Index t2 = parts(w.out[2], a);
     for (Index b = 1; b <= w.out[1]; b = b < 4 ? b + 1 : b + divide_up(b, 3)) {
       const Index t1 = parts(w.out[1], b);
-      if (t1 * t2 > budget && (t1 > 1 || t2 > 1)) continue;
-      const Index t0 = parts(w.out[0], parts(w.out[0], std::max<Index>(1, budget / (t1 * t2))));
+      if (t1 * t2 > most && (t1 > 1 || t2 > 1)) continue;
+      const Index t0 = parts(w.out[0], parts(w.out[0], std::max<Index>(1, most / (t1 * t2))));
       const double read = double(reads(w, 0, t0)) * reads(w, 1, t1) * reads(w, 2, t2);
       const bool fits = read * channels <= kReadElements;
       // Short rows make short vector loops.
