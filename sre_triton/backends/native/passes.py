@@ -32,9 +32,9 @@ def refusal(call: Call) -> str | None:
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:
-    numbers, size, strides = _forward_form(spec, x.shape, x.stride(), weight.shape[0])
+    window, size, strides = _forward_form(spec, x.shape, x.stride(), weight.shape[0])
     y = x.new_empty_strided(size, strides)
-    _run(x, numbers, spec, False, weight, bias if bias is None else bias.contiguous(), y, None, None)
+    _run(x, _as_numbers(window), spec, False, weight, bias if bias is None else bias.contiguous(), y, None, None)
     return y
 
 
@@ -48,25 +48,24 @@ def fused_forward(
     negative_slope: float,
     residual: Tensor | None,
 ) -> Tensor:
-    numbers, size, strides = _forward_form(spec, x.shape, x.stride(), weight.shape[0])
+    window, size, strides = _forward_form(spec, x.shape, x.stride(), weight.shape[0])
     y = x.new_empty_strided(size, strides)
     if residual is not None and residual.stride() != strides:
         residual = torch.empty_like(y).copy_(residual)
     slope = {None: None, "relu": 0.0, "leaky_relu": negative_slope}[activation]
     bias = bias if bias is None else bias.contiguous()
-    _run(x, numbers, spec, False, weight, bias, y, None, None, residual, slope)
+    _run(x, _as_numbers(window), spec, False, weight, bias, y, None, None, residual, slope)
     return y
 
 
 @lru_cache(maxsize=8192)
 def _forward_form(
     spec: ConvSpec, size: tuple[int, ...], strides: tuple[int, ...], channels: int
-) -> tuple[_Numbers, tuple[int, ...], tuple[int, ...]]:
-    """What the kernel is told of the convolution of such an input, and shape and strides of the output: all that a call
-    needs, found by one look-up."""
+) -> tuple[Window, tuple[int, ...], tuple[int, ...]]:
+    """Where the convolution of such an input reads it, and shape and strides of the output, found by one look-up."""
     window = forward_window(spec, tuple(size[2:]))
     y = new_activation(torch.empty_strided(size, strides, device="meta"), channels, window.output_size)
-    return _as_numbers(window), tuple(y.shape), y.stride()
+    return window, tuple(y.shape), y.stride()
 
 
 def transpose(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, output_padding: Sequence[int]) -> Tensor:
