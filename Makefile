@@ -39,7 +39,7 @@ fuzz: $(READY) ## Random networks, calls and shapes by the thousand; SEED=N repe
 # A target for each, which `make` builds and tests side by side. -O1 keeps AddressSanitizer's reports readable; leaks are those of
 # the interpreter and PyTorch, which free nothing at exit.
 NATIVE_VARIANTS := native-avx2 native-sse native-clang native-asan
-NATIVE_TESTS := --capture=sys tests/backends/test_ringwise.py tests/test_functional.py tests/invariants/test_functions.py tests/backends/test_native.py::test_threads_do_not_meet -k native --threads 3
+NATIVE_TESTS := --capture=sys tests/backends/test_ringwise.py tests/test_functional.py tests/invariants/test_functions.py $(addprefix tests/backends/test_native.py::, test_threads_do_not_meet test_images_of_many_tiles test_residual_and_activation) -k native --threads 3
 
 native-avx2: export SRE_TRITON_NATIVE_OPTIONS := -march=x86-64-v3
 native-sse: export SRE_TRITON_NATIVE_OPTIONS := -march=x86-64-v2
