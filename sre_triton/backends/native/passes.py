@@ -17,8 +17,6 @@ from sre_triton.geometry.windows import Window, adjoint_window, forward_window
 
 __all__ = ["backward", "forward", "fused_forward", "refusal", "transpose", "weight_grad"]
 
-_Numbers = tuple[Tensor, Tensor]  # of a window, and factors of its additions
-
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -34,7 +32,7 @@ def refusal(call: Call) -> str | None:
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:
     window, size, strides = _forward_form(spec, x.shape, x.stride(), weight.shape[0])
     y = x.new_empty_strided(size, strides)
-    _run(x, _as_numbers(window), spec, False, weight, bias if bias is None else bias.contiguous(), y, None, None)
+    _run(x, window, spec, False, weight, bias if bias is None else bias.contiguous(), y, None, None)
     return y
 
 
@@ -54,7 +52,7 @@ def fused_forward(
         residual = torch.empty_like(y).copy_(residual)
     slope = {None: None, "relu": 0.0, "leaky_relu": negative_slope}[activation]
     bias = bias if bias is None else bias.contiguous()
-    _run(x, _as_numbers(window), spec, False, weight, bias, y, None, None, residual, slope)
+    _run(x, window, spec, False, weight, bias, y, None, None, residual, slope)
     return y
 
 
@@ -71,14 +69,14 @@ def _forward_form(
 def transpose(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, output_padding: Sequence[int]) -> Tensor:
     window = adjoint_window(spec, tuple(x.shape[2:]), spec.transposed_size(x.shape[2:], output_padding))
     y = new_activation(x, weight.shape[1] * spec.groups, window.output_size)
-    _run(x, _as_numbers(window), spec, True, weight, bias if bias is None else bias.contiguous(), y, None, None)
+    _run(x, window, spec, True, weight, bias if bias is None else bias.contiguous(), y, None, None)
     return y
 
 
 def weight_grad(x: Tensor, grad_y: Tensor, spec: ConvSpec) -> Tensor:
     window = forward_window(spec, tuple(x.shape[2:]))
     grad = x.new_empty((grad_y.shape[1], x.shape[1] // spec.groups, spec.geometry.num_rings))
-    _run(x, _as_numbers(window), spec, False, None, None, None, grad_y, grad)
+    _run(x, window, spec, False, None, None, None, grad_y, grad)
     return grad
 
 
@@ -91,13 +89,13 @@ def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple
     window = adjoint_window(spec, tuple(grad_y.shape[2:]), input_size)
     grad_x = new_activation(x, x.shape[1], input_size)
     grad = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    _run(grad_y, _as_numbers(window), spec, True, weight, None, grad_x, x, grad)
+    _run(grad_y, window, spec, True, weight, None, grad_x, x, grad)
     return grad_x, grad
 
 
 def _run(
     source: Tensor,
-    numbers: _Numbers,
+    window: Window,
     spec: ConvSpec,
     transposed: bool,
     weight: Tensor | None,
@@ -118,7 +116,7 @@ def _run(
         residual: added to y; has its strides.
         slope: what is negative in y then is multiplied by it; None leaves it.
     """
-    _operator()(source, *numbers, spec.groups, transposed, weight, bias, y, thin, grad, residual, slope)
+    _operator()(source, *_as_numbers(window), spec.groups, transposed, weight, bias, y, thin, grad, residual, slope)
 
 
 @lru_cache(maxsize=1)
@@ -130,7 +128,7 @@ def _operator() -> Callable[..., None]:
 
 
 @lru_cache(maxsize=1024)
-def _as_numbers(window: Window) -> _Numbers:
+def _as_numbers(window: Window) -> tuple[Tensor, Tensor]:
     """What the kernel's ``read_window`` reads."""
     lacking = 3 - len(window.half)
     numbers: list[int] = []
