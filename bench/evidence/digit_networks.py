@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.evidence.steerable import steerable_net
 from sre_triton.layers import RingConvNd
 from sre_triton.models.parts import InvariantsOption, Parts, invariants_of
 from sre_triton.models.registry import register_model
@@ -95,5 +94,7 @@ def register() -> None:
         global_pool: str = "avg",
         **options: Any,
     ) -> Any:
-        """:func:`.steerable.steerable_net`, in the same way."""
+        """:func:`.steerable.steerable_net`, in the same way; its package is imported when one is built."""
+        from bench.evidence.steerable import steerable_net
+
         return steerable_net(**options)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from bench.evidence.protocol import ANY_ANGLE, EIGHT, FLIPPED, Evaluation, Network, Table
+from sre_triton.models.registry import register_model
 from sre_triton.training.files import write_csv
 from sre_triton.training.options import SegmentOptions
 
@@ -21,12 +25,18 @@ validate, 267-333 test. Expected in the data folder: `nuclei/images` and `nuclei
 invariants, 66,368. `plain`: their twin `plain_unet` of 3x3 kernels, the same channels, 121,730. `plain-augmented`: the
 same, trained with crops that are turned by any angle and flipped; `plain-averaged`: that one, its probabilities
 averaged over the 8 turns and flips in the test.
+Added when these had been tested, as neighbours and rivals, with no choice made among them: `ring-antialias`: taps weighed
+by the share of their pixel that a ring covers; `ring-unbalanced`: without balanced rings; `gmr`: `gmr_unet`, rings mixed
+by learned Gaussians, 69,384 parameters, and `gmr-antialias`; `steerable`: the plain network's resolutions, pooling and
+up-sampling with convolutions of the package e2cnn between 4, 4, 8 and 14 regular fields of the 8 turns (32 to 112
+channels), 5x5 kernels, maxima over the turns, 65,885 parameters.
 
 **Training.** Crops of 96 px, 4 a step, 351 steps of Adam in one cycle of the rate, Dice and cross-entropy, balanced
 rings (no effect on the plain network), bfloat16 autocast; images brought to mean 0 and deviation 1. The last epoch
 counts. A pixel is a nucleus where that is more probable.
 
-**Rates.** The same two for every network, each a whole training with the first seed; the best Dice on validation is
+**Rates.** The same two for every network (a quarter of these for `ring-unbalanced`, which wants smaller ones), each a
+whole training with the first seed; the best Dice on validation is
 taken, and its training is that seed's.
 
 **Tests.** The middle {_MIDDLE} px of the test images at 8 angles, turned (bilinear, masks by the nearest pixel) with
@@ -66,10 +76,25 @@ def _prepare(data: Path, work: Path) -> None:
     write_csv(work / "nuclei.csv", rows)
 
 
+def _register() -> None:
+    @register_model((3, 96, 96))
+    def steerable_unet(**options: Any) -> nn.Module:
+        """:func:`.steerable.steerable_unet`, whose package is imported when one is built."""
+        from bench.evidence.steerable import steerable_unet as build
+
+        return build(**options)
+
+
 _RATES = (2e-3, 8e-3)
-_CHANNELS = json.dumps({"features": [16, 16, 32, 64]})
-_PLAIN = {"model_type": "plain_unet", "model_args": _CHANNELS}
+_FEATURES = [16, 16, 32, 64]
+_PLAIN = {"model_type": "plain_unet", "model_args": json.dumps({"features": _FEATURES})}
 _TURNED = {**_PLAIN, **ANY_ANGLE, **FLIPPED}
+
+
+def _ring(features: list[int] = _FEATURES, conv: str = "sre", **options: object) -> dict[str, object]:
+    """A ring U-Net of these channels."""
+    return {"model_type": f"{conv}_unet", "model_args": json.dumps({"features": features, **options})}
+
 
 TABLE = Table(
     name="nuclei",
@@ -95,13 +120,8 @@ TABLE = Table(
         quiet=True,
     ),
     networks=(
-        Network("ring", {"model_type": "sre_unet", "model_args": _CHANNELS}, _RATES, equivariant=True),
-        Network(
-            "ring-invariants",
-            {"model_type": "sre_unet", "invariants": True, "model_args": json.dumps({"features": [16, 16, 32, 60]})},
-            _RATES,
-            equivariant=True,
-        ),
+        Network("ring", _ring(), _RATES, equivariant=True),
+        Network("ring-invariants", {**_ring([16, 16, 32, 60]), "invariants": True}, _RATES, equivariant=True),
         Network("plain", _PLAIN, _RATES),
         Network("plain-augmented", _TURNED, _RATES),
         Network(
@@ -112,6 +132,11 @@ TABLE = Table(
             rate_as="plain-augmented",
         ),
         Network("plain-averaged", _TURNED, _RATES, equivariant=True, is_averaged=True, trained_as="plain-augmented"),
+        Network("ring-antialias", _ring(antialias=True), _RATES, equivariant=True),
+        Network("ring-unbalanced", {**_ring(), "balance_rings": False}, (5e-4, 2e-3), equivariant=True),
+        Network("gmr", _ring(conv="gmr"), _RATES, equivariant=True),
+        Network("gmr-antialias", _ring(conv="gmr", antialias=True), _RATES, equivariant=True),
+        Network("steerable", {"model_type": "steerable_unet"}, _RATES, equivariant=True),
     ),
     seeds=(1, 2, 3),
     rate_options={},
@@ -126,6 +151,13 @@ TABLE = Table(
         ("ring-invariants", "plain-augmented"),
         ("ring-invariants", "plain-augmented-longer"),
         ("ring-invariants", "plain-averaged"),
+        ("ring-invariants", "steerable"),
+        ("ring", "steerable"),
+        ("ring", "ring-antialias"),
+        ("ring", "ring-unbalanced"),
+        ("ring", "gmr"),
+        ("gmr", "gmr-antialias"),
     ),
     prepare=_prepare,
+    register=_register,
 )

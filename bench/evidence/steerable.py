@@ -1,4 +1,4 @@
-"""A steerable rival of the package e2cnn, which is imported when one is built: ``pip install '.[evidence]'``.
+"""Steerable rivals of the package e2cnn, which this module alone imports: ``pip install '.[evidence]'``.
 
 Source: M. Weiler and G. Cesa, "General E(2)-Equivariant Steerable CNNs", NeurIPS 2019.
 """
@@ -9,9 +9,77 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from e2cnn import gspaces
+from e2cnn import nn as steerable
 from torch import Tensor, nn
 
-__all__ = ["steerable_net"]
+from sre_triton.models.unet import PlainUNet
+
+__all__ = ["steerable_net", "steerable_unet"]
+
+
+class _Conv(steerable.R2Conv):  # type: ignore[misc]
+    """Keeps its size, and no kernel in evaluation, which checkpoints would hold or miss by the mode of the network."""
+
+    def __init__(self, before: Any, after: Any, size: int, *, bias: bool = False, **options: Any) -> None:
+        super().__init__(before, after, size, padding=size // 2, bias=bias, **options)
+        self.train()
+
+    def train(self, mode: bool = True) -> Any:
+        return super().train(True)
+
+
+def _regular(space: Any, count: int) -> Any:
+    return steerable.FieldType(space, count * [space.regular_repr])
+
+
+def _scalars(space: Any, count: int) -> Any:
+    return steerable.FieldType(space, count * [space.trivial_repr])
+
+
+def _conv_norm(before: Any, after: Any, size: int) -> list[Any]:
+    return [_Conv(before, after, size), steerable.InnerBatchNorm(after)]
+
+
+class _Residual(nn.Module):
+    def __init__(self, before: Any, after: Any, size: int, stride: int) -> None:
+        super().__init__()
+        halved = [steerable.PointwiseAvgPool(before, 2)] if stride == 2 else []
+        self.branch = steerable.SequentialModule(
+            *halved,
+            *_conv_norm(before, after, size),
+            steerable.ReLU(after),
+            *_conv_norm(after, after, size),
+        )
+        other = stride == 2 or before != after
+        self.shortcut = steerable.SequentialModule(*halved, *_conv_norm(before, after, 1)) if other else None
+        self.relu = steerable.ReLU(after)
+
+    def forward(self, x: Any) -> Any:
+        return self.relu(self.branch(x) + (x if self.shortcut is None else self.shortcut(x)))
+
+
+class _SteerableNet(nn.Module):
+    def __init__(
+        self, space: Any, num_classes: int, in_channels: int, fields: Sequence[int], size: int, pooled_fields: int
+    ) -> None:
+        super().__init__()
+        self.image = _scalars(space, in_channels)
+        first, last = _regular(space, fields[0]), _regular(space, pooled_fields)
+        self.stem = steerable.SequentialModule(
+            *_conv_norm(self.image, first, size), steerable.ReLU(first), steerable.PointwiseMaxPool(first, 2)
+        )
+        ends = [_regular(space, count) for count in (fields[0], *fields)]
+        self.blocks = nn.Sequential(
+            *(_Residual(*pair, size, 2 if stage else 1) for stage, pair in enumerate(itertools.pairwise(ends)))
+        )
+        self.last = steerable.SequentialModule(*_conv_norm(ends[-1], last, 1), steerable.GroupPooling(last))
+        self.head = nn.Linear(pooled_fields, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.last(self.blocks(self.stem(steerable.GeometricTensor(x, self.image)))).tensor
+        logits: Tensor = self.head(maps.mean((-2, -1)))
+        return logits
 
 
 def steerable_net(
@@ -36,66 +104,59 @@ def steerable_net(
         fields: per stage.
         size: of the convolutions.
         pooled_fields: whose maxima are classified.
-
-    Raises:
-        ImportError: e2cnn is not installed.
     """
-    from e2cnn import gspaces
-    from e2cnn import nn as steerable
+    return _SteerableNet(gspaces.Rot2dOnR2(turns), num_classes, in_channels, fields, size, pooled_fields)
 
+
+class _OnTensors(nn.Module):
+    """A layer between fields, of plain tensors (N, C, H, W) whose channels are theirs one after the other."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(steerable.GeometricTensor(x, self.layer.in_type)).tensor
+        return y
+
+
+def steerable_unet(
+    *,
+    in_channels: int = 3,
+    out_channels: int = 2,
+    turns: int = 8,
+    fields: Sequence[int] = (4, 4, 8, 14),
+    size: int = 5,
+    **options: Any,
+) -> nn.Module:
+    """:class:`sre_triton.models.PlainUNet` whose maps are regular fields of the group of ``turns`` rotations: its
+    pooling, up-sampling and activations act on each channel alone, so that they turn with the fields; its convolutions
+    and normalisations are those of e2cnn, and the last convolution sees maxima over the turns.
+
+    Args:
+        in_channels, out_channels: of image and answer, which are scalars.
+        turns: of the group; a field has as many channels.
+        fields: per resolution, from fine to coarse; those that come up to the finest but one are half as many.
+        size: of the convolutions.
+        options: of the network.
+    """
     space = gspaces.Rot2dOnR2(turns)
-
-    def regular(count: int) -> Any:
-        return steerable.FieldType(space, count * [space.regular_repr])
-
-    class Conv(steerable.R2Conv):  # type: ignore[misc]
-        """Without the kernel that evaluation keeps, which checkpoints would hold or miss by the mode of the network."""
-
-        def __init__(self, *given: Any, **options: Any) -> None:
-            super().__init__(*given, bias=False, **options)
-            self.train()
-
-        def train(self, mode: bool = True) -> Any:
-            return super().train(True)
-
-    def conv_norm(before: Any, after: Any, kernel: int) -> list[Any]:
-        return [Conv(before, after, kernel, padding=kernel // 2), steerable.InnerBatchNorm(after)]
-
-    class Residual(nn.Module):
-        def __init__(self, before: Any, after: Any, stride: int) -> None:
-            super().__init__()
-            halved = [steerable.PointwiseAvgPool(before, 2)] if stride == 2 else []
-            self.branch = steerable.SequentialModule(
-                *halved,
-                *conv_norm(before, after, size),
-                steerable.ReLU(after),
-                *conv_norm(after, after, size),
+    network = PlainUNet(
+        2, in_channels, out_channels, [turns * count for count in fields], sre_conv_size=size, **options
+    )
+    for name, module in list(network.named_modules()):
+        if name == "final_conv":
+            pooled = _OnTensors(steerable.GroupPooling(_regular(space, fields[0])))
+            network.set_submodule(name, nn.Sequential(pooled, nn.Conv2d(fields[0], out_channels, 1)))
+        elif isinstance(module, nn.Conv2d):
+            before, after = module.in_channels, module.out_channels
+            image = name == "conv_0.conv_0.conv"
+            ends = (
+                _scalars(space, before) if image else _regular(space, before // turns),
+                _regular(space, after // turns),
             )
-            other = stride == 2 or before != after
-            self.shortcut = steerable.SequentialModule(*halved, *conv_norm(before, after, 1)) if other else None
-            self.relu = steerable.ReLU(after)
-
-        def forward(self, x: Any) -> Any:
-            return self.relu(self.branch(x) + (x if self.shortcut is None else self.shortcut(x)))
-
-    class SteerableNet(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.image = steerable.FieldType(space, in_channels * [space.trivial_repr])
-            first, last = regular(fields[0]), regular(pooled_fields)
-            self.stem = steerable.SequentialModule(
-                *conv_norm(self.image, first, size), steerable.ReLU(first), steerable.PointwiseMaxPool(first, 2)
-            )
-            ends = [regular(count) for count in (fields[0], *fields)]
-            self.blocks = nn.Sequential(
-                *(Residual(*pair, 2 if stage else 1) for stage, pair in enumerate(itertools.pairwise(ends)))
-            )
-            self.last = steerable.SequentialModule(*conv_norm(ends[-1], last, 1), steerable.GroupPooling(last))
-            self.head = nn.Linear(pooled_fields, num_classes)
-
-        def forward(self, x: Tensor) -> Tensor:
-            maps = self.last(self.blocks(self.stem(steerable.GeometricTensor(x, self.image)))).tensor
-            logits: Tensor = self.head(maps.mean((-2, -1)))
-            return logits
-
-    return SteerableNet()
+            network.set_submodule(name, _OnTensors(_Conv(*ends, module.kernel_size[0], bias=True)))
+        elif isinstance(module, nn.BatchNorm2d):
+            norm = steerable.InnerBatchNorm(_regular(space, module.num_features // turns))
+            network.set_submodule(name, _OnTensors(norm))
+    return network

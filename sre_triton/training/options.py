@@ -153,7 +153,7 @@ class SegmentOptions(RunOptions):
 
     model_type: str = _model(
         "sre_unet",
-        "sre_unet, gmr_unet, plain_unet, unet or monai:NAME (default: %(default)s)",
+        "sre_unet, gmr_unet, plain_unet or another registered *_unet, unet or monai:NAME (default: %(default)s)",
         metavar="NAME",
         common=True,
     )

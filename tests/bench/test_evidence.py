@@ -22,7 +22,6 @@ from bench.evidence.protocol import EIGHT, EVERY_TEN, TWELVE, Evaluation, Networ
 from bench.evidence.registry import TABLES
 from bench.evidence.rotated_mnist import by_own_direction
 from bench.evidence.running import Runner, _told
-from bench.evidence.steerable import steerable_net
 from sre_triton.training.options import SegmentOptions
 
 SMALL = '{"features": [2, 2], "sre_conv_size": 3}'
@@ -139,6 +138,8 @@ def test_networks_of_digits_do_not_see_right_angles(options: dict[str, Any]) -> 
 
 def test_the_steerable_rival_does_not_see_right_angles_and_is_kept_whole() -> None:
     pytest.importorskip("e2cnn")
+    from bench.evidence.steerable import steerable_net
+
     network = steerable_net(3, 1, fields=(1, 2), size=3, pooled_fields=4)
     names = set(network.state_dict())
     x = torch.randn(2, 1, 16, 16)
@@ -149,6 +150,21 @@ def test_the_steerable_rival_does_not_see_right_angles_and_is_kept_whole() -> No
     other = steerable_net(3, 1, fields=(1, 2), size=3, pooled_fields=4).eval()
     other.load_state_dict(network.state_dict())
     torch.testing.assert_close(other(x), network(x))
+
+
+def test_the_steerable_u_net_turns_with_the_image() -> None:
+    pytest.importorskip("e2cnn")
+    from bench.evidence.steerable import steerable_unet
+
+    network = steerable_unet(out_channels=3, fields=(1, 2, 2), size=3).eval()
+    names = set(network.state_dict())
+    x = torch.randn(2, 3, 21, 30)
+    y = network(x)
+    assert y.shape == (2, 3, 21, 30)
+    for quarters in (1, 2):
+        turned = network(x.rot90(quarters, (2, 3)))
+        torch.testing.assert_close(turned, y.rot90(quarters, (2, 3)), rtol=1e-4, atol=1e-5)
+    assert set(network.train().state_dict()) == names
 
 
 @pytest.mark.parametrize("maps", [False, True])

@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import sre_triton
 from sre_triton.backends import native
 from sre_triton.cli import main
+from sre_triton.models import registry
+from sre_triton.training.options import SegmentOptions
+from sre_triton.training.tasks.networks import segmenter
 from tests.training.conftest import TINY, TINY_UNET, Command, MakeSet
 
 # What the reference's README gives after `python main.py`, the name of the set left open.
@@ -171,6 +175,20 @@ def test_a_network_of_monai(sre: Command, tmp_path: Path) -> None:
     network = ["--model-type", "monai:UNet", "--model-args", '{"channels": [4, 8], "strides": [2]}']
     assert sre("segment", *TINY_UNET, *network, "--epochs", "1") == 0
     assert (tmp_path / "logs" / "task" / "vessels-monai-UNet-seed1" / "best.ckpt").is_file()
+
+
+def test_a_registered_u_net_is_trained_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+
+    @registry.register_model((3, 64, 64))
+    def tiny_unet(*, width: int, norm_layer: object, **channels: int) -> nn.Module:
+        return nn.Conv2d(channels["in_channels"], channels["out_channels"], width)
+
+    network = segmenter(SegmentOptions(model_type="tiny_unet", model_args='{"width": 5}'), classes=4)
+    assert isinstance(network, nn.Conv2d)
+    assert network.weight.shape == (4, 3, 5, 5)
+    with pytest.raises(ValueError, match="plain_unet, sre_unet, tiny_unet, unet or monai:NAME, got 'other_unet'"):
+        segmenter(SegmentOptions(model_type="other_unet"))
 
 
 @pytest.mark.parametrize("backend", ["native", "ringwise", "dense"])

@@ -23,8 +23,6 @@ PLAIN_TWINS = {
 }
 """For each ring network, the ordinary network of the same stem, channels, strides and resolutions."""
 
-_UNETS = ("sre_unet", "gmr_unet", "plain_unet")
-
 MONAI_NETWORKS = (
     "AttentionUnet",
     "BasicUNet",
@@ -128,16 +126,17 @@ def segmenter(options: SegmentOptions, classes: int = 2) -> nn.Module:
         arguments: dict[str, Any] = {"spatial_dims": 2, "in_channels": 3, "out_channels": classes} | given
         if name == "unet":
             arguments = {"features": _BASIC_UNET_FEATURES, "norm": _monai_norm(options)} | arguments
-    elif name in _UNETS:
+    else:
         from sre_triton import models
 
+        known = models.list_models("*_unet")
+        if name not in known:
+            raise ValueError(f"--model-type must be {', '.join(known)}, unet or monai:NAME, got {name!r}")
         build = models.entry(name).build
         arguments = {"in_channels": 3, "out_channels": classes, "norm_layer": _norm(options, 2)}
         if name in PLAIN_TWINS:
             arguments["invariants"] = options.invariants
         arguments |= given
-    else:
-        raise ValueError(f"--model-type must be {', '.join(_UNETS)}, unet or monai:NAME, got {name!r}")
     try:
         return _balanced(build(**arguments), options)
     except ImportError as error:  # MONAI's own has a page of text below its first line
