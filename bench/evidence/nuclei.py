@@ -25,19 +25,18 @@ validate, 267-333 test. Expected in the data folder: `nuclei/images` and `nuclei
 invariants, 66,368. `plain`: their twin `plain_unet` of 3x3 kernels, the same channels, 121,730. `plain-augmented`: the
 same, trained with crops that are turned by any angle and flipped; `plain-averaged`: that one, its probabilities
 averaged over the 8 turns and flips in the test.
-Added when these had been tested, as neighbours and rivals, with no choice made among them: `ring-antialias`: taps weighed
-by the share of their pixel that a ring covers; `ring-unbalanced`: without balanced rings; `gmr`: `gmr_unet`, rings mixed
-by learned Gaussians, 69,384 parameters, and `gmr-antialias`; `steerable`: the plain network's resolutions, pooling and
-up-sampling with convolutions of the package e2cnn between 4, 4, 8 and 14 regular fields of the 8 turns (32 to 112
-channels), 5x5 kernels, maxima over the turns, 65,885 parameters.
+Added when these had been tested, as neighbours and rivals, with no choice made among them: `ring-antialias`: taps
+weighed by the share of their pixel that a ring covers; `ring-unbalanced`: without balanced rings; `gmr`:
+`gmr_unet`, rings mixed by learned Gaussians, 69,384 parameters, and `gmr-antialias`; `steerable`: the plain
+network's resolutions, pooling and up-sampling with convolutions of the package e2cnn between 4, 4, 8 and 14 regular
+fields of the 8 turns (32 to 112 channels), 5x5 kernels, maxima over the turns, 65,885 parameters.
 
 **Training.** Crops of 96 px, 4 a step, 351 steps of Adam in one cycle of the rate, Dice and cross-entropy, balanced
 rings (no effect on the plain network), bfloat16 autocast; images brought to mean 0 and deviation 1. The last epoch
 counts. A pixel is a nucleus where that is more probable.
 
-**Rates.** The same two for every network (a quarter of these for `ring-unbalanced`, which wants smaller ones), each a
-whole training with the first seed; the best Dice on validation is
-taken, and its training is that seed's.
+**Rates.** The same two for every network (a quarter of these for `ring-unbalanced`, which wants smaller ones), each
+a whole training with the first seed; the best Dice on validation is taken, and its training is that seed's.
 
 **Tests.** The middle {_MIDDLE} px of the test images at 8 angles, turned (bilinear, masks by the nearest pixel) with
 what is around it, so that no corner is filled in. The angles are the four right ones and four oblique ones, one in
