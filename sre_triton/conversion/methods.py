@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import ast
+import dis
 import functools
 import inspect
 import sys
 import textwrap
 import types
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
-__all__ = ["all_names", "code_names", "is_library", "methods", "reader_of_weight", "reads", "takes_input"]
+__all__ = [
+    "all_names",
+    "code_names",
+    "global_names",
+    "is_library",
+    "methods",
+    "reader_of_weight",
+    "reads",
+    "takes_input",
+]
 
 _LIBRARIES = frozenset({"torch", "numpy", __name__.partition(".")[0], *sys.stdlib_module_names} - {"__main__"})
 
@@ -26,11 +36,25 @@ def is_library(module: str) -> bool:
 
 def code_names(code: types.CodeType) -> set[str]:
     """The global names and attributes that a function's code speaks of, with those of functions within it."""
-    names = set(code.co_names)
+    return set().union(*(one.co_names for one in _codes(code)))
+
+
+@functools.lru_cache(maxsize=1024)
+def global_names(code: types.CodeType) -> frozenset[str]:
+    """The global names alone: ``self.net`` speaks of no global variable ``net``."""
+    steps = (step for one in _codes(code) for step in dis.get_instructions(one))
+    return frozenset(step.argval for step in steps if step.opname in _OF_GLOBALS)
+
+
+_OF_GLOBALS = {name for name in dis.opmap if name == "LOAD_NAME" or (name.startswith("LOAD_") and "GLOBAL" in name)}
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """A function's code, and that of functions within it."""
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            names |= code_names(constant)
-    return names
+            yield from _codes(constant)
 
 
 def methods(module: nn.Module) -> dict[str, types.FunctionType]:
@@ -144,15 +168,15 @@ def _speaking(function: types.FunctionType, table: dict[str, types.FunctionType]
     found, pending = {id(function): function}, [function]
     while pending:
         f = pending.pop()
-        for name in code_names(f.__code__):
-            for other in (table.get(name), f.__globals__.get(name)):
-                if (
-                    isinstance(other, types.FunctionType)
-                    and id(other) not in found
-                    and not is_library(other.__module__ or "")
-                ):
-                    found[id(other)] = other
-                    pending.append(other)
+        spoken = [table.get(name) for name in code_names(f.__code__)]
+        for other in (*spoken, *(f.__globals__.get(name) for name in global_names(f.__code__))):
+            if (
+                isinstance(other, types.FunctionType)
+                and id(other) not in found
+                and not is_library(other.__module__ or "")
+            ):
+                found[id(other)] = other
+                pending.append(other)
     return list(found.values())
 
 

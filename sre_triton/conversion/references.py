@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-from sre_triton.conversion.methods import code_names, is_library
+from sre_triton.conversion.methods import global_names, is_library
 
 __all__ = ["Replacement", "holders", "reached", "replace_modules"]
 
@@ -100,7 +100,7 @@ class _Search:
         names = {id(module): name for name, module in model.named_modules()}
         for source, copy in copies.items():
             if source is not copy:
-                name = f"{names.get(id(copy), '')} of the network that was copied".lstrip()
+                name = " of ".join(filter(None, (names.get(id(copy)), "the network that was copied")))
                 self._forbidden[id(source)] = f"{name!r}, {type(source).__name__},"
                 self._forbid_tensors(source, copy, name)
 
@@ -257,17 +257,18 @@ def _beside(attributes: dict[str, Any] | None, referents: list[Any]) -> Iterator
 
 
 def _held_by_function(function: types.FunctionType) -> Iterator[object]:
-    yield from (value for _, value in _closure(function))
+    yield from (value for _, value in _variables(function))
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
+
+
+def _variables(function: types.FunctionType) -> Iterator[tuple[str, object]]:
+    """The names and values of what a function takes from around it."""
     if not is_library(function.__module__ or ""):
-        for name in code_names(function.__code__):
+        for name in global_names(function.__code__):
             value = function.__globals__.get(name)
             if issubclass(type(value), (*_CONTAINERS, nn.Module, Tensor)):
-                yield value
-
-
-def _closure(function: types.FunctionType) -> Iterator[tuple[str, object]]:
+                yield name, value
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield name, cell.cell_contents
@@ -410,11 +411,11 @@ def _path(root: str, chain: list[Any]) -> str:
         elif issubclass(type(parent), (list, tuple, deque)):
             text += f"[{next(i for i, value in enumerate(parent) if value is child)}]"
         elif issubclass(type(parent), types.FunctionType):
-            names = [name for name, value in _closure(parent) if value is child]
+            names = [name for name, value in _variables(parent) if value is child]
             text += f" ({parent.__qualname__}){'.' + names[0] if names else ''}"
         elif issubclass(type(parent), types.MethodType):
             text += ".__self__" if child is parent.__self__ else ""
     last = chain[-1]
     if issubclass(type(last), types.FunctionType):
-        text += f", the function {last.__qualname__},"
-    return text.lstrip(".")
+        text = f"{text}, the function {last.__qualname__}," if text else f"the function {last.__qualname__}"
+    return text.lstrip(". ")

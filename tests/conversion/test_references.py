@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sre_triton import SREConv2d, convert, fold
+from sre_triton import SREConv2d, convert, fold, report
 from tests.conversion.reachability import still_reachable
 
 
@@ -233,7 +233,7 @@ def test_hooks_that_hold_a_layer(inplace: bool) -> None:
         convert(net, inplace=True)(torch.randn(1, 2, 5, 5))
         assert seen == [SREConv2d]
     else:
-        with pytest.raises(ValueError, match="of the network that was copied"):
+        with pytest.raises(ValueError, match=r"holds .the network that was copied"):
             convert(net)
 
 
@@ -306,6 +306,51 @@ def test_a_global_name_and_an_attribute_of_a_class() -> None:
         assert net.layers[0] is net.conv
     finally:
         _UsesItsClass.layers.clear()
+
+
+class _UsesAnAttribute(nn.Module):
+    """Its forward says ``_GLOBAL_TOO``, but of itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._GLOBAL_TOO = nn.Conv2d(2, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._GLOBAL_TOO(x)
+
+
+def test_an_attribute_named_like_a_global_variable() -> None:
+    """As in a notebook, where a network is kept as ``net`` and calls its ``self.net``."""
+    global _GLOBAL_TOO
+    for _GLOBAL_TOO in (net := _UsesAnAttribute(), net._GLOBAL_TOO):
+        ring = convert(net)
+        assert isinstance(ring._GLOBAL_TOO, SREConv2d)
+        assert isinstance(fold(ring)._GLOBAL_TOO, nn.Conv2d)
+    _GLOBAL_TOO = ring
+    assert report(ring, torch.rand(1, 2, 5, 5)).symmetry is not None
+    del _GLOBAL_TOO
+
+
+class _CallsItself(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _WHOLE[0].conv(x)
+
+
+_WHOLE: list[Any] = []
+
+
+def test_a_refusal_names_the_network_itself() -> None:
+    net = _CallsItself()
+    _WHOLE.append(net)
+    try:
+        with pytest.raises(ValueError, match=r"^\(_CallsItself.forward\)._WHOLE holds 'the network that was copied',"):
+            convert(net)
+    finally:
+        _WHOLE.clear()
 
 
 @pytest.mark.parametrize("view", [lambda w: w.data, lambda w: w.detach().view(-1)[3:], lambda w: w.detach()[0]])
