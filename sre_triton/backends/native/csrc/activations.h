@@ -262,11 +262,24 @@ void load_rows(T* rows, Index pitch, const Activation<S>& a, const Index* offset
 // Elements from y.data to each of the tile's positions.
 template <class S>
 void locate(Index* offsets, const Activation<S>& y, const Tile& tile) {
+  const Index width = tile.size[2], step = y.stride[2];
   for (Index n = tile.image; n < tile.image + tile.images; ++n)
     for (Index i = tile.start[0]; i < tile.start[0] + tile.size[0]; ++i)
-      for (Index j = tile.start[1]; j < tile.start[1] + tile.size[1]; ++j)
-        for (Index k = tile.start[2]; k < tile.start[2] + tile.size[2]; ++k)
-          *offsets++ = n * y.image_stride + i * y.stride[0] + j * y.stride[1] + k * y.stride[2];
+      for (Index j = tile.start[1]; j < tile.start[1] + tile.size[1]; ++j, offsets += width) {
+        const Index row = n * y.image_stride + i * y.stride[0] + j * y.stride[1] + tile.start[2] * step;
+        for (Index k = 0; k < width; ++k) offsets[k] = row + k * step;
+      }
+}
+
+// Positions of a tile that lie as far apart as those of a row: one row, or all rows that follow upon one another.
+template <class S>
+Index even_run(const Activation<S>& y, const Tile& tile) {
+  Index run = tile.size[2];
+  for (Index d : {1, 0}) {
+    if (tile.size[d] > 1 && y.stride[d] != run * y.stride[2]) return run;
+    run *= tile.size[d];
+  }
+  return tile.images == 1 || y.image_stride == run * y.stride[2] ? run * tile.images : run;
 }
 
 }  // namespace sre_triton

@@ -67,7 +67,7 @@ class Mixer {
   void write(const Tile& tile, const Factor* sums, Index channels, T* products, Index* offsets,
              Additions<T, Factor>& additions) const {
     locate(offsets, y_, tile);
-    const Index positions = tile.positions(), ring_stride = positions * channels;
+    const Index positions = tile.positions(), ring_stride = positions * channels, run = even_run(y_, tile);
     additions.pace(groups_.products() * panels_.count() * divide_up(positions, kRows) * rings_ * groups_.inputs /
                    kPair);
     // Groups of few channels fill a vector together, one next to the other: what one computes too much, the next
@@ -82,13 +82,13 @@ class Mixer {
         const Index columns = together * own, pitch = together > 1 ? kPanelVectors * kLanes<T> : width;
         if constexpr (std::is_same_v<S, T>) {
           // Whole vectors go where they belong, unless that cuts the products into small pieces.
-          if (y_.channel_stride == 1 && own == width && tile.size[2] >= kRows) {
-            for (Index begin = 0, end; begin < positions; begin = end) {
-              end = run_end(offsets, begin, positions, y_.stride[2]);
+          if (y_.channel_stride == 1 && own == width && run >= kRows) {
+            for (Index begin = 0; begin < positions; begin += run) {
               T* out = y_.data + offsets[begin] + channel;
-              mix(group + begin * channels, channels, ring_stride, end - begin, g, panel, out, y_.stride[2], additions);
+              mix(group + begin * channels, channels, ring_stride, run, g, panel, out, y_.stride[2], additions);
+              if (!residual_ && !slope_) continue;
               const T* more = residual_ ? residual_->data + offsets[begin] + channel : nullptr;
-              for (Index p = 0; p < end - begin; ++p)
+              for (Index p = 0; p < run; ++p)
                 finish(out + p * y_.stride[2], more ? more + p * y_.stride[2] : nullptr, width, slope_);
             }
             continue;
