@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from sre_triton.conversion.any_size import for_any_size
 from sre_triton.conversion.behaviour import (
     added_attributes,
     as_parameter,
@@ -28,7 +29,7 @@ from sre_triton.layers import RingConvNd
 __all__ = ["fold"]
 
 
-def fold(model: nn.Module, *, fuse_batchnorm: bool = False) -> nn.Module:
+def fold(model: nn.Module, *, fuse_batchnorm: bool = False, any_size: bool = False) -> nn.Module:
     """The same function without this package: a copy of ``model`` that computes with ordinary convolutions.
 
     Every ring convolution becomes the ``nn.ConvNd`` (or ``nn.ConvTransposeNd``) of its expanded kernel, with
@@ -37,9 +38,9 @@ def fold(model: nn.Module, *, fuse_batchnorm: bool = False) -> nn.Module:
     pickles, and loads where this package is not installed. It is for inference: training it would unlearn
     the rings.
 
-    ``torch.compile`` takes the result with dynamic shapes. ``torch.export`` with a dynamic size specialises on
-    the parity of what a centred pooling sees, so export one program for the sizes that are used, or
-    pad to a multiple of the strides; ``sre-triton export`` writes one program for all sizes.
+    ``torch.compile`` takes the result with dynamic shapes. Programs of ``torch.export`` and ONNX hold a pooling's
+    window as a constant, that of the example's size: at a size of another parity the first raises and *ONNX computes
+    something else*. For a program with dynamic sizes fold with ``any_size=True``, as ``sre-triton export`` does.
 
     Args:
         model: a ring layer, a converted network, one of this package's own, or anything that holds such.
@@ -47,6 +48,8 @@ def fold(model: nn.Module, *, fuse_batchnorm: bool = False) -> nn.Module:
             right before it, where it is proven that nothing else uses the output of that: by a graph of the
             forward pass, of the network or of a part, and by what its other methods speak of. Layers with hooks,
             parametrizations or attributes that replace methods stay as they are.
+        any_size: let centred poolings gather their windows by index, slower, so that one exported program is right
+            for every image size.
 
     Returns:
         A new module in the mode of ``model``, sharing nothing with it. Hooks on calls and attributes that were set
@@ -75,7 +78,7 @@ def fold(model: nn.Module, *, fuse_batchnorm: bool = False) -> nn.Module:
         if isinstance(module, RingConvNd):
             _check_ring(module, name, reader_of_weight(model, names[module]))
     _check_methods(model)
-    model, copies = copied(model)
+    model, copies = copied(for_any_size(model) if any_size else model)
     weights: dict[tuple[Any, ...], nn.Parameter] = {}
     rings = [
         Replacement(name, module, _plain_convolution(module, name, weights))

@@ -349,8 +349,8 @@ def refuse_onnx() -> None:
     """ONNX has no ring convolution; to be called where an exporter may be at work."""
     if torch.onnx.is_in_onnx_export():
         raise RuntimeError(
-            "ONNX has no ring convolution: export what sre_triton.fold(network.eval(), fuse_batchnorm=True) makes of "
-            "the network, or a trained run by `sre-triton export RUN --format onnx`"
+            "ONNX has no ring convolution: export what sre_triton.fold(network.eval(), fuse_batchnorm=True, "
+            "any_size=True) makes of the network, or a trained run by `sre-triton export RUN --format onnx`"
         )
 
 

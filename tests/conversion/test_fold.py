@@ -204,6 +204,16 @@ def test_torchscript_and_export(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(x), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_one_exported_program_for_every_size() -> None:
+    model = convert(ResidualNet()).eval()
+    folded = fold(model, fuse_batchnorm=True, any_size=True)
+    sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(folded, (torch.randn(2, 3, 24, 30),), dynamic_shapes=(sizes,)).module()
+    for size in ((23, 30), (32, 33), (41, 27)):
+        x = torch.randn(3, 3, *size)
+        torch.testing.assert_close(program(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 def test_compiles_with_dynamic_shapes() -> None:
     torch._dynamo.reset()
     folded = fold(convert(ResidualNet()).eval())

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sre_triton.conversion.any_size import for_any_size
 from sre_triton.conversion.fold import fold
 from sre_triton.training.options import RunOptions
 from sre_triton.training.runs.folder import first_line
@@ -66,7 +65,7 @@ def program_of(original: Whole, channels: int, ndim: int, side: int) -> Program:
     Raises:
         ValueError: it cannot be folded or recorded.
     """
-    network = fold(for_any_size(original.network), fuse_batchnorm=True)
+    network = fold(original.network, fuse_batchnorm=True, any_size=True)
     whole = Whole(network, original.options, original.several)
     for step in _STEPS:
         examples = _examples(channels, ndim, min(side, _SIDE[ndim]), step, next(original.parameters()).device)
