@@ -66,7 +66,9 @@ class TrainOptions(RunOptions):
 
     med_mnist: str = _data("", "MedMNIST set, or another .npz file like them", metavar="NAME", common=True)
     data_root: Path = _data(Path("~/.medmnist"), "folder of .npz files", metavar="DIR", result=False, common=True)
-    image_size: int | None = _data(None, "side of the images of --data (default: 224)", metavar="N", common=True)
+    image_size: int | None = _data(
+        None, "side of the images of --data (default: 224)", metavar="N", common=True, least=1
+    )
     medmnist_size: int = _data(28, "side of the images; 28 is resized to 32", choices=(28, 64, 128, 224))
     balanced_sampler: bool = _data(False, "draw training images with replacement, every class alike")
     patches_seed: int = _data(1, "seed of the embedded patches", metavar="S")
@@ -83,18 +85,20 @@ class TrainOptions(RunOptions):
     sre_conv_size_list: list[int] | None = _model(
         None, "kernel size of each stage, as 9 9 5 5", flags=("--ri-conv-size-list",), metavar="K", nargs="+"
     )
-    sre_conv_k: list[int] | None = _model(None, "rings of all stages, or of each", metavar="B", nargs="+")
-    res_inplanes: int = _model(64, "channels of the first stage", metavar="C", common=True)
+    sre_conv_k: list[int] | None = _model(None, "rings of all stages, or of each", metavar="B", nargs="+", least=1)
+    res_inplanes: int = _model(64, "channels of the first stage", metavar="C", common=True, least=1)
     large_conv: bool = _model(False, "a 7x7 stem")
     maxpool: bool = _model(False, "global max pooling in place of the average")
-    dropout_p: float = _model(-1.0, "dropout before the classifier; below 0 there is none", metavar="P")
+    dropout_p: float = _model(-1.0, "dropout before the classifier; below 0 there is none", metavar="P", most=1)
 
     moco_aug: bool = _augment(False, "random resized crop (0.5 to 1) and colour in 2-D; scale, shift and blur in 3-D")
     no_aug: bool = _augment(False, "no augmentation, whatever else is asked for")
     translation: bool = _augment(False, "random translation in training")
-    translate_ratio: float = _augment(0.2, "its reach, as a share of the side", metavar="R")
+    translate_ratio: float = _augment(0.2, "its reach, as a share of the side", metavar="R", least=0, most=1)
     test_translation: bool = _augment(False, "random translation of test images")
-    test_translate_ratio: float | None = _augment(None, "its reach (default: --translate-ratio)", metavar="R")
+    test_translate_ratio: float | None = _augment(
+        None, "its reach (default: --translate-ratio)", metavar="R", least=0, most=1
+    )
     rotate: bool = _augment(False, "turn test images by a random angle")
     degree: float = _augment(180.0, "largest angle of --rotate, or its angle with --fix-rotate", metavar="DEG")
     fix_rotate: bool = _augment(False, "turn by exactly --degree (and --train-degree)")
@@ -106,8 +110,8 @@ class TrainOptions(RunOptions):
     vflip: bool = _augment(False, "flip test images upside down")
     hflip: bool = _augment(False, "flip test images left to right")
     dflip: bool = _augment(False, "flip test volumes front to back")
-    pad_size_h: int | None = _augment(None, "pad images to this height", metavar="N")
-    pad_size_w: int | None = _augment(None, "pad images to this width", metavar="N")
+    pad_size_h: int | None = _augment(None, "pad images to this height", metavar="N", least=1)
+    pad_size_w: int | None = _augment(None, "pad images to this width", metavar="N", least=1)
 
     res_keep_conv1: bool = _reference(False, "changes nothing: the stem is 5x5 at stride 1 in any case")
 
@@ -128,28 +132,35 @@ class SegmentOptions(RunOptions):
     mask_threshold: float | None = _data(
         None, "make two classes of masks, values below it and the others (default: a class per value)", metavar="V"
     )
-    vessels_size: int = _data(256, "side of the embedded vessel images", metavar="N")
+    vessels_size: int = _data(256, "side of the embedded vessel images", metavar="N", least=64)
     vessels_count: list[int] = _data(
         [20, 4, 20], "embedded images to train, validate and test on", metavar="N", nargs="+"
     )
-    vessels_seed: int = _data(0, "seed of the embedded vessel images", metavar="S")
-    crop_size: int = _data(256, "side of the training crops", metavar="N", common=True)
-    crops_per_image: int = _data(4, "crops from each image in an epoch", metavar="N", common=True)
+    vessels_seed: int = _data(0, "seed of the embedded vessel images", metavar="S", least=0)
+    crop_size: int = _data(256, "side of the training crops", metavar="N", common=True, least=1)
+    crops_per_image: int = _data(4, "crops from each image in an epoch", metavar="N", common=True, least=1)
     window_size: int = _data(
-        0, "side of the sliding window (0: --crop-size, or the whole image if it is smaller)", metavar="N", result=False
+        0,
+        "side of the sliding window (0: --crop-size, or the whole image if it is smaller)",
+        metavar="N",
+        result=False,
+        least=0,
     )
     test_crop: int = _data(
         0,
         "side of the middle of an image that is tested on, after what is around it has turned with it (0: all of it)",
         metavar="N",
         result=False,
+        least=0,
     )
     normalise: str = _data(
         "none",
         "bring each picture to mean 0 and deviation 1, by all pixels or by those that are not black",
         choices=NORMALISATIONS,
     )
-    overlap: float = _data(0.5, "share of its side by which a window overlaps the next", metavar="R", result=False)
+    overlap: float = _data(
+        0.5, "share of its side by which a window overlaps the next", metavar="R", result=False, least=0, below=1
+    )
 
     model_type: str = _model(
         "sre_unet",
@@ -162,10 +173,10 @@ class SegmentOptions(RunOptions):
     )
     loss: str = _optimiser("ce", "cross-entropy, or Dice and cross-entropy", choices=("ce", "dice-ce"), common=True)
 
-    batch_size: int = _optimiser(4, "crops per process and step", flags=("-b",), metavar="N", common=True)
-    lr: float = _optimiser(5e-4, "learning rate", metavar="RATE", common=True)
-    weight_decay: float = _optimiser(0.0, "weight decay", metavar="WD")
-    test_batch_size: int = _turn(4, "windows per evaluated batch", metavar="N", result=False)
+    batch_size: int = _optimiser(4, "crops per process and step", flags=("-b",), metavar="N", common=True, least=1)
+    lr: float = _optimiser(5e-4, "learning rate", metavar="RATE", common=True, above=0)
+    weight_decay: float = _optimiser(0.0, "weight decay", metavar="WD", least=0)
+    test_batch_size: int = _turn(4, "windows per evaluated batch", metavar="N", result=False, least=1)
 
 
 @dataclass
@@ -181,9 +192,11 @@ class EvaluateOptions(TurningOptions):
     )
     no_flips: bool = _turn(False, "leave out the flip test", common=True)
     names: list[str] | None = _turn(None, "names in the table and the picture", metavar="NAME", nargs="+", common=True)
-    test_batch_size: int = _turn(0, "images per evaluated batch (0: as in training)", metavar="N", result=False)
+    test_batch_size: int = _turn(
+        0, "images per evaluated batch (0: as in training)", metavar="N", result=False, least=0
+    )
     no_cuda: bool = _machine(False, "stay on the CPU", common=True)
-    threads: int = _machine(0, "threads of PyTorch (0: its own choice)", metavar="N", common=True)
+    threads: int = _machine(0, "threads of PyTorch (0: its own choice)", metavar="N", common=True, least=0)
     output: Path | None = _run(
         None, "folder of the results (default: evaluation-SPLIT in each run)", metavar="DIR", common=True
     )
@@ -215,13 +228,11 @@ class CompareOptions:
         group="comparison",
         metavar="RATE",
         nargs="+",
+        above=0,
     )
     seeds: list[int] = option([1, 2, 3], "seeds to train each with", group="comparison", metavar="S", nargs="+")
     jobs: int = option(
-        1,
-        "trainings at the same time; on a CPU with --threads 1",
-        group="comparison",
-        metavar="N",
+        1, "trainings at the same time; on a CPU with --threads 1", group="comparison", metavar="N", least=1
     )
     output: Path = option(
         Path("comparison"),
@@ -241,7 +252,7 @@ class PredictOptions:
     tta: bool = option(
         False, "average over the 8 turns and flips, for networks that are not equivariant", group="prediction"
     )
-    batch: int = option(8, "pictures of one size to answer at a time", group="prediction", metavar="N")
+    batch: int = option(8, "pictures of one size to answer at a time", group="prediction", metavar="N", least=1)
     masks: Path | None = option(None, "folder of masks to score a segmentation by", group="prediction", metavar="DIR")
     fov: Path | None = option(
         None,
@@ -250,10 +261,14 @@ class PredictOptions:
         metavar="DIR",
     )
     max_value: float | None = option(
-        None, "stored value of white (default: 255 or 65535 by type, 1 for floats)", group="prediction", metavar="V"
+        None,
+        "stored value of white (default: 255 or 65535 by type, 1 for floats)",
+        group="prediction",
+        metavar="V",
+        above=0,
     )
     no_cuda: bool = option(False, "stay on the CPU", group="prediction")
-    threads: int = option(0, "threads of PyTorch (0: its own choice)", group="prediction", metavar="N")
+    threads: int = option(0, "threads of PyTorch (0: its own choice)", group="prediction", metavar="N", least=0)
     quiet: bool = _quiet(group="prediction")
 
 
@@ -293,12 +308,15 @@ class VisualizeOptions:
         None, "class of the Grad-CAM (default: the predicted one)", group="visualization", metavar="C"
     )
     step_degrees: float = option(15.0, "degrees between two frames", group="visualization", metavar="DEG")
-    channels: int = option(4, "feature maps to show, those of largest variance", group="visualization", metavar="N")
+    channels: int = option(
+        4, "feature maps to show, those of largest variance", group="visualization", metavar="N", least=0
+    )
     size: int = option(
         0,
         "longer side of what the network sees (default: as in training, of a segmentation at most 512)",
         group="visualization",
         metavar="N",
+        least=0,
     )
     interpolation: str = option(
         "bilinear", "interpolation of turned images", group="visualization", choices=("nearest", "bilinear", "bicubic")

@@ -92,7 +92,8 @@ class CommandParser(argparse.ArgumentParser):
         if option is None:
             self.error(f"unexpected argument {words[0]!r}")
         name = option.partition("=")[0]
-        alike = difflib.get_close_matches(name, self._option_string_actions, n=1)
+        there = [flag for flag, action in self._option_string_actions.items() if not hasattr(action, "is_gone")]
+        alike = difflib.get_close_matches(name, there, n=1, cutoff=0.7)
         self.error(f"unknown option {name}" + (f", did you mean {alike[0]}?" if alike else ""))
 
 

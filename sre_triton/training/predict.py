@@ -59,8 +59,6 @@ def predict(
         ValueError: a picture is damaged, two have one name, or the folder is of another prediction.
     """
     console = console or Console(quiet=options.quiet)
-    if options.batch < 1:
-        raise ValueError(f"--batch must be at least 1, got {options.batch}")
     require_writable(options.output, "--output")
     device = "cuda" if torch.cuda.is_available() and not options.no_cuda else "cpu"
     predictor = load(model, device=device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import operator
 import os
 import types
 import typing
@@ -19,6 +20,7 @@ __all__ = [
     "GROUPS",
     "add_arguments",
     "changed_options",
+    "check_ranges",
     "from_dict",
     "from_namespace",
     "option",
@@ -40,6 +42,10 @@ def option(
     metavar: str | None = None,
     nargs: str | None = None,
     const: Any = None,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
     result: bool = True,
     common: bool = True,
 ) -> Any:
@@ -47,9 +53,11 @@ def option(
 
     Args:
         flags: further spellings; the field's own name with dashes always comes first.
+        least, most, above, below: what numbers it takes, as :func:`check_ranges` holds them against.
         result: whether it can change what is learned, so that a resumed run must have the same.
         common: whether ``--help`` shows it; ``--help-all`` shows all.
     """
+    bounds = {"at least": least, "above": above, "at most": most, "below": below}
     metadata = {
         "help": help,
         "group": group,
@@ -58,6 +66,7 @@ def option(
         "metavar": metavar,
         "nargs": nargs,
         "const": const,
+        "bounds": {words: bound for words, bound in bounds.items() if bound is not None},
         "result": result,
         "common": common,
     }
@@ -154,6 +163,8 @@ def _kind(hint: Any) -> tuple[Any, bool]:
 class _Dropped(argparse.Action):
     """An option of the reference script that this one does not have, and why."""
 
+    is_gone = True
+
     def __init__(self, option_strings: Sequence[str], dest: str, reason: str) -> None:
         super().__init__(
             option_strings, argparse.SUPPRESS, nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS
@@ -165,9 +176,32 @@ class _Dropped(argparse.Action):
 
 
 def from_namespace(options: type[Options], namespace: argparse.Namespace, *, dest_prefix: str = "") -> Options:
-    """Takes the fields of a dataclass of options out of what a parser found."""
+    """Takes the fields of a dataclass of options out of what a parser found.
+
+    Raises:
+        ValueError: see :func:`check_ranges`.
+    """
     names = [entry.name for entry in dataclasses.fields(options)]  # type: ignore[arg-type]
-    return options(**{name: getattr(namespace, dest_prefix + name) for name in names})
+    found = options(**{name: getattr(namespace, dest_prefix + name) for name in names})
+    check_ranges(found)
+    return found
+
+
+def check_ranges(options: Any) -> None:
+    """Holds every number among options against what its option takes.
+
+    Raises:
+        ValueError: one is outside; names the option, its value and what was expected.
+    """
+    for entry in dataclasses.fields(options):
+        bounds, value = entry.metadata["bounds"], getattr(options, entry.name)
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and not all(_FITS[words](number, bound) for words, bound in bounds.items()):
+                wanted = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items())
+                raise ValueError(f"{_flag(entry.name)} must be {wanted}, got {number}")
+
+
+_FITS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
 
 
 class _Changes(CommandParser):

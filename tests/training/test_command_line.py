@@ -13,7 +13,7 @@ import pytest
 from sre_triton.cli import main
 from sre_triton.training import options as all_options
 from sre_triton.training.parser import finite_number, whole_number
-from sre_triton.training.schema import from_dict, to_dict
+from sre_triton.training.schema import check_ranges, from_dict, to_dict
 from tests.training.conftest import TINY, TINY_UNET, Command, MakeSet
 
 COMMANDS: dict[str, list[type[Any]]] = {
@@ -108,6 +108,7 @@ def test_compare_shows_its_own_options(capsys: pytest.CaptureFixture[str]) -> No
         ("train --epochs 1.5", "--epochs: expected a whole number, got '1.5'"),
         ("train --lr nan", "--lr: expected a finite number, got 'nan'"),
         ("train photos", "unexpected argument 'photos'"),
+        ("train --device cuda", "unknown option --device; see"),  # not the option --dev, which is gone
         ("train --padding mirror", "--padding: invalid choice: 'mirror'"),
         ("segment --med-mnist x", "unknown option --med-mnist"),
         ("evaluate", "the following arguments are required: RUN"),
@@ -124,6 +125,51 @@ def test_one_wrong_word_is_one_line(words: str, message: str, capsys: pytest.Cap
     assert message in error
     assert error.count("\n") == 1
     assert error.startswith("sre-triton")
+
+
+_UNBOUNDED = {
+    "class_weights", "degree", "mask_threshold", "patches_seed", "seed", "seeds", "train_degree",
+    "sre_conv_size", "sre_conv_size_list", "vessels_count", "step_degrees", "target_class",  # checked where they are used
+}  # fmt: skip
+_KINDS = [kind for name, kind in vars(all_options).items() if name.endswith("Options") and name in all_options.__all__]
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_every_number_has_bounds_and_is_held_to_them(kind: type[Any]) -> None:
+    for entry in dataclasses.fields(kind):
+        hint, bounds = str(entry.type), entry.metadata["bounds"]
+        is_number = ("int" in hint or "float" in hint) and entry.metadata["choices"] is None
+        assert bool(bounds) == (is_number and entry.name not in _UNBOUNDED), entry.name
+        for words, bound in bounds.items():
+            outside = bound - 1 if words == "at least" else bound + 1 if words == "at most" else bound
+            with pytest.raises(
+                ValueError, match=f"^--{entry.name.replace('_', '-')} must be .*{words} .*, got {outside}"
+            ):
+                check_ranges(kind(**{entry.name: [outside] if "list" in hint else outside}))
+    check_ranges(kind())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train --data nowhere --image-size 0", "--image-size must be at least 1, got 0"),
+        ("train --affine-prob 1.5", "--affine-prob must be at least 0 and at most 1, got 1.5"),
+        ("train --cache -1", "--cache must be at least 0, got -1"),
+        ("segment --split-seed -1", "--split-seed must be at least 0, got -1"),
+        ("segment --vessels-size 32", "--vessels-size must be at least 64, got 32"),
+        ("segment --sgd --momentum 1", "--momentum must be at least 0 and below 1, got 1.0"),
+        ("compare segment --tune 1e-3 0", "--tune must be above 0, got 0.0"),
+        ("compare segment --jobs 0", "--jobs must be at least 1, got 0"),
+        ("predict vessels nowhere --max-value 0", "--max-value must be above 0, got 0.0"),
+    ],
+)
+def test_a_number_out_of_bounds_is_one_line_before_anything_is_read(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.split()) == 2
+    error = capsys.readouterr().err
+    assert error.endswith(f": {message}\n")
+    assert error.count("\n") == 1
 
 
 def test_numbers_are_read_as_python_reads_them() -> None:

@@ -114,7 +114,7 @@ def test_dropped_option_says_so(sre: Command, capsys: pytest.CaptureFixture[str]
         (["--cos", "--step"], "--cos and --step ask for more than one schedule"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--epochs", "0"], "--epochs must be at least 1"),
-        (["--lr", "0"], "--lr must be positive"),
+        (["--lr", "0"], "--lr must be above 0, got 0.0"),
         (["--amp", "--no-cuda"], "--amp needs a CUDA device"),
         (["--world-size", "2"], "--world-size 2 needs --ddp"),
         (["--multi-label"], "tiny has one label per image"),

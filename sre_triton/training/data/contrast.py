@@ -17,11 +17,6 @@ class Contrast:
     """
 
     def __init__(self, options: RunOptions) -> None:
-        for name, limit in {"gain": 1.0, "offset": None, "gamma_ratio": None, "blur": None}.items():
-            value = getattr(options, name)
-            if value < 0 or (limit is not None and value >= limit):
-                least = "at least 0" + (f" and below {limit:g}" if limit is not None else "")
-                raise ValueError(f"--{name.replace('_', '-')} must be {least}, got {value:g}")
         from monai.transforms import (
             Compose,
             EnsureType,

@@ -73,10 +73,6 @@ def assign_splits(
         OSError: the file cannot be read.
     """
     entries = [_grouped(entry, options.group) for entry in entries]
-    for name in ("val_fraction", "test_fraction"):
-        fraction = getattr(options, name)
-        if fraction is not None and not 0 <= fraction < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 0 and below 1, got {fraction:g}")
     drawn_by_hand = options.val_fraction is not None or options.test_fraction is not None
     if options.split is not None:
         if drawn_by_hand:

@@ -62,8 +62,6 @@ def compare(options: RunOptions, comparison: CompareOptions, console: Console | 
     if options.resume is not None:
         raise ValueError("--resume: compare goes on by itself when it is run again with the same --output")
     require_writable(comparison.output, "--output")
-    if comparison.jobs < 1:
-        raise ValueError(f"--jobs must be at least 1, got {comparison.jobs}")
     entered = contestants(options, comparison)
     seeds = list(dict.fromkeys(comparison.seeds))
     comparison.output.mkdir(parents=True, exist_ok=True)
@@ -218,11 +216,9 @@ def _tuned(
     """Of each network what every learning rate reaches on validation, and which is best.
 
     Raises:
-        ValueError: a rate is not positive, or none of them trains a network.
+        ValueError: none of the rates trains a network.
     """
     rates = sorted(set(comparison.tune or []))
-    if rates[0] <= 0:
-        raise ValueError(f"--tune must be positive learning rates, got {rates[0]:g}")
     pairs = [(rate, one) for rate in rates for one in entered]
     runs = [
         _Run.of(

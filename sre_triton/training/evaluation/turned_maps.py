@@ -103,9 +103,6 @@ def turned_maps(
     Raises:
         ValueError: there is no such layer or class, it has no maps, or the step does not divide the circle.
     """
-    for option in ("channels", "size"):
-        if getattr(options, option) < 0:
-            raise ValueError(f"--{option} must be at least 0, got {getattr(options, option)}")
     from monai.visualize import GradCAM
 
     angles = tuple(float(symmetry.angle) for symmetry in symmetries(2, options.step_degrees))

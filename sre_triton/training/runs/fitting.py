@@ -29,6 +29,7 @@ from sre_triton.training.runs.folder import (
 )
 from sre_triton.training.runs.loggers import loggers, show_pictures
 from sre_triton.training.runs.progress import Bars, Speech
+from sre_triton.training.schema import check_ranges
 from sre_triton.training.tasks.optimisation import optimiser_and_schedules
 from sre_triton.training.tasks.task import Task
 from sre_triton.training.tasks.turning import turning_tests
@@ -198,28 +199,9 @@ def load_weights(task: Task, path: Path) -> None:
 
 
 def _check(options: RunOptions) -> None:
-    for name, least in {
-        "batch_size": 1,
-        "accumulate": 1,
-        "early_stop": 0,
-        "warm_up": 0,
-        "epochs": 1,
-        "test_batch_size": 1,
-        "world_size": 1,
-        "save_interval": 1,
-        "eval_interval": 1,
-        "num_workers": 0,
-        "threads": 0,
-    }.items():
-        if getattr(options, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
-    if not 0 <= options.cur_ep < options.epochs:
-        raise ValueError(f"--cur-ep must be at least 0 and below --epochs {options.epochs}, got {options.cur_ep}")
-    for name in ("ema", "label_smoothing"):
-        if not 0 <= getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 0 and below 1, got {getattr(options, name)}")
-    if options.lr <= 0:
-        raise ValueError(f"--lr must be positive, got {options.lr}")
+    check_ranges(options)
+    if options.cur_ep >= options.epochs:
+        raise ValueError(f"--cur-ep must be below --epochs {options.epochs}, got {options.cur_ep}")
     if options.amp and options.bf16:
         raise ValueError("--amp and --bf16 ask for two precisions: choose one")
     if options.amp and (options.no_cuda or not torch.cuda.is_available()):

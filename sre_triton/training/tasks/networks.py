@@ -63,8 +63,6 @@ def classifier(options: TrainOptions, classes: int, channels: int, ndim: int) ->
     if any(size < 1 or size % 2 == 0 for size in sizes):
         flag = "--sre-conv-size-list" if options.sre_conv_size_list else "--sre-conv-size"
         raise ValueError(f"{flag} must be odd and positive, got {' '.join(map(str, sizes))}")
-    if options.res_inplanes < 1:
-        raise ValueError(f"--res-inplanes must be at least 1, got {options.res_inplanes}")
     network = models.entry(name)
     if network.ndim != ndim:
         raise ValueError(f"--model-type {name} is for {network.ndim}-D images, the set's are {ndim}-D")
