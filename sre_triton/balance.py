@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sre_triton.layers import RingConvNd
+from sre_triton.observing import check_network
 
 __all__ = ["BalancedSteps", "balance_steps", "balance_weights"]
 
@@ -34,6 +35,7 @@ def balance_weights(model: nn.Module) -> None:
     Raises:
         ValueError: a ring convolution does not hold its weight as a parameter (parametrized, weight-normalised,
             pruned), or it is sharded by ring. Nothing has been changed then.
+        TypeError: ``model`` is no module.
     """
     for weight, taps in _ring_weights(model).items():
         local = _local(weight)
@@ -73,6 +75,7 @@ def balance_steps(optimizer: torch.optim.Optimizer, model: nn.Module) -> Balance
         ValueError: a ring convolution does not hold its weight as a parameter (parametrized, weight-normalised,
             pruned), or it is sharded by ring; or the optimiser holds none of the ring weights. The latter at a step
             is a RuntimeError: the weights were replaced since.
+        TypeError: ``model`` is no module.
 
     Examples:
         >>> network = sre_triton.SREUNet(in_channels=1)
@@ -115,6 +118,7 @@ def balance_steps(optimizer: torch.optim.Optimizer, model: nn.Module) -> Balance
 def _ring_weights(model: nn.Module) -> dict[Tensor, Tensor]:
     """Ring weights, each once if layers share it, and the taps of their rings, (rings,); by the taps' shares where
     rings are anti-aliased."""
+    check_network("model", model)
     weights: dict[Tensor, Tensor] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, RingConvNd):

@@ -1,7 +1,8 @@
 """How far a network is from commuting with rotations and reflections, measured on a given input.
 
 For an output that is a map, ``f(g x)`` is compared with ``g f(x)``; for one without spatial dimensions
-(logits, features) with ``f(x)``. Quarter turns and flips only move pixels, so what is measured is the
+(logits, features) with ``f(x)``. A map is (N, C, *space), or in two and three dimensions (N, *space) of the input's
+size, as the classes of pixels are. Quarter turns and flips only move pixels, so what is measured is the
 network alone. Other angles interpolate, and the error of the interpolation is part of the figure.
 """
 
@@ -118,7 +119,7 @@ def equivariance_error(module: Callable[[Tensor], Any], input: Tensor, group: Gr
 
     Raises:
         ValueError: an argument is none of the above.
-        TypeError: an option is unknown.
+        TypeError: ``input`` is no tensor, or an option is unknown.
         ImportError: angles were asked for and SciPy is not installed.
 
     Examples:
@@ -147,6 +148,8 @@ def equivariance_errors(
             comparing: outside the disc an image turns out of its frame, and kernels reach across its
             edge.
     """
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input must be a tensor, got {type(input).__name__}")
     if not 3 <= input.dim() <= 5:
         raise ValueError(f"input must be (N, C, *space) in 1 to 3 dimensions, got shape {tuple(input.shape)}")
     if not input.is_floating_point():
@@ -159,11 +162,11 @@ def equivariance_errors(
         transforms = ((str(g), g) for g in grid_symmetries(ndim, group))
     errors = {}
     with unchanged(module, input), torch.no_grad():
-        reference = list(_tensors(module(input)))
+        reference = _outputs(module, input)
         if not reference:
             raise ValueError("module must return a tensor, or a list, tuple or dict that holds some")
         for name, transform in transforms:
-            moved = _tensors(module(transform(input)))
+            moved = _outputs(module, transform(input))
             errors[name] = _worst(
                 _relative(a, b, transform, ndim, None if isinstance(group, str) else margin)
                 for a, b in zip(moved, reference, strict=True)
@@ -218,6 +221,12 @@ def _worst(errors: Iterable[float]) -> float:
     return max(errors, key=_rank)
 
 
+def _outputs(module: Callable[[Tensor], Any], input: Tensor) -> list[Tensor]:
+    """What a module returns, maps without channels as maps of one."""
+    space = input.shape[2:]
+    return [t.unsqueeze(1) if len(space) > 1 and t.shape[1:] == space else t for t in _tensors(module(input))]
+
+
 def _tensors(output: Any) -> Iterator[Tensor]:
     if isinstance(output, Tensor):
         yield output
@@ -231,7 +240,7 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 def _relative(moved: Tensor, reference: Tensor, transform: Any, ndim: int, margin: float | None) -> float:
     is_map = reference.dim() == ndim + 2
-    moved, expected = moved.double(), reference.double()
+    moved, expected = _wide(moved), _wide(reference)
     if is_map:
         expected = transform(expected)
         if margin is not None:
@@ -242,6 +251,10 @@ def _relative(moved: Tensor, reference: Tensor, transform: Any, ndim: int, margi
     scale = expected.norm().item()
     difference = (moved - expected).norm().item()
     return difference / scale if scale else (0.0 if difference == 0 else math.inf)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.complex128 if x.is_complex() else torch.float64)
 
 
 def _inscribed_ball(x: Tensor, ndim: int, margin: float) -> Tensor:
@@ -276,7 +289,7 @@ def rotation(
     order = _SPLINE_ORDER[interpolation]
 
     def rotate(x: Tensor) -> Tensor:
-        turned = ndimage.rotate(x.double().cpu().numpy(), angle, axes=axes, reshape=False, order=order)
+        turned = ndimage.rotate(_wide(x).cpu().numpy(), angle, axes=axes, reshape=False, order=order)
         return torch.from_numpy(turned).to(x)
 
     return rotate

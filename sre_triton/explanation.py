@@ -14,7 +14,7 @@ from sre_triton.backends.base import Call, Kind
 from sre_triton.invariants.layers import AddInvariantsNd
 from sre_triton.invariants.passes import way_to_add
 from sre_triton.layers import RingConvNd
-from sre_triton.observing import unchanged
+from sre_triton.observing import check_network, unchanged
 from sre_triton.planning.plan import Plan, plan_call, recording
 from sre_triton.planning.request import current_backend
 
@@ -37,6 +37,7 @@ def explain(module: nn.Module, *inputs: Any) -> str:
 
     Raises:
         RuntimeError: a requested backend cannot run one of the calls.
+        TypeError: ``module`` is no module.
 
     Examples:
         >>> layer = sre_triton.SREConv2d(16, 16, 5, padding=2)
@@ -47,6 +48,7 @@ def explain(module: nn.Module, *inputs: Any) -> str:
           forward: ringwise (requested)
           backward: ringwise (requested)
     """
+    check_network("module", module)
     names: list[str] = []
 
     def enter(label: str, layer: nn.Module, args: Any) -> None:

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["unchanged"]
+__all__ = ["check_network", "unchanged"]
+
+
+def check_network(name: str, value: Any) -> None:
+    """Raises TypeError if an argument by this name is no network."""
+    if not isinstance(value, nn.Module):
+        what = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{name} must be a torch.nn.Module, got {what}")
 
 
 @contextmanager

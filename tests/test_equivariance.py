@@ -162,6 +162,23 @@ def test_invariant_outputs_are_compared_as_they_are() -> None:
     assert equivariance_error(corner, X) > 0.1
 
 
+def test_maps_without_channels_turn_with_the_image() -> None:
+    mapped = ring_map()
+    wide = torch.randn(2, 2, 8, 11, dtype=torch.float64)
+    for x in (X, wide):
+        for group in ("all", (180,)):
+            assert equivariance_error(lambda x: mapped(x).argmax(1), x, group, margin=1) < EXACT
+            assert equivariance_error(lambda x: mapped(x)[:, 0], x, group, margin=1) < EXACT
+    assert equivariance_error(lambda x: mapped(x)[:, 0].flip(1).cumsum(1), X) > 0.1
+
+
+def test_both_parts_of_complex_numbers_count() -> None:
+    mapped, plain = ring_map(), nn.Conv2d(2, 3, 3, padding=1, dtype=torch.float64)
+    for group in ("all", (90,)):
+        assert equivariance_error(lambda x: torch.complex(mapped(x), mapped(x)), X, group) < EXACT
+        assert equivariance_error(lambda x: torch.complex(mapped(x), plain(x)), X, group) > 0.1
+
+
 @pytest.mark.parametrize(
     "pack",
     [
@@ -351,6 +368,7 @@ def test_anti_aliased_rings_turn_four_times_better_on_the_fundus_photograph() ->
         ({"input": torch.ones(1, 1, 8, 8, dtype=torch.int64)}, ValueError, "floating dtype, got torch.int64"),
         ({"module": lambda x: None}, ValueError, "module must return a tensor"),
         ({"module": lambda x: {"a": "b"}}, ValueError, "module must return a tensor"),
+        ({"input": (X,)}, TypeError, "input must be a tensor, got tuple"),
         ({"unknown": 1}, TypeError, "unknown"),
     ],
 )

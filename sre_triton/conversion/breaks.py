@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sre_triton.equivariance import GridSymmetry, _relative, _tensors, grid_symmetries
@@ -124,6 +125,8 @@ def _record(model: nn.Module, sample: Tensor) -> list[ModuleError]:
     handles = []
     try:
         for module in names:
+            if isinstance(module, torch.jit.ScriptModule):  # has no hooks on calls
+                continue
             handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(module.register_forward_hook(leave))
         model(sample)
@@ -145,7 +148,7 @@ def _compare(
         return math.inf
     worst = None
     for a, b in zip(reference, moved, strict=True):
-        if a.is_floating_point() and a.numel():
+        if (a.is_floating_point() or a.is_complex()) and a.numel():
             worst = _larger(worst, min((e for e in _errors(a, b, g, grids)), default=None))
     return worst
 

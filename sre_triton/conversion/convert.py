@@ -16,6 +16,7 @@ from sre_triton.conversion.behaviour import copied
 from sre_triton.conversion.methods import all_names, reader_of_weight
 from sre_triton.conversion.references import Replacement, replace_modules
 from sre_triton.conversion.replacements import Swapper, is_convolution, is_pooling, refuse_what_would_be_lost, why_left
+from sre_triton.observing import check_network
 
 __all__ = ["convert"]
 
@@ -85,8 +86,7 @@ def convert(
         )
     """
     _check_arguments(kernel_size, weights, strides)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_network("model", model)
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise ValueError("model is wrapped in DistributedDataParallel, which holds on to its parameters: convert first")
     # Reasons to refuse are looked for in the network itself: its copy has lost some of them already.

@@ -25,6 +25,7 @@ from sre_triton.conversion.methods import all_names, code_names, methods, reader
 from sre_triton.conversion.references import Replacement, replace_modules
 from sre_triton.functional import expand_kernel
 from sre_triton.layers import RingConvNd
+from sre_triton.observing import check_network
 
 __all__ = ["fold"]
 
@@ -60,7 +61,7 @@ def fold(model: nn.Module, *, fuse_batchnorm: bool = False, any_size: bool = Fal
             batch; or a layer carries what would be lost: a parametrization, weight normalisation or pruning,
             hooks on its state dict, methods of a subclass or an instance, parameters of its own; or something
             would go on holding a replaced layer, as the closure of a hook; or the network cannot be copied.
-        TypeError: a module of this package that cannot be traced, with the reason as its cause.
+        TypeError: ``model`` is no module, or a module of this package cannot be traced, with the reason as its cause.
 
     Examples:
         >>> network = nn.Sequential(sre_triton.SREConv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
@@ -71,6 +72,7 @@ def fold(model: nn.Module, *, fuse_batchnorm: bool = False, any_size: bool = Fal
           (2): ReLU()
         )
     """
+    check_network("model", model)
     if fuse_batchnorm and any(m.training for m in model.modules()):
         raise ValueError("fuse_batchnorm=True needs the model in eval mode: call model.eval() first")
     names = all_names(model)

@@ -22,7 +22,7 @@ from sre_triton.conversion.replacements import (
 from sre_triton.equivariance import equivariance_error
 from sre_triton.invariants.layers import InvariantsNd
 from sre_triton.layers import RingConvNd
-from sre_triton.observing import unchanged
+from sre_triton.observing import check_network, unchanged
 
 __all__ = ["LayerReport", "ModelReport", "SymmetryReport", "report"]
 
@@ -150,6 +150,7 @@ def report(
 
     Raises:
         ValueError: ``sample`` or ``group`` is none of these; or the network cannot be copied.
+        TypeError: ``model`` is no module, or ``sample`` no tensor.
 
     Examples:
         >>> network = sre_triton.convert(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 2)))
@@ -159,6 +160,9 @@ def report(
         >>> found.symmetry.symmetric, found.symmetry.first_break
         (False, '1')
     """
+    check_network("model", model)
+    if sample is not None and not isinstance(sample, Tensor):
+        raise TypeError(f"sample must be a tensor, got {type(sample).__name__}")
     if sample is not None and not 3 <= sample.dim() <= 5:
         raise ValueError(f"sample must be (N, C, *space) in 1 to 3 dimensions, got shape {tuple(sample.shape)}")
     layers, saved = _layers(model)

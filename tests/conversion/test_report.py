@@ -193,3 +193,41 @@ def test_a_sample_or_a_group_that_is_none() -> None:
         report(model, torch.randn(1, 1, 8, 8), group="turns")
     with pytest.raises(ValueError, match=r"sample must be .*got shape \(8, 8\)"):
         report(model, torch.randn(8, 8))
+    with pytest.raises(TypeError, match="sample must be a tensor, got tuple"):
+        report(model, (torch.randn(1, 1, 8, 8),))  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
+def test_a_scripted_part_is_measured_with_the_whole() -> None:
+    found = symmetry_of(nn.Sequential(sre_triton.SREConv2d(3, 2, 3), torch.jit.script(nn.Conv2d(2, 2, 3))), 16, 16)
+    assert not found.symmetric
+    assert found.first_break == ""
+
+
+class Spectral(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.rfft2(x)
+
+
+def test_complex_maps_between_modules_count() -> None:
+    found = report(nn.Sequential(Spectral(), nn.Flatten()), torch.randn(2, 1, 16, 16)).symmetry
+    assert found is not None
+    assert found.first_break == "0"
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        report,
+        convert,
+        sre_triton.fold,
+        sre_triton.explain,
+        sre_triton.balance_weights,
+        lambda net: sre_triton.balance_steps(torch.optim.SGD([torch.zeros(1)], 1.0), net),
+    ],
+)
+def test_what_is_no_network_is_refused(look: Any) -> None:
+    with pytest.raises(TypeError, match=r"^mod(el|ule) must be a torch.nn.Module, got dict$"):
+        look({})
+    with pytest.raises(TypeError, match=r"^mod(el|ule) must be a torch.nn.Module, got the class Conv2d$"):
+        look(nn.Conv2d)
