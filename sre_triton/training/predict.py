@@ -18,7 +18,15 @@ from rich.progress import Progress
 
 from sre_triton.training.data.masks import MaskClasses, read_field
 from sre_triton.training.data.pairs import pair_by_name
-from sre_triton.training.data.pictures import is_nifti, is_tiff, page_count, picture_files, picture_name, read_picture
+from sre_triton.training.data.pictures import (
+    is_nifti,
+    is_tiff,
+    left_out,
+    page_count,
+    picture_files,
+    picture_name,
+    read_picture,
+)
 from sre_triton.training.figures.maps import overlay
 from sre_triton.training.files import in_percent, read_json, replacing, require_writable, sweep, write_csv, write_json
 from sre_triton.training.options import PredictOptions
@@ -96,7 +104,7 @@ def predict(
         if answered:
             write_csv(table, list(answered.values()))
     _print_scores(list(answered.values()), console)
-    console.print(f"{len(pictures)} pictures on {device}; {table}", soft_wrap=True)
+    console.print(f"{len(pictures)} picture{'s' * (len(pictures) > 1)} on {device}; {table}", soft_wrap=True)
     return list(answered.values())
 
 
@@ -141,8 +149,8 @@ def _pictures(inputs: Sequence[Path], console: Console) -> list[Path]:
     found: dict[str, Path] = {}
     for path in inputs:
         listed, others = picture_files(path) if path.is_dir() else ([path], [])
-        if others:
-            console.print(f"{path}: {len(others)} files are no pictures and left out ({others[0].name})")
+        for note in left_out(others):
+            console.print(note, soft_wrap=True)
         if not listed:
             raise ValueError(f"{path} holds no picture")
         for picture in listed:

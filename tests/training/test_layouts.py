@@ -185,5 +185,5 @@ def test_files_that_are_left_out_are_said(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"no picture")
     write_mask(tmp_path / "masks" / "9.png", np.zeros((SIDE, SIDE), bool))
     notes = read(tmp_path).notes
-    assert any("1 files are no pictures and left out (notes.txt)" in note for note in notes)
+    assert any(": 1 is no picture and left out (notes.txt)" in note for note in notes)
     assert any("1 masks have no image (9.png)" in note for note in notes)

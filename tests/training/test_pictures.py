@@ -14,7 +14,14 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
-from sre_triton.training.data.pictures import picture_files, picture_name, read_header, read_mask, read_picture
+from sre_triton.training.data.pictures import (
+    left_out,
+    picture_files,
+    picture_name,
+    read_header,
+    read_mask,
+    read_picture,
+)
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 4, 3)).astype(np.uint8)
@@ -224,9 +231,13 @@ def test_masks_keep_their_values(tmp_path: Path) -> None:
 def test_litter_is_passed_over_and_twins_are_named(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "._a.png", "Thumbs.db", ".DS_Store", "notes.txt"):
         (tmp_path / name).touch()
+    for name in (".cache", "more.png"):
+        (tmp_path / name).mkdir()
     pictures, others = picture_files(tmp_path)
     assert [path.name for path in pictures] == ["a.png", "b.png"]
-    assert [path.name for path in others] == ["notes.txt"]
+    assert left_out(others) == [f"{tmp_path}: 2 are no pictures and left out (more.png/, notes.txt)"]
+    assert left_out(others[1:]) == [f"{tmp_path}: 1 is no picture and left out (notes.txt)"]
+    assert left_out([]) == []
     (tmp_path / "a.tif").touch()
     with pytest.raises(ValueError, match=r"a.png and a.tif differ in their format alone"):
         picture_files(tmp_path)

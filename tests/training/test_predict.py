@@ -108,7 +108,11 @@ def test_averaging_makes_an_ordinary_network_symmetric(sre: Command, tmp_path: P
         (torch.zeros(2, 4, 4), ValueError, r"image must be \(1, H, W\) or \(3, H, W\), got \(2, 4, 4\)"),
         (np.full((4, 4), 3.0), ValueError, "image must lie in 0 to 1, got 3 to 3"),
         (np.full((4, 4), np.nan), ValueError, "image must lie in 0 to 1, got nan"),
-        (np.zeros((4, 4), np.int32), ValueError, "image must be uint8, uint16 or floats in 0 to 1, got torch.int32"),
+        (
+            np.zeros((4, 4), np.int32),
+            ValueError,
+            "image must be uint8, uint16, bool or floats in 0 to 1, got torch.int32",
+        ),
     ],
 )
 def test_what_is_no_picture_is_refused(image: Any, kind: type[Exception], message: str) -> None:
@@ -116,6 +120,15 @@ def test_what_is_no_picture_is_refused(image: Any, kind: type[Exception], messag
 
     with pytest.raises(kind, match=message):
         as_picture(image)
+
+
+def test_black_and_white_is_a_picture() -> None:
+    from sre_triton.training.runs.predictor import as_picture
+
+    pixels = np.arange(12).reshape(3, 4) % 2 == 0
+    expected = torch.from_numpy(pixels).float().expand(1, 3, 3, 4)
+    for image in (pixels, torch.from_numpy(pixels), Image.fromarray(pixels)):
+        torch.testing.assert_close(as_picture(image), expected)
 
 
 def test_a_plain_state_dict_needs_no_training_code(segmenter: Path) -> None:

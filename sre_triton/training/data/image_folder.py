@@ -16,7 +16,7 @@ import torch
 from sre_triton.training.data.checksum import checksums
 from sre_triton.training.data.medmnist import ImageSet, Split
 from sre_triton.training.data.photographs import KeptArrays, LazyList, cache_limit
-from sre_triton.training.data.pictures import picture_files, read_header, read_picture
+from sre_triton.training.data.pictures import left_out, picture_files, read_header, read_picture
 from sre_triton.training.data.splits import SPLITS, Splittable, assign_splits, read_table
 from sre_triton.training.data.warp import centred_square
 from sre_triton.training.options import DEFAULT_SIDE, TrainOptions
@@ -146,8 +146,7 @@ def _read_folders(root: Path) -> tuple[list[Labelled], bool, list[str]]:
             pictures, others = picture_files(folder)
             if not pictures:
                 raise ValueError(f"{folder} is a class without pictures: remove it, or put pictures in it")
-            if others:
-                notes.append(f"{folder}: {len(others)} files are no pictures and left out ({others[0].name})")
+            notes += left_out(others)
             entries += [Labelled(path, split, labels=(folder.name,)) for path in pictures]
     if not entries:
         raise ValueError(f"--data {root} has no folders of classes: expected one per class, with pictures in it")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sre_triton.training.data.pairs import pair_by_name
-from sre_triton.training.data.pictures import picture_files, picture_name
+from sre_triton.training.data.pictures import left_out, picture_files, picture_name
 from sre_triton.training.data.splits import SPLITS, Splittable, read_table
 from sre_triton.training.options import SegmentOptions
 
@@ -85,15 +85,8 @@ def find_photographs(options: SegmentOptions) -> Source:
         fields, others = picture_files(options.fov.expanduser())
         matched = pair_by_name([entry.image for entry in source.entries], fields, "field of view")
         entries = [replace(entry, field=path) for entry, path in zip(source.entries, matched, strict=True)]
-        source = replace(source, entries=entries, notes=[*source.notes, *_ignored(others)])
+        source = replace(source, entries=entries, notes=[*source.notes, *left_out(others)])
     return source
-
-
-def _ignored(files: list[Path]) -> list[str]:
-    if not files:
-        return []
-    names = ", ".join(path.name for path in files[:3]) + (", ..." if len(files) > 3 else "")
-    return [f"{files[0].parent}: {len(files)} files are no pictures and left out ({names})"]
 
 
 # A folder, or folders of splits ------------------------------------------------------------------------
@@ -115,7 +108,7 @@ def _read_folder(root: Path, observer: int) -> Source:
         images, others = picture_files(home / "images")
         masks, other_masks = picture_files(home / "masks")
         matched = pair_by_name(images, masks)
-        notes += _ignored(others) + _ignored(other_masks)
+        notes += left_out(others) + left_out(other_masks)
         unused = sorted(set(masks) - set(matched))
         if unused:
             notes.append(f"{home / 'masks'}: {len(unused)} masks have no image ({unused[0].name})")

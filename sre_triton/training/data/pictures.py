@@ -7,7 +7,7 @@ without bounds, several pages, half-transparent masks) is an error that names th
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ __all__ = [
     "Header",
     "is_nifti",
     "is_tiff",
+    "left_out",
     "page_count",
     "picture_files",
     "picture_name",
@@ -58,7 +59,8 @@ def picture_name(path: Path) -> str:
 
 
 def picture_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The pictures of a folder by name, and the files that are none. Hidden files and ``Thumbs.db`` are neither.
+    """The pictures of a folder by name, and the files and folders within it, which are none. What is hidden and
+    ``Thumbs.db`` is neither.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -69,15 +71,24 @@ def picture_files(folder: Path) -> tuple[list[Path], list[Path]]:
     pictures: dict[str, Path] = {}
     others = []
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name.lower() in _LITTER or path.is_dir():
+        if path.name.startswith(".") or path.name.lower() in _LITTER:
             continue
-        if not path.name.lower().endswith(SUFFIXES):
+        if path.is_dir() or not path.name.lower().endswith(SUFFIXES):
             others.append(path)
             continue
         twin = pictures.setdefault(picture_name(path), path)
         if twin is not path:
             raise ValueError(f"{twin} and {path.name} differ in their format alone: keep one")
     return list(pictures.values()), others
+
+
+def left_out(others: Sequence[Path]) -> list[str]:
+    """A note on what :func:`picture_files` found beside the pictures of a folder, empty if that is nothing."""
+    if not others:
+        return []
+    names = [path.name + "/" * path.is_dir() for path in others[:3]] + ["..."] * (len(others) > 3)
+    what = "1 is no picture" if len(others) == 1 else f"{len(others)} are no pictures"
+    return [f"{others[0].parent}: {what} and left out ({', '.join(names)})"]
 
 
 def page_count(path: Path) -> int:

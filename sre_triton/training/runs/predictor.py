@@ -44,7 +44,7 @@ def load(run: str | Path, *, device: str | torch.device = "cpu") -> Predictor:
 class Predictor:
     """Answers of a trained network on single pictures.
 
-    A picture is an array (H, W) or (H, W, 3), a PIL image, or a tensor (1, H, W) or (3, H, W); uint8, uint16, or
+    A picture is an array (H, W) or (H, W, 3), a PIL image, or a tensor (1, H, W) or (3, H, W); uint8, uint16, bool, or
     floats in 0 to 1. It is prepared as in training: a classifier sees its middle square, a segmentation network all of
     it, window by window.
 
@@ -193,8 +193,10 @@ def as_picture(image: Any) -> Tensor:
         channels_first = False
     if pixels.dtype == torch.uint8:
         pixels = pixels.float() / 255
+    elif pixels.dtype == torch.bool:
+        pixels = pixels.float()
     if not pixels.is_floating_point():
-        raise ValueError(f"image must be uint8, uint16 or floats in 0 to 1, got {pixels.dtype}")
+        raise ValueError(f"image must be uint8, uint16, bool or floats in 0 to 1, got {pixels.dtype}")
     if pixels.dim() == 2:
         pixels = pixels[None] if channels_first else pixels[..., None]
     if not channels_first:
