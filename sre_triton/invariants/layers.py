@@ -229,6 +229,8 @@ class AddInvariantsNd(InvariantsNd):
             weight = self._parameters["weight"]
             assert weight is not None
             return formulas.add(input, self.project, self.weight, self.spec, weight.dtype)
+        if input.dim() > self.ndim and input.shape[-1 - self.ndim] != self.channels:
+            raise ValueError(f"input must have {self.channels} channels, got shape {tuple(input.shape)}")
         return add_invariants(
             input, self.project, self.weight, self.kinds, self.dilations, eps=self.eps, ndim=self.ndim
         )

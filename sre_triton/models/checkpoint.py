@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Mapping
 from os import PathLike
@@ -48,7 +49,12 @@ def load_reference_checkpoint(path: str | PathLike[str]) -> ReferenceCheckpoint:
         ValueError: it is not such a file.
         pickle.UnpicklingError: it holds more than tensors and plain containers.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, pickle.UnpicklingError):
+        raise
+    except Exception as error:  # PyTorch raises many kinds on bytes that are no checkpoint
+        raise ValueError(f"{path} is not a whole checkpoint: {error}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} must hold a dictionary, but holds a {type(content).__name__}")
     if "sre_triton" in content:

@@ -115,6 +115,8 @@ def test_starts_as_large_as_its_input() -> None:
         (lambda: AddInvariants2d(0), "channels must be positive, got 0"),
         (lambda: AddInvariants2d(4, features=0), "features must be positive, got 0"),
         (lambda: AddInvariants2d(4, "curl"), "kinds must be some of"),
+        (lambda: AddInvariants2d(4)(torch.rand(2, 3, 5, 5)), r"input must have 4 channels, got shape \(2, 3, 5, 5\)"),
+        (lambda: AddInvariants2d(4)(torch.rand(4)), r"must be .* got shape \(4,\)"),
         (
             lambda: DifferentialInvariants2d(pairing="learned"),
             "channels must be a positive int where there is a pairing",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,13 @@ def test_reads_a_state_dict_alone(tmp_path: Path) -> None:
 def test_other_files_are_refused_by_name(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other.pth must hold .*dict"):
+        load_reference_checkpoint(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", b"\x80\x02X", b"\x80\x02hch"])
+def test_bytes_that_are_no_checkpoint(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "other.pth").write_bytes(content)
+    with pytest.raises((ValueError, pickle.UnpicklingError), match=r"other.pth is not a whole checkpoint|weights_only"):
         load_reference_checkpoint(tmp_path / "other.pth")
 
 

@@ -145,7 +145,9 @@ def test_tensorboard_gets_pixels(tmp_path: Path) -> None:
 def test_what_is_no_checkpoint(refused: Any, run: Path, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
     (tmp_path / "text.ckpt").write_text("hello")
-    for name in ("picture.png", "text.ckpt"):
+    for number, content in enumerate((b"", b"abc", b"\x80\x02X", b"\x80\x02hch")):
+        (tmp_path / f"{number}.ckpt").write_bytes(content)
+    for name in ("picture.png", "text.ckpt", *(f"{number}.ckpt" for number in range(4))):
         path = tmp_path / name
         for command in (["evaluate", path], ["predict", path, path], ["export", path]):
             error = refused(*command)
