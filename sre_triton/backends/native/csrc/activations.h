@@ -129,11 +129,19 @@ void copy_positions(T* to, Index pitch, const S* from, Index step, Index count, 
   }
 }
 
+// Whether what there is of a row that a tile reads lies side by side in memory as it does where it is copied to: one
+// run of elements.
+template <class S>
+bool are_runs(const Activation<S>& x, const Window& w) {
+  return w.stride[2] == 1 && w.upsampling[2] == 1 && x.channel_stride == 1 && x.stride[2] == x.channels;
+}
+
 // The rows that a tile reads of an image, zeros where the input has nothing.
 template <class S>
 class InputRows {
  public:
-  InputRows(const Activation<S>& x, const Window& w, const Tile& tile) : x_(x), w_(w) {
+  InputRows(const Activation<S>& x, const Window& w, const Tile& tile, const S* zeros = nullptr)
+      : x_(x), w_(w), zeros_(zeros) {
     for (Index d = 0; d < 3; ++d) {
       extent[d] = reads(w, d, tile.size[d]);
       begin_[d] = tile.start[d] * w.stride[d] + w.origin[d];
@@ -161,7 +169,7 @@ class InputRows {
     if (!row || (step == 1 && gap == 1)) {
       clear_around(to, row);
       if (row)
-        copy_positions(run_in(to), channels, row, x_.stride[2], count_, channels, x_.channel_stride, x_.stride[1]);
+        copy_positions(to + lead(), channels, row, x_.stride[2], count_, channels, x_.channel_stride, x_.stride[1]);
     } else {
       std::fill_n(to, extent[2] * channels, T(0));
       for (Index phase = 0; phase < step; ++phase) {
@@ -174,18 +182,18 @@ class InputRows {
     }
   }
 
-  // Whether what there is of a row lies side by side in memory as it does where it goes: one run of elements.
-  bool are_runs() const {
-    return w_.stride[2] == 1 && w_.upsampling[2] == 1 && x_.channel_stride == 1 && x_.stride[2] == x_.channels;
+  // Elements of a row before those that there are, and how many these are, where rows are runs.
+  Index lead() const { return lead_ * x_.channels; }
+  Index run() const { return std::max<Index>(count_, 0) * x_.channels; }
+  // Element `element` of row (i, j), which there is unless there is nothing of the row: zeros then.
+  const S* at(Index image, Index i, Index j, Index element) const {
+    const S* const row = find(image, i, j);
+    return row ? row + element - lead() : zeros_;
   }
-  Index run() const { return count_ * x_.channels; }
   template <class T>
-  T* run_in(T* to) const {
-    return to + lead_ * x_.channels;
-  }
-  template <class T>
-  void clear_around(T* to, const S* row) const {
-    const Index lead = row ? lead_ : extent[2], end = row ? lead_ + count_ : extent[2];
+  void clear_around(T* to, bool is_there) const {
+    const bool any = is_there && count_ > 0;
+    const Index lead = any ? lead_ : extent[2], end = any ? lead_ + count_ : extent[2];
     std::fill_n(to, lead * x_.channels, T(0));
     std::fill_n(to + end * x_.channels, (extent[2] - end) * x_.channels, T(0));
   }
@@ -195,6 +203,7 @@ class InputRows {
  private:
   const Activation<S>& x_;
   const Window& w_;
+  const S* zeros_;  // a whole row
   Triple begin_;
   Index first_, lead_, count_;  // the first position of the input in a row, where it goes, and how many there are
 };

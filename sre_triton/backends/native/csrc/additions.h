@@ -33,7 +33,7 @@ inline void store_sums(at::BFloat16* out, const Vector<float>* sums) {
 }
 #endif
 
-// out[i] = sum of factor * term[i], or what is copied.
+// out[i] = sum of factor * term[i], or what is copied; without out that is fetched alone.
 template <class T, class P>
 struct Row {
   void* out;         // of T, or of P if it completes a ring sum
@@ -70,6 +70,8 @@ class Additions {
     rows_.push_back({out, from, nullptr, 0, 0, n, false});
     queue(n, true);
   }
+  // To the second-level cache.
+  void fetch(const P* from, Index n) { copy(nullptr, from, n); }
 
   // Spreads the steps of the queue evenly over the next `total` products.
   void pace(Index total) {
@@ -88,8 +90,10 @@ class Additions {
   void finish() {
     for (; row_ < static_cast<Index>(rows_.size()); ++row_, at_ = 0) {
       const Row<T, P>& row = rows_[row_];
-      if (row.copied)
+      if (row.copied && row.out)
         copy_run(static_cast<T*>(row.out) + at_, row.copied + at_, row.n - at_);
+      else if (row.copied)
+        for (; at_ < row.n; at_ += kStep) fetch_step(row.copied + at_);
       else if (row.completes)
         row.factors ? add<true>(row, static_cast<P*>(row.out)) : add<false>(row, static_cast<P*>(row.out));
       else
@@ -143,11 +147,15 @@ class Additions {
     }
   }
 
-  static void copy_step(T* out, const P* from) {
-    constexpr Index kStepsAhead = 8;  // it may come from far away, and too little is read at a time to be foreseen
+  static void fetch_step(const P* from) {
 #pragma GCC unroll 4
     for (Index line = 0; line < Index(kStep * sizeof(P)); line += 64)
-      __builtin_prefetch(reinterpret_cast<const char*>(from + kStepsAhead * kStep) + line, 0, 2);
+      __builtin_prefetch(reinterpret_cast<const char*>(from) + line, 0, 2);
+  }
+
+  static void copy_step(T* out, const P* from) {
+    constexpr Index kStepsAhead = 8;  // it may come from far away, and too little is read at a time to be foreseen
+    fetch_step(from + kStepsAhead * kStep);
 #pragma GCC unroll 4
     for (int u = 0; u < kSumVectors; ++u) store(out + u * kLanes<T>, load_as<T>(from + u * kLanes<T>));
   }
@@ -156,7 +164,7 @@ class Additions {
     const Row<T, P>& row = rows_[row_];
     const Index i = std::min(at_, row.n - kStep);
     if (row.copied)
-      copy_step(static_cast<T*>(row.out) + i, row.copied + i);
+      row.out ? copy_step(static_cast<T*>(row.out) + i, row.copied + i) : fetch_step(row.copied + i);
     else if (std::is_same_v<T, P> || !row.completes)
       sum<false>(row, i, static_cast<T*>(row.out));
     else

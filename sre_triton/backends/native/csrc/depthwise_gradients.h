@@ -120,7 +120,7 @@ void weigh_rings(const Call& call, const Window& w) {
   const std::optional<Activation<S>> y = call.y ? std::optional<Activation<S>>(*call.y) : std::nullopt;
   const Index rings = w.rings.size(), channels = x.channels, pitch = round_up(channels, kLanes<T>);
   const std::vector<RingTap> taps = ring_taps(w);
-  const Tiling tiling = cut(w, x.images, channels);
+  const Tiling tiling = cut(w, x.images, channels, false);
   const T* const weights =
       y ? pack_depthwise<T>(RingWeight<S>(*call.weight, call.groups, call.transposed, w.rings), channels, pitch)
         : nullptr;

@@ -79,6 +79,9 @@ inline void want_large_pages(const at::Tensor& t) {
 #endif
 }
 
+// What a call reads is likely to be in some cache still, if it is no larger.
+constexpr size_t kNearBytes = 4 << 20;
+
 inline thread_local Scratch weights_memory, totals_memory, scratch;
 
 }  // namespace sre_triton

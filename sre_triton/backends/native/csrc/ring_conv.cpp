@@ -7,6 +7,10 @@
 #include <ATen/ops/leaky_relu.h>
 #include <torch/library.h>
 
+#include <optional>
+#include <utility>
+#include <vector>
+
 #include "arguments.h"
 #include "depthwise.h"
 #include "depthwise_gradients.h"
@@ -49,9 +53,11 @@ void run(const Call& call, const Window& w) {
   if constexpr (std::is_same_v<S, T>)
     if (!call.grad && are_thin_planes(x, Activation<S>(*call.y), w, call.groups))
       return convolve_thin_planes<S>(call, w);
-  const Tiling tiling = cut(w, x.images, x.channels);
+  const bool in_place = std::is_same_v<S, T> && is_summed_in_place(x, w);
+  const Tiling tiling = cut(w, x.images, x.channels, in_place);
   const Index most = tiling.slab(tiling.tile(0, x.images, w), 0, w).positions();
   const Index rings = w.rings.size();
+  const bool is_far = call.source.nbytes() > kNearBytes;
 
   using Factor = FactorOf<T, F>;
   std::optional<Mixer<S, T, F>> mixer;
@@ -68,7 +74,8 @@ void run(const Call& call, const Window& w) {
   std::vector<Index> buffer_sizes;
   for (Index level : w.levels) {
     const Triple e = Adder<T, Factor>::extent(w, tiling.size, level);
-    buffer_sizes.push_back(e[0] * e[1] * e[2] * x.channels);
+    const bool is_row = in_place && buffer_sizes.empty();  // of zeros, in place of the input
+    buffer_sizes.push_back((is_row ? 1 : e[0] * e[1]) * e[2] * x.channels);
     bytes += Scratch::size<T>(buffer_sizes.back());
   }
 
@@ -80,6 +87,12 @@ void run(const Call& call, const Window& w) {
     T* products = scratch.take<T>(products_size);
     std::vector<T*> buffers;
     for (Index size : buffer_sizes) buffers.push_back(scratch.take<T>(size));
+    const S* zeros = nullptr;
+    if constexpr (std::is_same_v<S, T>)
+      if (in_place) {
+        std::fill_n(buffers[0], buffer_sizes[0], T(0));
+        zeros = std::exchange(buffers[0], nullptr);
+      }
     typename Gradient<S, T, F>::Rows rows;
     if (gradient) rows = gradient->take(scratch, most);
 
@@ -90,40 +103,50 @@ void run(const Call& call, const Window& w) {
     std::optional<InputRows<S>> input;
     Tile tile;
     Index i = begin, row = 0, loaded = 0;  // rows in the split dimension
+    auto each_new_row = [&](Index until, const auto& f) {
+      for (Index a = w.split == 0 ? loaded : 0; a < (w.split == 0 ? until : input->extent[0]); ++a)
+        for (Index b = w.split == 1 ? loaded : 0; b < (w.split == 1 ? until : input->extent[1]); ++b) f(a, b);
+    };
     auto load = [&](Index image, Index until) {
       bool waits = false;
-      if constexpr (std::is_same_v<S, Factor>) waits = input->are_runs() && input->run() >= Additions<T, Factor>::kStep;
+      if constexpr (std::is_same_v<S, Factor>) waits = are_runs(x, w) && input->run() >= Additions<T, Factor>::kStep;
       if (!waits && image > 0) additions.finish(), additions.clear();  // what it replaces is read until then
-      const Triple e = input->extent;
-      const Index width = e[2] * x.channels;
-      for (Index a = w.split == 0 ? loaded : 0; a < (w.split == 0 ? until : e[0]); ++a)
-        for (Index b = w.split == 1 ? loaded : 0; b < (w.split == 1 ? until : e[1]); ++b) {
-          T* const to = buffers[0] + (a * e[1] + b) * width;
-          const S* const from = input->find(tile.image + image, a, b);
-          if (!waits) {
-            input->load(to, from);
-            continue;
-          }
-          if (image == 0) input->clear_around(to, from);  // zeros are where those of all images of the tile are
-          if constexpr (std::is_same_v<S, Factor>)
-            if (from) additions.copy(input->run_in(to), from, input->run());
-        }
+      each_new_row(until, [&](Index a, Index b) {
+        T* const to = buffers[0] + (a * input->extent[1] + b) * input->extent[2] * x.channels;
+        const S* const from = input->find(tile.image + image, a, b);
+        if (!waits) return input->load(to, from);
+        if (image == 0) input->clear_around(to, from);  // zeros are where those of all images of the tile are
+        if constexpr (std::is_same_v<S, Factor>)
+          if (from) additions.copy(to + input->lead(), from, input->run());
+      });
+    };
+    auto fetch = [&](Index image, Index until) {
+      each_new_row(until, [&](Index a, Index b) {
+        if constexpr (std::is_same_v<S, Factor>)
+          if (const S* from = input->find(tile.image + image, a, b)) additions.fetch(from, input->run());
+      });
     };
     auto prepare = [&] {
       if (row == 0) {
         tile = tiling.tile(i, x.images, w);
-        input.emplace(x, w, tile);
+        input.emplace(x, w, tile, zeros);
         if (!adder || adder->tile_size() != tile.size) adder.emplace(w, x.channels, tile.size, buffers);
         loaded = 0;
       }
       const Tile slab = tiling.slab(tile, row, w);
       additions.finish();
       additions.clear();
+      if (in_place && row == 0) adder->clear_around(*input);
       row += slab.size[w.split];
-      const Index until = reads(w, w.split, row);
+      // What it reads, or in place what the next one does.
+      const Index until =
+          std::min(reads(w, w.split, row + (in_place ? slab.size[w.split] : 0)), input->extent[w.split]);
       for (Index n = 0; n < tile.images; ++n) {
-        load(n, until);
-        adder->put(n, tile, slab, next_sums, additions);
+        if (!in_place)
+          load(n, until);
+        else if (is_far)
+          fetch(n, until);
+        adder->put(n, tile, slab, next_sums, additions, *input);
       }
       loaded = until;
       if (row == tile.size[w.split]) ++i, row = 0;

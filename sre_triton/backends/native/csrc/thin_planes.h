@@ -74,10 +74,11 @@ void convolve_thin_planes(const Call& call, const Window& w) {
       const Index positions = tile.size[1] * tile.size[2];
       if (!adder || adder->tile_size() != tile.size) adder.emplace(w, 1, tile.size, buffers);
       planes.data = x.data + image * x.image_stride;
+      const InputRows<T> rows(planes, w, tile);
       for (Index c = 0; c < x.channels; ++c) {
         load_input(buffers[0], planes, w, tile, c);
         additions.clear();
-        adder->put(c, tile, tile, sums, additions);
+        adder->put(c, tile, tile, sums, additions, rows);
         additions.finish();
       }
       if (call.bias) std::fill_n(sums + own_steps * positions, positions, T(1));

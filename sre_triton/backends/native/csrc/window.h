@@ -82,19 +82,23 @@ inline Index reads(const Window& w, Index d, Index outputs) {
 
 // Elements that fit the second-level cache next to the weights: ring sums of small maps, which are made at once. Tiles
 // of larger ones keep those of a slab alone, and are as large as what they read allows, so that little is read twice.
+// Where input is read in place, that is what a slab reads: tiles are strips, as long as can be.
 constexpr Index kSumElements = 96 << 10;
 constexpr Index kTileElements = 40 << 10;
 constexpr Index kReadElements = 96 << 10;
 constexpr Index kFewestPositions = 48;
-constexpr Index kSlabPositions = 64;
+constexpr Index kSlabPositions = 64, kMostSlabPositions = 128;
 
-inline Tiling cut(const Window& w, Index images, Index channels) {
+inline Tiling cut(const Window& w, Index images, Index channels, bool in_place) {
   const Index total = images * w.out[0] * w.out[1] * w.out[2];
   const Index tasks = at::get_num_threads() > 1 ? 4 * at::get_num_threads() : 1;
   Index budget = std::max(kFewestPositions, kSumElements / (channels * static_cast<Index>(w.rings.size())));
   const Index of_slabs = kTileElements / channels;
+  const bool strips = in_place && total / images > budget;
   // Measured: less than half as much again does not pay.
-  Index most = of_slabs >= 2 * kSlabPositions && of_slabs > budget + budget / 2 ? of_slabs : budget;
+  Index most = strips                                                             ? total / images
+               : of_slabs >= 2 * kSlabPositions && of_slabs > budget + budget / 2 ? of_slabs
+                                                                                  : budget;
   for (Index* n : {&budget, &most}) *n = std::min(*n, std::max(kFewestPositions / 2, divide_up(total, tasks)));
 
   // Of all boxes of at most so many positions, the one that reads the fewest elements twice.
@@ -108,9 +112,12 @@ inline Tiling cut(const Window& w, Index images, Index channels) {
       if (t1 * t2 > most && (t1 > 1 || t2 > 1)) continue;
       const Index t0 = parts(w.out[0], parts(w.out[0], std::max<Index>(1, most / (t1 * t2))));
       const double read = double(reads(w, 0, t0)) * reads(w, 1, t1) * reads(w, 2, t2);
-      const bool fits = read * channels <= kReadElements;
+      const Index length = w.split == 0 ? t0 : t1, row = t0 * t1 * t2 / length;
+      if (strips && row > kMostSlabPositions) continue;
+      const Index at_once = strips ? std::min(length, divide_up(kSlabPositions, row)) : length;
+      const bool fits = read / reads(w, w.split, length) * reads(w, w.split, at_once) * channels <= kReadElements;
       // Short rows make short vector loops.
-      const double cost = (read / (t0 * t1 * t2) + 4.0 / t2) * (fits ? 1 : 2);
+      const double cost = (read / (t0 * t1 * t2) + 30.0 / t2) * (fits ? 1 : 2);
       if (least < 0 || cost < least) least = cost, best = {t0, t1, t2};
     }
   }
