@@ -193,7 +193,7 @@ def copied(model: nn.Module) -> tuple[nn.Module, dict[nn.Module, nn.Module]]:
     """
     for name, module in model.named_modules():
         for key, value in vars(module).items():
-            if isinstance(value, Tensor) and not value.is_leaf:
+            if _holds_computed(value, set()):
                 raise ValueError(
                     f"{name!r}, {type(module).__name__}, holds a computed tensor, {key!r} (weight_norm, pruning, a "
                     "kept activation?), and PyTorch copies none: remove that first"
@@ -213,6 +213,16 @@ def copied(model: nn.Module) -> tuple[nn.Module, dict[nn.Module, nn.Module]]:
             for hook in after.values():
                 twin.register_post_accumulate_grad_hook(hook)
     return result, {module: memo.get(id(module), module) for module in model.modules()}
+
+
+def _holds_computed(value: Any, seen: set[int]) -> bool:
+    """Whether it is a tensor with a graph behind it, or a container, within containers, of one."""
+    if isinstance(value, Tensor):
+        return not value.is_leaf
+    if type(value) not in (dict, list, tuple) or id(value) in seen:
+        return False
+    seen.add(id(value))
+    return any(_holds_computed(item, seen) for item in (value.values() if type(value) is dict else value))
 
 
 def as_parameter(value: Tensor, old: Tensor) -> nn.Parameter:

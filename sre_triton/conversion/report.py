@@ -151,6 +151,7 @@ def report(
     Raises:
         ValueError: ``sample`` or ``group`` is none of these; or the network cannot be copied.
         TypeError: ``model`` is no module, or ``sample`` no tensor.
+        RuntimeError: the network cannot run on the sample, or not in float64, as one that casts to float32.
 
     Examples:
         >>> network = sre_triton.convert(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 2)))
@@ -210,7 +211,13 @@ def _symmetry(model: nn.Module, sample: Tensor, group: str, tolerance: float) ->
     # A normalisation over few pixels turns rounding in float32 into errors like those of a lost pixel.
     exact = exact.double().eval()
     with unchanged(sample), torch.no_grad():
-        error = equivariance_error(exact, sample.double(), group)
+        try:
+            error = equivariance_error(exact, sample.double(), group)
+        except RuntimeError as failure:
+            raise RuntimeError(
+                f"the network cannot run on the sample in float64, in which it is measured: {failure} (if it casts to "
+                "another dtype, sre_triton.equivariance_error measures the whole of it in that)"
+            ) from failure
         calls = module_errors(exact, sample.double(), group)
     breaks: dict[str, str] = {}
     if not error <= tolerance:

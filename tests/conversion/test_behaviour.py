@@ -271,6 +271,14 @@ def test_a_layer_that_cannot_be_copied_is_named() -> None:
     for change in (convert, fold, lambda m: report(m, torch.randn(1, 2, 5, 5))):
         with pytest.raises(ValueError, match="'1', Linear, holds a computed tensor, 'weight'"):
             change(net)
+    net = nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU())
+    seen: dict[str, Any] = {}
+    seen["first"] = [seen]
+    net[1].seen = seen  # type: ignore[assignment]
+    net[0].register_forward_hook(lambda m, args, out: seen.update(last=[out]))
+    net(torch.randn(1, 2, 5, 5))
+    with pytest.raises(ValueError, match="'1', ReLU, holds a computed tensor, 'seen'"):
+        convert(net)
 
 
 def test_complex_layers() -> None:

@@ -204,6 +204,20 @@ def test_a_scripted_part_is_measured_with_the_whole() -> None:
     assert found.first_break == ""
 
 
+class InSingle(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.float())
+
+
+def test_a_network_that_does_not_run_in_float64_is_told_so() -> None:
+    with pytest.raises(RuntimeError, match=r"cannot run on the sample in float64, .*equivariance_error measures"):
+        symmetry_of(InSingle(), 8, 8)
+
+
 class Spectral(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.fft.rfft2(x)
