@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sre_triton.training.files import FIGURE_FORMATS, read_json, require_writable
+from sre_triton.training.files import FIGURE_FORMATS, read_json, require_file, require_writable
 from sre_triton.training.options import (
     CompareOptions,
     EvaluateOptions,
@@ -187,8 +187,7 @@ def _begun_options(given: argparse.Namespace) -> dict[str, Any]:
             raise FileNotFoundError(f"--resume {given.resume}: there is no {config}, so this is not a run folder")
     else:
         config = given.config
-        if not config.is_file():
-            raise FileNotFoundError(f"--config {config} is missing")
+        require_file(config, "--config")
     content = read_json(config)
     if not isinstance(content, dict) or not isinstance(content.get("options"), dict):
         raise ValueError(f'{config} is no config.json of a run: it has no "options"')

@@ -19,6 +19,7 @@ __all__ = [
     "in_percent",
     "read_json",
     "replacing",
+    "require_file",
     "require_writable",
     "sweep",
     "write_csv",
@@ -27,6 +28,22 @@ __all__ = [
 
 FIGURE_FORMATS = ("png", "pdf", "svg")
 """What figures can be written as."""
+
+
+def require_file(path: Path, option: str = "") -> None:
+    """Raises an error if there is no file, or a folder in its place.
+
+    Args:
+        option: that named it, for the message; empty if none did.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: names the path.
+    """
+    name = f"{option} {path}".lstrip()
+    if path.is_dir():
+        raise IsADirectoryError(f"{name} is a folder: expected a file")
+    if not path.is_file():
+        raise FileNotFoundError(f"{name} is missing")
 
 
 def sweep(folder: Path) -> None:

@@ -28,7 +28,16 @@ from sre_triton.training.data.pictures import (
     read_picture,
 )
 from sre_triton.training.figures.maps import overlay
-from sre_triton.training.files import in_percent, read_json, replacing, require_writable, sweep, write_csv, write_json
+from sre_triton.training.files import (
+    in_percent,
+    read_json,
+    replacing,
+    require_file,
+    require_writable,
+    sweep,
+    write_csv,
+    write_json,
+)
 from sre_triton.training.options import PredictOptions
 from sre_triton.training.runs.folder import checkpoint_in
 from sre_triton.training.runs.predictor import Predictor, load
@@ -154,8 +163,7 @@ def _pictures(inputs: Sequence[Path], console: Console) -> list[Path]:
         if not listed:
             raise ValueError(f"{path} holds no picture")
         for picture in listed:
-            if not picture.is_file():
-                raise FileNotFoundError(f"{picture} is missing")
+            require_file(picture)
             twin = found.setdefault(picture_name(picture), picture)
             if twin != picture:
                 raise ValueError(f"{twin} and {picture} have one name: predict them into different folders")

@@ -226,5 +226,7 @@ def test_options_are_taken_from_a_file(sre: Command, tmp_path: Path, capsys: pyt
         assert message in capsys.readouterr().err
     assert sre("segment", "--config", tmp_path / "none.json") == 2
     assert f"--config {tmp_path / 'none.json'} is missing" in capsys.readouterr().err
+    assert main(["train", "--config", str(tmp_path)]) == 2
+    assert f"--config {tmp_path} is a folder: expected a file" in capsys.readouterr().err
     assert sre("segment", "--config", run / "config.json", "--resume", run) == 2
     assert "leave out --config" in capsys.readouterr().err

@@ -205,6 +205,8 @@ def test_a_picture_that_is_missing_is_said_before_the_checkpoint(refused: Any, t
     missing = tmp_path / "missing.png"
     for checkpoint in ([], ["--checkpoint", tmp_path / "none"]):
         assert refused("visualize", missing, *checkpoint, "--output", tmp_path / "seen") == f"{missing} is missing"
+    folder = refused("visualize", tmp_path, *checkpoint, "--output", tmp_path / "seen")
+    assert folder == f"{tmp_path} is a folder: expected a file"
 
 
 @pytest.mark.parametrize("place", ["file", "file/deeper", "/proc/none"])

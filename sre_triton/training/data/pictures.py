@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sre_triton.training.files import require_file
+
 __all__ = [
     "SUFFIXES",
     "Header",
@@ -98,8 +100,7 @@ def page_count(path: Path) -> int:
         FileNotFoundError: there is no such file.
         ValueError: it is not a picture, or is damaged.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
+    require_file(path)
     if is_nifti(path):
         import nibabel
 
@@ -205,8 +206,7 @@ def read_header(path: Path) -> Header:
         FileNotFoundError: there is no such file.
         ValueError: it is not a picture, or of a kind that :func:`read_picture` refuses.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
+    require_file(path)
     if is_nifti(path):
         pixels, _ = _decode_nifti(path)
         return Header((pixels.shape[0], pixels.shape[1]), pixels.ndim == 2, pixels.dtype != np.uint8)
@@ -229,8 +229,7 @@ def read_header(path: Path) -> Header:
 
 def _decode(path: Path, mask: bool = False, page: int | None = None) -> tuple[npt.NDArray[Any], float | None]:
     """The stored pixels, (H, W) or (H, W, C), and the value of white where the file says it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
+    require_file(path)
     if is_nifti(path):
         pixels, white = _decode_nifti(path)
         return pixels if page is None else pixels[..., page], white

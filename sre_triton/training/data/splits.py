@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sre_triton.training.data.pictures import picture_name
+from sre_triton.training.files import require_file
 from sre_triton.training.options import RunOptions
 
 __all__ = ["SPLITS", "Splittable", "assign_splits", "check_own_data", "parts_of", "read_table"]
@@ -180,8 +181,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, Mapping[st
         FileNotFoundError: there is no such file.
         ValueError: it is not a CSV file with a header that has these columns, or a row has other columns than it.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
+    require_file(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
