@@ -171,13 +171,60 @@ void weigh_tap_rows(const std::vector<TapRow<S, T>>& rows, Index first, Index co
       for (int v = 0; v < kVectors; ++v) store_as<T, kPart>(to + c + p * to_step + v * kLanes<T>, sum[p][v], rest);
 }
 
+// Three taps in each of at most three rows are few enough for their weights to stay in registers while a row goes by.
+// What is read at a position is the third tap of one output, the second of the next, and the first of the one after.
+template <int kRead, class S, class T, bool kPart>
+void weigh_three_taps(const std::vector<TapRow<S, T>>& rows, Index outputs, Index c, Index rest, Index step, Index in,
+                      Index pitch, const T* start, S* to, Index to_step) {
+  const S* from[kRead];
+  Vector<T> weight[kRead][3];
+  for (int r = 0; r < kRead; ++r) {
+    from[r] = rows[r].from + c;
+#pragma GCC unroll 3
+    for (int i = 0; i < 3; ++i) weight[r][i] = load(rows[r].weights + i * pitch + c);
+  }
+  const Vector<T> none = load(start + c);
+  Vector<T> first = none, second = none, third;
+  S* out = to + c - 2 * to_step;
+  for (Index u = 0; u < outputs + 2; ++u, out += to_step) {
+    third = second, second = first, first = none;
+    const bool inside = static_cast<uint64_t>(rows[0].begin + u) < static_cast<uint64_t>(in);
+#pragma GCC unroll 3
+    for (int r = 0; r < kRead; ++r) {
+      if (inside) {
+        const Vector<T> x = load_as<T, kPart>(from[r], rest);
+        third += x * weight[r][2], second += x * weight[r][1], first += x * weight[r][0];
+      }
+      from[r] += step;
+    }
+    if (u >= 2) store_as<T, kPart>(out, third, rest);
+  }
+}
+
 // One row of outputs whose taps lie side by side in the rows that they read. `rows` are those of the first output.
 template <class S, class T>
 void weigh_rows(const std::vector<TapRow<S, T>>& rows, Index outputs, Index channels, Index step, Index in, Index pitch,
                 const T* start, S* to, Index to_step, Index ahead) {
   constexpr Index kL = kLanes<T>;
   Index widest = 0;
-  for (const TapRow<S, T>& row : rows) widest = std::max(widest, row.taps);
+  bool three = !rows.empty() && rows.size() <= 3;
+  for (const TapRow<S, T>& row : rows) {
+    widest = std::max(widest, row.taps);
+    three &= row.taps == 3 && row.begin == rows[0].begin;
+  }
+  if (three) {
+    auto weigh = [&](auto part, Index c) {
+      constexpr bool kPart = decltype(part)::value;
+      const auto all = rows.size() == 3   ? weigh_three_taps<3, S, T, kPart>
+                       : rows.size() == 2 ? weigh_three_taps<2, S, T, kPart>
+                                          : weigh_three_taps<1, S, T, kPart>;
+      all(rows, outputs, c, channels - c, step, in, pitch, start, to, to_step);
+    };
+    Index c = 0;
+    for (; c + kL <= channels; c += kL) weigh(std::false_type(), c);
+    if (c < channels) weigh(std::true_type(), c);
+    return;
+  }
   const Index blocks = divide_up(outputs, kOutputs);
   for (Index b = 0, first = 0; b < blocks; ++b) {
     const Index count = balanced(outputs, first, blocks - b);
