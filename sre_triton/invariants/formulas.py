@@ -96,7 +96,13 @@ def pairs(ndim: int) -> list[tuple[int, int]]:
 
 def pad(z: Tensor, ndim: int, by: int) -> Tensor:
     """(N, C, *space), its outermost pixels repeated ``by`` times."""
-    return F.pad(z, [by] * 2 * ndim, mode="replicate")
+    if not torch.compiler.is_compiling():
+        return F.pad(z, [by] * 2 * ndim, mode="replicate")
+    # Its backward pass returns other strides than PyTorch promises the compiler, which then fails (2.13).
+    for axis in range(-ndim, 0):
+        first, last = (z.narrow(axis, place, 1) for place in (0, z.shape[axis] - 1))
+        z = torch.cat([*[first] * by, z, *[last] * by], axis)
+    return z
 
 
 def bound(dtype: torch.dtype) -> float:
