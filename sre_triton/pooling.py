@@ -17,14 +17,15 @@ either sign: where it is negative, pixels are left over from whole windows, whic
 ``AvgPool2d(2)`` has reach 1: window 2 for even sizes, 3 without padding for odd ones.
 
 Everything here is shape arithmetic in front of ``torch.nn.functional``, so it can be traced, exported and
-compiled with dynamic shapes.
+compiled with dynamic shapes. ONNX alone holds windows as constants: there they are gathered by index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -74,8 +75,11 @@ def centered_avg_pool(x: Tensor, stride: Size = 2, ndim: int | None = None, *, r
         >>> sre_triton.centered_avg_pool(x)  # avg_pool1d(x, 2) would leave out the last pixel
         tensor([[[0.5000, 2.0000, 3.5000]]])
     """
-    pool, stride, window, padding = _windows(_AVG_POOL, x, stride, ndim, reach)
-    return pool(x, window, stride, padding, count_include_pad=False)
+    axes = _axes(stride, reach, x.dim() - 2 if ndim is None else ndim)
+    if _is_recorded_by_onnx(x, len(axes)):
+        return gathered_pool(x, axes, takes_maximum=False)
+    strides, windows, paddings = _windows(x, axes)
+    return _AVG_POOL[len(axes)](x, windows, strides, paddings, count_include_pad=False)
 
 
 @completed_by(centered_avg_pool)
@@ -89,8 +93,11 @@ def centered_max_pool(x: Tensor, stride: Size = 2, ndim: int | None = None, *, r
         >>> sre_triton.centered_max_pool(x)
         tensor([[[1., 3., 4.]]])
     """
-    pool, stride, window, padding = _windows(_MAX_POOL, x, stride, ndim, reach)
-    return pool(x, window, stride, padding)
+    axes = _axes(stride, reach, x.dim() - 2 if ndim is None else ndim)
+    if _is_recorded_by_onnx(x, len(axes)):
+        return gathered_pool(x, axes, takes_maximum=True)
+    strides, windows, paddings = _windows(x, axes)
+    return _MAX_POOL[len(axes)](x, windows, strides, paddings)
 
 
 def upsample_to(x: Tensor, size: Any, ndim: int | None = None) -> Tensor:
@@ -106,17 +113,61 @@ def upsample_to(x: Tensor, size: Any, ndim: int | None = None) -> Tensor:
     return F.interpolate(x, size=size, mode=mode, align_corners=True)
 
 
-def _windows(
-    pools: dict[int, Callable[..., Tensor]], x: Tensor, stride: Size, ndim: int | None, reach: Size
-) -> tuple[Callable[..., Tensor], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """The pooling function of this dimension, its strides, windows and paddings."""
-    ndim = x.dim() - 2 if ndim is None else ndim
-    if ndim not in pools:
+def _axes(stride: Size, reach: Size, ndim: int) -> list[tuple[int, int]]:
+    """Stride and reach of each spatial dimension."""
+    if ndim not in _AVG_POOL:
         raise ValueError(f"x must be (N, C, *space) in 1 to 3 dimensions, got {ndim} spatial dimensions")
-    strides, reaches = _entries("stride", stride, ndim, 1), _entries("reach", reach, ndim, 0)
+    return list(zip(_entries("stride", stride, ndim, 1), _entries("reach", reach, ndim, 0), strict=True))
+
+
+def _windows(x: Tensor, axes: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Strides, windows and paddings of all dimensions."""
     # Sizes one by one: a traced shape can be indexed but not unpacked.
-    axes = [window(x.shape[axis - ndim], s, r) for axis, (s, r) in enumerate(zip(strides, reaches, strict=True))]
-    return pools[ndim], strides, tuple(window for window, _ in axes), tuple(padding for _, padding in axes)
+    windows = [window(x.shape[axis - len(axes)], *steps) for axis, steps in enumerate(axes)]
+    return tuple(stride for stride, _ in axes), tuple(size for size, _ in windows), tuple(pad for _, pad in windows)
+
+
+def _is_recorded_by_onnx(x: Tensor, ndim: int) -> bool:
+    """Whether a program for sizes that are not known is recorded in a format whose windows are constants."""
+    return torch.onnx.is_in_onnx_export() and any(isinstance(size, torch.SymInt) for size in x.shape[-ndim:])
+
+
+def gathered_pool(x: Tensor, axes: Sequence[tuple[int, int]], *, takes_maximum: bool) -> Tensor:
+    """The pooling of one recorded program for every image size, slower than by windows.
+
+    Places follow from the size, which may be unknown: each window is gathered by index, as many times as the largest of
+    all windows has pixels, and the last pixel stands for those that a smaller one has not.
+
+    Args:
+        x: (N, C, *space) or (C, *space).
+        axes: stride and reach of each spatial dimension, in pixels.
+        takes_maximum: of each window, in place of the mean.
+
+    Returns:
+        As :func:`centered_max_pool` or :func:`centered_avg_pool`.
+    """
+    for axis, (stride, reach) in enumerate(axes, -len(axes)):
+        x = _gathered_along(x, axis, stride, reach, takes_maximum)
+    return x
+
+
+def _gathered_along(x: Tensor, axis: int, stride: int, reach: int, takes_maximum: bool) -> Tensor:
+    n: Any = x.shape[axis]
+    size, padding = window(n, stride, reach)
+    # Arithmetic on tensors alone, since a size that is traced may be no number.
+    start = (x.new_ones(((n - reach + stride - 1) // stride,), dtype=torch.long).cumsum(0) - 1) * stride - padding
+    first, last = start.clamp(min=0), (start + (size - 1)).clamp(max=n - 1)
+    each = (-1, *[1] * (-axis - 1))
+    total: Any = None
+    for step in range(stride + max(reach, 1)):
+        taken = x.index_select(axis, torch.minimum(first + step, last))
+        if takes_maximum:
+            total = taken if total is None else torch.maximum(total, taken)
+        else:
+            taken = taken * (first + step <= last).to(x.dtype).view(each)
+            total = taken if total is None else total + taken
+    pooled: Tensor = total if takes_maximum else total / (last - first + 1).to(x.dtype).view(each)
+    return pooled
 
 
 def window(n: int, stride: int, reach: int) -> tuple[int, int]:
@@ -184,8 +235,7 @@ class CenteredPoolNd(nn.Module):
 
     def axes(self) -> list[tuple[int, int]]:
         """Stride and reach of each dimension, in pixels."""
-        strides, reaches = _entries("stride", self.stride, self.ndim, 1), _entries("reach", self.reach, self.ndim, 0)
-        return list(zip(strides, reaches, strict=True))
+        return _axes(self.stride, self.reach, self.ndim)
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults; the stride always, as ``nn.AvgPoolNd`` prints it."""

@@ -207,14 +207,15 @@ def test_gathered_pooling_is_centred_pooling(name: str, stride: int) -> None:
             torch.testing.assert_close(gathered(x), pool(x))
 
 
-def test_onnx_of_a_folded_network_is_right_at_every_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_folded", [True, False])
+def test_onnx_of_centred_poolings_is_right_at_every_size(is_folded: bool, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     network = nn.Sequential(pooling.CenteredMaxPool2d(2), pooling.CenteredAvgPool2d(2), nn.Flatten(2)).eval()
-    folded = sre_triton.fold(network, any_size=True)
+    exported = sre_triton.fold(network, any_size=True) if is_folded else network
     sizes = {"x": {0: "batch", 2: "height", 3: "width"}}
     path, example = tmp_path / "net.onnx", (torch.rand(2, 1, 8, 9),)
-    torch.onnx.export(folded, example, path, input_names=["x"], dynamic_axes=sizes, dynamo=True, verbose=False)
+    torch.onnx.export(exported, example, path, input_names=["x"], dynamic_axes=sizes, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(path)
     for size in ((8, 9), (9, 8), (12, 15)):
         x = torch.rand(3, 1, *size)
