@@ -103,7 +103,7 @@ class Additions {
   }
 
  private:
-  static constexpr Index kNever = std::numeric_limits<Index>::max() / 2, kLeast = 3;
+  static constexpr Index kNever = std::numeric_limits<Index>::max() / 2, kLeast = 4;
 
   void queue(Index n, bool can_wait) {
     can_wait_ &= n >= kStep && can_wait;
