@@ -24,7 +24,7 @@ struct Reading {
   const T* weights;
 };
 
-// Both ways to weigh bring the next row of the input, which is `ahead` elements further, to the cache on the way.
+// All ways to weigh bring the next row of the input, which is `ahead` elements further, to the cache on the way.
 
 // Channels side by side: kCount outputs, kVectors vectors of their channels from `c` on, or `rest` channels if that is
 // not zero.
@@ -175,7 +175,7 @@ void weigh_tap_rows(const std::vector<TapRow<S, T>>& rows, Index first, Index co
 // What is read at a position is the third tap of one output, the second of the next, and the first of the one after.
 template <int kRead, class S, class T, bool kPart>
 void weigh_three_taps(const std::vector<TapRow<S, T>>& rows, Index outputs, Index c, Index rest, Index step, Index in,
-                      Index pitch, const T* start, S* to, Index to_step) {
+                      Index pitch, const T* start, S* to, Index to_step, Index ahead) {
   const S* from[kRead];
   Vector<T> weight[kRead][3];
   for (int r = 0; r < kRead; ++r) {
@@ -188,6 +188,7 @@ void weigh_three_taps(const std::vector<TapRow<S, T>>& rows, Index outputs, Inde
   S* out = to + c - 2 * to_step;
   for (Index u = 0; u < outputs + 2; ++u, out += to_step) {
     third = second, second = first, first = none;
+    __builtin_prefetch(from[kRead - 1] + ahead, 0, 2);
     const bool inside = static_cast<uint64_t>(rows[0].begin + u) < static_cast<uint64_t>(in);
 #pragma GCC unroll 3
     for (int r = 0; r < kRead; ++r) {
@@ -218,7 +219,7 @@ void weigh_rows(const std::vector<TapRow<S, T>>& rows, Index outputs, Index chan
       const auto all = rows.size() == 3   ? weigh_three_taps<3, S, T, kPart>
                        : rows.size() == 2 ? weigh_three_taps<2, S, T, kPart>
                                           : weigh_three_taps<1, S, T, kPart>;
-      all(rows, outputs, c, channels - c, step, in, pitch, start, to, to_step);
+      all(rows, outputs, c, channels - c, step, in, pitch, start, to, to_step, ahead);
     };
     Index c = 0;
     for (; c + kL <= channels; c += kL) weigh(std::false_type(), c);
