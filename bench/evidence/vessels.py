@@ -44,7 +44,7 @@ bfloat16 autocast in training and testing. Each photograph has mean 0 and deviat
 
 **Equal time.** A step takes longest for the plain network (see costs), so that equal steps are no less time for it.
 `ring-invariants-longer` has the 576 steps that fit its time (169 ms, the mean of its two measurements, over 147), at
-the rate that was chosen for the shorter training; where it is not in the tables it is still to be trained.
+the rate that was chosen for the shorter training.
 
 **Rates.** A first look, 104 steps without the moving average, at four rates each (F1 on validation): `ring` .306, .321,
 .375, .339 and `ring-invariants` .334, .522, .524, .564 at 2e-3, 8e-3, 2e-2, 5e-2; `plain` .448, .457, .410, .265 and
