@@ -40,8 +40,8 @@ level, the heavier tail to the right. `steerable`: the same stages in the packag
 the 8 turns (40 to 64 channels), 5x5 kernels, maxima over the turns, 22,691.
 
 **Training.** Batches of 64, 8 epochs of Adam in one cycle of the rate, cross-entropy, balanced rings (no effect on
-the plain network), no other augmentation. Equal steps; a step of the ring networks takes longer (see costs). What is
-in the table of costs alone is still to be trained: `steerable` needs the package's extra `evidence`.
+the plain network), no other augmentation. Equal steps; a step of the ring networks takes longer (see costs), and one of
+`steerable`, which needs the package's extra `evidence`, longest.
 
 **Rates.** 3e-3 and 1e-2 for every network, 2 epochs each with seed 0; the best accuracy on validation is taken.
 
