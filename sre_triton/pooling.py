@@ -75,11 +75,7 @@ def centered_avg_pool(x: Tensor, stride: Size = 2, ndim: int | None = None, *, r
         >>> sre_triton.centered_avg_pool(x)  # avg_pool1d(x, 2) would leave out the last pixel
         tensor([[[0.5000, 2.0000, 3.5000]]])
     """
-    axes = _axes(stride, reach, x.dim() - 2 if ndim is None else ndim)
-    if _is_recorded_by_onnx(x, len(axes)):
-        return gathered_pool(x, axes, takes_maximum=False)
-    strides, windows, paddings = _windows(x, axes)
-    return _AVG_POOL[len(axes)](x, windows, strides, paddings, count_include_pad=False)
+    return _pooled(x, _axes(stride, reach, x.dim() - 2 if ndim is None else ndim), takes_maximum=False)
 
 
 @completed_by(centered_avg_pool)
@@ -93,11 +89,7 @@ def centered_max_pool(x: Tensor, stride: Size = 2, ndim: int | None = None, *, r
         >>> sre_triton.centered_max_pool(x)
         tensor([[[1., 3., 4.]]])
     """
-    axes = _axes(stride, reach, x.dim() - 2 if ndim is None else ndim)
-    if _is_recorded_by_onnx(x, len(axes)):
-        return gathered_pool(x, axes, takes_maximum=True)
-    strides, windows, paddings = _windows(x, axes)
-    return _MAX_POOL[len(axes)](x, windows, strides, paddings)
+    return _pooled(x, _axes(stride, reach, x.dim() - 2 if ndim is None else ndim), takes_maximum=True)
 
 
 def upsample_to(x: Tensor, size: Any, ndim: int | None = None) -> Tensor:
@@ -120,11 +112,16 @@ def _axes(stride: Size, reach: Size, ndim: int) -> list[tuple[int, int]]:
     return list(zip(_entries("stride", stride, ndim, 1), _entries("reach", reach, ndim, 0), strict=True))
 
 
-def _windows(x: Tensor, axes: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Strides, windows and paddings of all dimensions."""
+def _pooled(x: Tensor, axes: Sequence[tuple[int, int]], *, takes_maximum: bool) -> Tensor:
+    if _is_recorded_by_onnx(x, len(axes)):
+        return gathered_pool(x, axes, takes_maximum=takes_maximum)
     # Sizes one by one: a traced shape can be indexed but not unpacked.
     windows = [window(x.shape[axis - len(axes)], *steps) for axis, steps in enumerate(axes)]
-    return tuple(stride for stride, _ in axes), tuple(size for size, _ in windows), tuple(pad for _, pad in windows)
+    sizes, paddings = (tuple(pair[i] for pair in windows) for i in (0, 1))
+    strides = tuple(stride for stride, _ in axes)
+    if takes_maximum:
+        return _MAX_POOL[len(axes)](x, sizes, strides, paddings)
+    return _AVG_POOL[len(axes)](x, sizes, strides, paddings, count_include_pad=False)
 
 
 def _is_recorded_by_onnx(x: Tensor, ndim: int) -> bool:

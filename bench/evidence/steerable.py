@@ -21,8 +21,8 @@ __all__ = ["steerable_net", "steerable_unet"]
 class _Conv(steerable.R2Conv):  # type: ignore[misc]
     """Keeps its size, and no kernel in evaluation, which checkpoints would hold or miss by the mode of the network."""
 
-    def __init__(self, before: Any, after: Any, size: int, *, bias: bool = False, **options: Any) -> None:
-        super().__init__(before, after, size, padding=size // 2, bias=bias, **options)
+    def __init__(self, before: Any, after: Any, size: int, *, bias: bool = False) -> None:
+        super().__init__(before, after, size, padding=size // 2, bias=bias)
         self.train()
 
     def train(self, mode: bool = True) -> Any:
