@@ -41,6 +41,7 @@ from sre_triton.training.files import (
 from sre_triton.training.options import PredictOptions
 from sre_triton.training.runs.folder import checkpoint_in
 from sre_triton.training.runs.predictor import Predictor, load
+from sre_triton.training.schema import check_ranges
 from sre_triton.training.tasks.segmentation_scores import segmentation_scores
 from sre_triton.training.tasks.undefined import UNDEFINED, means_of_known
 
@@ -76,6 +77,7 @@ def predict(
         ValueError: a picture is damaged, two have one name, or the folder is of another prediction.
     """
     console = console or Console(quiet=options.quiet)
+    check_ranges(options)
     require_writable(options.output, "--output")
     device = "cuda" if torch.cuda.is_available() and not options.no_cuda else "cpu"
     predictor = load(model, device=device)

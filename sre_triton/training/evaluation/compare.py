@@ -30,7 +30,7 @@ from sre_triton.training.runs.folder import RunFolder, command_line
 from sre_triton.training.runs.interruption import Interrupted
 from sre_triton.training.runs.progress import Speech
 from sre_triton.training.runs.restore import load_network, load_task
-from sre_triton.training.schema import to_dict
+from sre_triton.training.schema import check_ranges, to_dict
 from sre_triton.training.tasks.registry import task_type
 from sre_triton.training.tasks.task import Task
 
@@ -61,6 +61,7 @@ def compare(options: RunOptions, comparison: CompareOptions, console: Console | 
         raise ValueError("--ddp: compare trains in one process; train the networks one by one instead")
     if options.resume is not None:
         raise ValueError("--resume: compare goes on by itself when it is run again with the same --output")
+    check_ranges(comparison)
     require_writable(comparison.output, "--output")
     entered = contestants(options, comparison)
     seeds = list(dict.fromkeys(comparison.seeds))
