@@ -16,8 +16,18 @@ from sre_triton.gmr import GMRConv2d, GMRConv3d
 from sre_triton.invariants.formulas import KINDS
 from sre_triton.invariants.layers import AddInvariants2d, AddInvariants3d
 from sre_triton.layers import SREConv2d, SREConv3d
+from sre_triton.operators.arguments import integer
 
-__all__ = ["CONVOLUTIONS", "Invariants", "InvariantsOption", "Parts", "checkpointed", "invariants_of", "per_stage"]
+__all__ = [
+    "CONVOLUTIONS",
+    "Invariants",
+    "InvariantsOption",
+    "Parts",
+    "checkpointed",
+    "invariants_of",
+    "per_stage",
+    "positive",
+]
 
 # Kind of convolution and number of dimensions. "plain" makes the ordinary twin of a ring network.
 CONVOLUTIONS: dict[str, dict[int, Callable[..., nn.Module]]] = {
@@ -93,6 +103,7 @@ class Parts:
 
     Raises:
         ValueError: an argument is none of the above.
+        TypeError: ``norm_layer`` makes nothing.
     """
 
     conv: str
@@ -111,6 +122,10 @@ class Parts:
             raise ValueError(f"a network has 2 or 3 spatial dimensions, got {self.ndim}")
         if self.pooling not in _POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(map(repr, _POOLINGS))}, got {self.pooling!r}")
+        if self.norm_layer is not None and not callable(self.norm_layer):
+            raise TypeError(
+                f"norm_layer must make a normalisation of so many channels, or be None, got {self.norm_layer!r}"
+            )
         if self.invariants is not None and self.conv == "plain":
             raise ValueError("invariants are for ring networks; a plain convolution sees lines without them")
         if self.antialias and self.conv == "plain":
@@ -175,6 +190,19 @@ class Parts:
         if self.pooling == "reference":
             return (nn.MaxPool2d, nn.MaxPool3d)[self.ndim - 2](*(reference or (stride, stride, 0)))
         return _MAX_POOLS[self.ndim](stride)
+
+
+def positive(value: int, name: str) -> int:
+    """A positive int.
+
+    Raises:
+        TypeError: ``value`` is no int; ``name`` says of what.
+        ValueError: it is not positive.
+    """
+    number = integer(value, name)
+    if number < 1:
+        raise ValueError(f"{name} must be positive, got {value}")
+    return number
 
 
 def per_stage(value: T | Sequence[T], stages: int, name: str) -> tuple[T, ...]:

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from sre_triton.conversion.fusion import fused
 from sre_triton.layers import RingConvNd
 from sre_triton.models.checkpoint import translate_reference_keys
-from sre_triton.models.parts import InvariantsOption, Parts, checkpointed, invariants_of, per_stage
+from sre_triton.models.parts import InvariantsOption, Parts, checkpointed, invariants_of, per_stage, positive
 from sre_triton.models.residual_blocks import Block, strided
+from sre_triton.operators.arguments import integer
 
 if TYPE_CHECKING:
     from typing_extensions import TypedDict
@@ -134,9 +135,8 @@ class ResNet(nn.Module):
         super().__init__()
         if stem_pool not in ("max", "avg", None):
             raise ValueError(f"stem_pool must be 'max', 'avg' or None, got {stem_pool!r}")
-        for name, value in {"in_channels": in_channels, "inplanes": inplanes, "stem_stride": stem_stride}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
+        in_channels, inplanes = positive(in_channels, "in_channels"), positive(inplanes, "inplanes")
+        stem_stride = positive(stem_stride, "stem_stride")
         added = invariants_of(invariants)
         parts = Parts(conv, ndim, pooling, antialias, norm_layer, added, device, dtype)
         sizes = per_stage(sre_conv_size, 4, "sre_conv_size")
@@ -210,7 +210,7 @@ class ResNet(nn.Module):
         Raises:
             ValueError: an argument is none of the above.
         """
-        if num_classes < 0:
+        if integer(num_classes, "num_classes") < 0:
             raise ValueError(f"num_classes must not be negative, got {num_classes}")
         if global_pool is not None:
             if global_pool not in ("avg", "max"):

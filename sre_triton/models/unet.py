@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from sre_triton.conversion.fusion import fused
 from sre_triton.docstrings import completed_by
-from sre_triton.models.parts import InvariantsOption, Parts, checkpointed, invariants_of, per_stage
+from sre_triton.models.parts import InvariantsOption, Parts, checkpointed, invariants_of, per_stage, positive
 from sre_triton.models.registry import register_model
 from sre_triton.pooling import upsample_to
 
@@ -215,11 +215,10 @@ class UNet(nn.Module):
         super().__init__()
         if features is None:
             features = _FEATURES_WITH_INVARIANTS if invariants else _FEATURES
-        if len(features) < 2 or any(f < 1 for f in features):
-            raise ValueError(f"features must be two positive ints or more, one per resolution, got {features}")
-        for name, value in {"in_channels": in_channels, "out_channels": out_channels}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
+        if not isinstance(features, Sequence) or len(features) < 2:
+            raise ValueError(f"features must be two positive ints or more, one per resolution, got {features!r}")
+        features = [positive(f, f"features[{i}]") for i, f in enumerate(features)]
+        in_channels, out_channels = positive(in_channels, "in_channels"), positive(out_channels, "out_channels")
         added = invariants_of(invariants)
         parts = Parts(self.conv, spatial_dims, pooling, antialias, norm_layer, added, device, dtype)
         depth = len(features) - 1

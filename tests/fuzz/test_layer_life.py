@@ -100,7 +100,7 @@ def assert_close(found: Tensor, expected: Tensor, sizes: Tensor, dtype: torch.dt
     assert found.dtype == dtype, what
     assert found.shape == expected.shape, what
     allowed = 8 * torch.finfo(dtype).eps * sizes + torch.finfo(dtype).tiny
-    # A normalised weight of length 0 is 0/0. Where zeros lie between the inputs' entries, it spreads further in ring sums.
+    # A normalised weight of length 0 is 0/0. In ring sums that meets the zeros between the inputs' entries, too.
     unknown = expected.isnan()
     assert found.isnan()[unknown].all(), what
     assert unknown.any() or not found.isnan().any(), what

@@ -130,12 +130,28 @@ def test_constructors_take_no_others() -> None:
         ("resnet18", {"num_rings": 2}, "num_rings=2 is for ring convolutions"),
         ("resnet18", {"antialias": True}, "antialias=True is for ring convolutions"),
         ("sre_unet", {"features": (32,)}, r"features must be two positive ints or more.*got \(32,\)"),
+        ("sre_unet", {"features": 4}, "features must be two positive ints or more.*got 4"),
+        ("sre_unet", {"features": (4, 0)}, r"features\[1\] must be positive, got 0"),
         ("sre_unet", {"out_channels": 0}, "out_channels must be positive, got 0"),
         ("sre_unet", {"sre_conv_size": (9, 9)}, r"sre_conv_size must be one value or 4, got \(9, 9\)"),
     ],
 )
 def test_values_that_make_no_network(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        get_model(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("sre_resnet18", {"num_classes": "2"}, "num_classes must be an int, got '2'"),
+        ("sre_resnet18", {"inplanes": 8.0}, r"inplanes must be an int, got 8\.0"),
+        ("sre_resnet18", {"norm_layer": "batch"}, "norm_layer must make a normalisation of so many .*, got 'batch'"),
+        ("sre_unet", {"features": (4, "8")}, r"features\[1\] must be an int, got '8'"),
+    ],
+)
+def test_kinds_that_make_no_network(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         get_model(name, **options)
 
 

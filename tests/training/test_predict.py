@@ -139,6 +139,12 @@ def test_a_plain_state_dict_needs_no_training_code(segmenter: Path) -> None:
     assert torch.equal(plain.eval()(x), model.network(x))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_a_device_that_is_not_there_is_named(segmenter: Path) -> None:
+    with pytest.raises(ValueError, match="device='cuda' is not there: "):
+        sre_triton.load(segmenter, device="cuda")
+
+
 def test_files_of_the_two_scripts_are_told_apart(segmenter: Path, tmp_path: Path) -> None:
     from sre_triton.models import load_reference_checkpoint
 

@@ -117,6 +117,16 @@ def test_answers_are_those_of_the_predictor() -> None:
     assert segmented.target == 1
 
 
+def test_a_layer_that_is_not_there_names_those_like_it() -> None:
+    with pytest.raises(ValueError, match=r"--layer 'lok': the network has no such layer; among its \d+ are .*look"):
+        turned_maps(_classifier(), _spot(), _asked(layer="lok"))
+
+
+def test_options_out_of_range_are_refused_in_python_too() -> None:
+    with pytest.raises(ValueError, match="--channels must be at least"):
+        turned_maps(_classifier(), _spot(), _asked(channels=-1))
+
+
 def test_a_layer_without_maps_is_refused() -> None:
     with pytest.raises(ValueError, match=r"--layer 'judge' must give maps \(N, C, H, W\), it gives \(1, 3\)"):
         turned_maps(_classifier(), _spot(), _asked(layer="judge"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from sre_triton.layers import RingConvNd
 from sre_triton.training.data.warp import pad_to, turn
 from sre_triton.training.options import VisualizeOptions
 from sre_triton.training.runs.predictor import Predictor
+from sre_triton.training.schema import check_ranges
 from sre_triton.training.tasks.registry import task_type
 from sre_triton.training.tasks.segmentation_scores import segmentation_scores
 from sre_triton.training.tasks.turning import symmetries
@@ -101,10 +103,12 @@ def turned_maps(
         name: of the network, for messages.
 
     Raises:
-        ValueError: there is no such layer or class, it has no maps, or the step does not divide the circle.
+        ValueError: there is no such layer or class, it has no maps, an option is out of its range, or the step does not
+            divide the circle.
     """
     from monai.visualize import GradCAM
 
+    check_ranges(options)
     angles = tuple(float(symmetry.angle) for symmetry in symmetries(2, options.step_degrees))
     task = task_type(predictor.options)
     device = next(predictor.network.parameters()).device
@@ -115,8 +119,11 @@ def turned_maps(
     network = _Pooled(predictor.network).eval()
     upright = task.finish_picture(predictor.options, frame)
     layer = options.layer or _last_spatial(network, upright)
-    if layer not in dict(predictor.network.named_modules()):
-        raise ValueError(f"--layer {layer!r}: {name or 'the network'} has no such layer")
+    known = [known for known, _ in predictor.network.named_modules() if known]
+    if layer not in known:
+        like = ", ".join(difflib.get_close_matches(layer, known, cutoff=0.3) or known[-3:])
+        whose = name or "the network"
+        raise ValueError(f"--layer {layer!r}: {whose} has no such layer; among its {len(known)} are {like}")
     if truth is not None:
         truth = F.interpolate(truth[None, None].float(), size, mode="nearest")[0, 0].long()
     seen: list[Tensor] = []

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sre_triton.training.data.pictures import pillow_pixels
 from sre_triton.training.options import RunOptions
+from sre_triton.training.runs.folder import first_line
 from sre_triton.training.runs.restore import load_network
 from sre_triton.training.tasks.registry import task_type
 
@@ -32,13 +33,17 @@ def load(run: str | Path, *, device: str | torch.device = "cpu") -> Predictor:
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: it is damaged, not of this package, or of a network for volumes.
+        ValueError: it is damaged, not of this package, or of a network for volumes; or the device is not there.
         ImportError: the extra ``sre-triton[train]`` is not installed.
     """
     network, about, options = load_network(Path(run))
     if about["ndim"] != 2:
         raise ValueError(f"{run} is of a network for volumes: prediction takes pictures")
-    return Predictor(network.to(device), about, options)
+    try:
+        network = network.to(device)
+    except (AssertionError, RuntimeError) as error:  # PyTorch without CUDA, or no such device
+        raise ValueError(f"device={str(device)!r} is not there: {first_line(error)}") from error
+    return Predictor(network, about, options)
 
 
 class Predictor:
