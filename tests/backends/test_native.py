@@ -84,6 +84,14 @@ def test_without_a_compiler_it_says_so_and_leaves_nothing(compiler: str, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_cache_that_cannot_be_written_to_is_named_with_the_variable_that_moves_it() -> None:
+    result = run("", Path("/proc/none"), "-m", "sre_triton", "build-native")
+    assert result.returncode == 2
+    message = result.stderr.splitlines()[-1]
+    assert "the native kernel cannot be built: cannot write to /proc/none: " in message
+    assert message.endswith("the variable SRE_TRITON_CACHE_DIR names another folder")
+
+
 @pytest.mark.parametrize(
     ("macros", "found"),
     [

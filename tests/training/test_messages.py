@@ -226,3 +226,8 @@ def test_folders_that_cannot_be_written_to(place: str, refused: Any, run: Path, 
     error = refused("segment", *TINY_UNET, "--exp", folder)
     assert error.startswith(f"--base-log-dir {folder}/vessels-sre_unet-seed1: cannot write there: ")
     assert (tmp_path / "file").read_text() == "no folder"
+
+
+def test_an_export_that_cannot_be_written(refused: Any, run: Path) -> None:
+    error = refused("export", run, "--output", "/proc/network.onnx")
+    assert error.startswith("--output /proc: cannot write there: ")

@@ -55,8 +55,8 @@ def build(*, verbose: bool = False) -> Path:
     library = _library()
     missing.cache_clear()
     if missing() is not None:
+        _check_writable(library.parent)
         try:
-            library.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=library.parent) as folder:
                 os.replace(_compile(Path(folder), verbose), library)
         except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
@@ -99,6 +99,18 @@ def advice() -> str | None:
 
 def _is_switched_off() -> bool:
     return os.environ.get("SRE_TRITON_NATIVE") == "0"
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RuntimeError(
+            f"the native kernel cannot be built: cannot write to {folder}: {error.strerror or error}; "
+            "the variable SRE_TRITON_CACHE_DIR names another folder"
+        ) from error
 
 
 def _compile(folder: Path, verbose: bool) -> Path:

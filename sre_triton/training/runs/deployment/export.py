@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sre_triton.training.files import require_writable
 from sre_triton.training.options import ExportOptions, SegmentOptions, TrainOptions
 from sre_triton.training.runs.deployment.formats import FORMATS, INPUT, OUTPUT, Format
 from sre_triton.training.runs.deployment.program import Checked, Program, Whole, check, program_of
@@ -51,6 +52,7 @@ def export(run: Path, options: ExportOptions) -> Exported:
 
     Raises:
         FileNotFoundError: there is no checkpoint, or no folder to write to.
+        OSError: the folder cannot be written to.
         ValueError: the network cannot be exported, or the file's answers differ from the network's. Nothing is left
             then.
         ImportError: a package of the format is missing.
@@ -68,6 +70,7 @@ def export(run: Path, options: ExportOptions) -> Exported:
         raise ValueError(f"--output {output} must end in {form.suffix} for --format {options.format}")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"--output {output}: there is no folder {output.parent}")
+    require_writable(output.parent, "--output")
     network, about, run_options = load_network(run)
     assert isinstance(run_options, (TrainOptions, SegmentOptions))
     device = torch.device(options.device)
