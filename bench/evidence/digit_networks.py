@@ -1,5 +1,5 @@
 """Networks for rotated MNIST that the package does not offer by name: residual networks whose widths are free, of ring
-convolutions, plain ones, or steerable ones of the package e2cnn."""
+convolutions or plain ones."""
 
 from __future__ import annotations
 
@@ -83,18 +83,3 @@ def register() -> None:
     def digit_net(*, inplanes: int = 0, dropout_p: float = 0.0, skip_first_maxpool: bool = True, **options: Any) -> Any:
         """:class:`DigitNet`; the arguments by name are those that a training gives to every classifier."""
         return DigitNet(**options)
-
-    @register_model((1, 32, 32), in_channels=1)
-    def steerable_digit_net(
-        *,
-        inplanes: int = 0,
-        dropout_p: float = 0.0,
-        skip_first_maxpool: bool = True,
-        norm_layer: Any = None,
-        global_pool: str = "avg",
-        **options: Any,
-    ) -> Any:
-        """:func:`.steerable.steerable_net`, in the same way; its package is imported when one is built."""
-        from bench.evidence.steerable import steerable_net
-
-        return steerable_net(**options)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from torch import nn
-
+from bench.evidence import steerable_names
 from bench.evidence.protocol import ANY_ANGLE, EIGHT, FLIPPED, Evaluation, Network, Table
-from sre_triton.models.registry import register_model
 from sre_triton.training.files import write_csv
 from sre_triton.training.options import SegmentOptions
 
@@ -77,15 +74,6 @@ def _prepare(data: Path, work: Path) -> None:
         for number, image in enumerate(images)
     ]
     write_csv(work / "nuclei.csv", rows)
-
-
-def _register() -> None:
-    @register_model((3, 96, 96))
-    def steerable_unet(**options: Any) -> nn.Module:
-        """:func:`.steerable.steerable_unet`, whose package is imported when one is built."""
-        from bench.evidence.steerable import steerable_unet as build
-
-        return build(**options)
 
 
 _RATES = (2e-3, 8e-3)
@@ -180,5 +168,5 @@ TABLE = Table(
         ("gmr", "gmr-antialias"),
     ),
     prepare=_prepare,
-    register=_register,
+    register=steerable_names.register,
 )

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bench.evidence.digit_networks import register
+from bench.evidence import digit_networks, steerable_names
 from bench.evidence.protocol import ANY_ANGLE, Evaluation, Network, Table
 from sre_triton.training.data import warp
 from sre_triton.training.files import replacing
@@ -109,6 +109,11 @@ def by_own_direction(digits: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return _turned(digits, -np.degrees(angle))
 
 
+def _register() -> None:
+    digit_networks.register()
+    steerable_names.register()
+
+
 def _arguments(**more: object) -> str:
     return json.dumps({"skip_first_maxpool": False, **more})
 
@@ -179,7 +184,7 @@ TABLE = Table(
         ("ring-invariants-wide", "steerable"),
     ),
     prepare=_prepare,
-    register=register,
+    register=_register,
 )
 
 ABLATION_PROTOCOL = """

@@ -61,17 +61,29 @@ class _Residual(nn.Module):
 
 class _SteerableNet(nn.Module):
     def __init__(
-        self, space: Any, num_classes: int, in_channels: int, fields: Sequence[int], size: int, pooled_fields: int
+        self,
+        space: Any,
+        num_classes: int,
+        in_channels: int,
+        fields: Sequence[int],
+        depths: Sequence[int],
+        size: int,
+        stem_pool: bool,
+        pooled_fields: int,
     ) -> None:
         super().__init__()
         self.image = _scalars(space, in_channels)
         first, last = _regular(space, fields[0]), _regular(space, pooled_fields)
-        self.stem = steerable.SequentialModule(
-            *_conv_norm(self.image, first, size), steerable.ReLU(first), steerable.PointwiseMaxPool(first, 2)
-        )
-        ends = [_regular(space, count) for count in (fields[0], *fields)]
+        pool = [steerable.PointwiseMaxPool(first, 2)] if stem_pool else []
+        self.stem = steerable.SequentialModule(*_conv_norm(self.image, first, size), steerable.ReLU(first), *pool)
+        counts = [count for count, depth in zip(fields, depths, strict=True) for _ in range(depth)]
+        firsts = {sum(depths[:stage]) for stage in range(1, len(depths))}  # blocks that halve the map
+        ends = [_regular(space, count) for count in (fields[0], *counts)]
         self.blocks = nn.Sequential(
-            *(_Residual(*pair, size, 2 if stage else 1) for stage, pair in enumerate(itertools.pairwise(ends)))
+            *(
+                _Residual(*pair, size, 2 if number in firsts else 1)
+                for number, pair in enumerate(itertools.pairwise(ends))
+            )
         )
         self.last = steerable.SequentialModule(*_conv_norm(ends[-1], last, 1), steerable.GroupPooling(last))
         self.head = nn.Linear(pooled_fields, num_classes)
@@ -88,24 +100,28 @@ def steerable_net(
     *,
     turns: int = 8,
     fields: Sequence[int] = (5, 6, 8),
+    depths: Sequence[int] = (1, 1, 1),
     size: int = 5,
+    stem_pool: bool = True,
     pooled_fields: int = 24,
 ) -> nn.Module:
     """A residual network of regular fields of the group of ``turns`` rotations, over (N, in_channels, H, W).
 
-    As the ring networks that it is compared with: a stem whose map is halved by maxima, and stages of one residual
-    block of two convolutions, halved by averages in front of all but the first. Then a convolution of one tap, maxima
-    over the turns, means over the map and a linear layer.
+    As the ring networks that it is compared with: a stem whose map is halved by maxima, and stages of residual blocks
+    of two convolutions, halved by averages in front of all but the first. Then a convolution of one tap, maxima over
+    the turns, means over the map and a linear layer.
 
     Args:
         num_classes: logits.
         in_channels: channels of the image, which are scalars.
         turns: of the group; a field has as many channels.
-        fields: per stage.
+        fields, depths: of each stage, and its blocks.
         size: of the convolutions.
+        stem_pool: whether the map is halved after the stem.
         pooled_fields: whose maxima are classified.
     """
-    return _SteerableNet(gspaces.Rot2dOnR2(turns), num_classes, in_channels, fields, size, pooled_fields)
+    space = gspaces.Rot2dOnR2(turns)
+    return _SteerableNet(space, num_classes, in_channels, fields, depths, size, stem_pool, pooled_fields)
 
 
 class _OnTensors(nn.Module):

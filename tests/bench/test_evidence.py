@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from bench.evidence.protocol import EIGHT, EVERY_TEN, TWELVE, Evaluation, Networ
 from bench.evidence.registry import TABLES
 from bench.evidence.rotated_mnist import by_own_direction
 from bench.evidence.running import Runner, _told
+from sre_triton.models import registry
 from sre_triton.training.options import SegmentOptions
+from sre_triton.training.tasks.networks import classifier, segmenter
 
 SMALL = '{"features": [2, 2], "sre_conv_size": 3}'
 PLAIN = {"model_type": "monai:UNet", "model_args": '{"channels": [2, 2], "strides": [2]}'}
@@ -136,18 +139,23 @@ def test_networks_of_digits_do_not_see_right_angles(options: dict[str, Any]) -> 
     assert y.std(dim=0).min() > 1e-3
 
 
-def test_the_steerable_rival_does_not_see_right_angles_and_is_kept_whole() -> None:
+@pytest.mark.parametrize(("shape", "side"), [({"depths": (1, 1)}, 4), ({"depths": (2, 1), "stem_pool": False}, 8)])
+def test_the_steerable_rival_does_not_see_right_angles_and_is_kept_whole(shape: dict[str, Any], side: int) -> None:
     pytest.importorskip("e2cnn")
     from bench.evidence.steerable import steerable_net
 
-    network = steerable_net(3, 1, fields=(1, 2), size=3, pooled_fields=4)
+    network = steerable_net(3, 1, fields=(1, 2), size=3, pooled_fields=4, **shape)
+    assert len(network.blocks) == sum(shape["depths"])
+    sides: set[int] = set()
+    network.last.register_forward_pre_hook(lambda _, maps: sides.add(maps[0].tensor.shape[-1]))
     names = set(network.state_dict())
     x = torch.randn(2, 1, 16, 16)
     network(x)
     network.eval()
     assert set(network.state_dict()) == names
     torch.testing.assert_close(network(x.rot90(1, (2, 3))), network(x), rtol=1e-4, atol=1e-5)
-    other = steerable_net(3, 1, fields=(1, 2), size=3, pooled_fields=4).eval()
+    assert sides == {side}
+    other = steerable_net(3, 1, fields=(1, 2), size=3, pooled_fields=4, **shape).eval()
     other.load_state_dict(network.state_dict())
     torch.testing.assert_close(other(x), network(x))
 
@@ -216,6 +224,30 @@ def test_every_network_of_a_table_is_tuned_alike(table: Table) -> None:
         dataclasses.replace(
             table, networks=[dataclasses.replace(table.networks[0], rates=(1.0,) * 9), *table.networks[1:]]
         )
+
+
+CLASSES = {
+    "vessels": (2, 3, 2),
+    "rotated-mnist": (10, 1, 2),
+    "nuclei": (2, 3, 2),
+    "breastmnist": (2, 1, 2),
+    "pneumoniamnist": (2, 1, 2),
+    "adrenalmnist3d": (2, 1, 3),
+}  # with channels and dimensions of the images
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_protocol_tells_the_parameters_of_every_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))  # which other tests sweep
+    table, about = TABLES[name], CLASSES[name]
+    table.register()
+    for network in table.networks:
+        options = dataclasses.replace(table.options, **network.options)
+        if options.model_type.startswith("steerable") and find_spec("e2cnn") is None:
+            continue
+        segments = isinstance(options, SegmentOptions)
+        built = segmenter(options, about[0]) if segments else classifier(options, *about)
+        assert f"{sum(p.numel() for p in built.parameters()):,}" in table.protocol, network.name
 
 
 def test_digits_are_laid_by_their_own_direction() -> None:
