@@ -37,8 +37,8 @@ network), weight decay 1e-4. The epoch of the best accuracy on validation counts
 **Rates.** The same two for every network, each a whole training with the first seed; the best accuracy on validation
 is taken, and its training is that seed's.
 
-**Equal time.** {time}In a race of their steps alone on a quiet machine `gmr` takes .91, `plain` .80 and `steerable` 2.87
-times as long as `ring-invariants`. `steerable-shorter`, at the rate that was chosen for the longer training, has
+**Equal time.** {time}In a race of their steps alone on a quiet machine `gmr` takes .91, `plain` .80 and `steerable`
+2.87 times as long as `ring-invariants`. `steerable-shorter`, at the rate that was chosen for the longer training, has
 {shorter}.
 
 **Tests.** All test images at 12 angles (bilinear; the image is mirrored where it ends, so that no corner is grey).

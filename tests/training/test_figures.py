@@ -252,6 +252,16 @@ def test_rotation_curves_are_percent_with_a_band_over_seeds(drawn: list[Figure],
     assert "means of 2 seeds" in caption.replace("\n", " ")
 
 
+def test_no_two_of_sixteen_curves_look_alike(drawn: list[Figure], tmp_path: Path) -> None:
+    draw_angle_curves(tmp_path / "rotation.svg", {f"network {i}": [_curve(0.5 + i / 50)] for i in range(16)}, "dice")
+    for figure in drawn:
+        looks = {
+            (line.get_color(), line.get_linestyle(), line.get_marker(), line.get_markerfacecolor())
+            for line in figure.axes[0].lines
+        }
+        assert len({look[:2] for look in looks}) == len({look[2:] for look in looks}) == 16
+
+
 def test_confusion_matrix_shows_shares_of_the_true_class(drawn: list[Figure], tmp_path: Path) -> None:
     confusion_matrix_figure(tmp_path / "confusion.png", [[3, 1], [0, 0]], ["cat", "dog"], "pets, test")
     axis = drawn[0].axes[0]

@@ -11,12 +11,10 @@ import numpy as np
 
 from sre_triton.training.figures.style import (
     BAND,
-    COLOURS,
     DOUBLE,
-    LINES,
-    MARKERS,
     SINGLE,
     caption_line,
+    curve_style,
     drawing,
     mean_and_deviation,
     score_name,
@@ -108,7 +106,7 @@ def _draw_curve(
         mean, deviation = (np.append(values, values[0]) for values in (mean, deviation))
     if is_polar:
         angles = np.deg2rad(angles)
-    style = {"color": COLOURS[number % 8], "linestyle": LINES[number % 4], "marker": MARKERS[number % 8]}
+    style = curve_style(number)
     panel.plot(angles, mean, label=name, markevery=max(1, len(angles) // 36), **style)
     if len(runs) > 1:
         panel.fill_between(angles, mean - deviation, mean + deviation, color=style["color"], alpha=0.2, linewidth=0)

@@ -28,6 +28,7 @@ __all__ = [
     "SPREAD",
     "axes_at",
     "caption_line",
+    "curve_style",
     "drawing",
     "house_style",
     "legend_above",
@@ -102,6 +103,20 @@ def score_name(name: str, *, begins: bool = True) -> str:
         return f"{score_name(name.removeprefix('whole_'), begins=begins)}, whole image"
     words = _SCORES.get(name, name.replace("_", " "))
     return words[0].upper() + words[1:] if begins else words
+
+
+def curve_style(number: int) -> dict[str, str]:
+    """Colour, line and marker of the ``number``-th curve of a figure, from 0.
+
+    From the ninth on colours come again, with other lines and open markers, so that no two of 16 curves are alike.
+    """
+    colour, again = COLOURS[number % 8], number // 8
+    return {
+        "color": colour,
+        "linestyle": LINES[(number + again) % 4],
+        "marker": MARKERS[number % 8],
+        "markerfacecolor": "white" if again % 2 else colour,
+    }
 
 
 def caption_line(*parts: str) -> str:

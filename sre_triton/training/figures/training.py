@@ -11,12 +11,10 @@ from torch import Tensor
 
 from sre_triton.training.figures.style import (
     BAND,
-    COLOURS,
     DOUBLE,
-    LINES,
-    MARKERS,
     axes_at,
     caption_line,
+    curve_style,
     drawing,
     legend_above,
     mean_and_deviation,
@@ -93,7 +91,7 @@ def draw_learning_curves(
                 length = min(map(len, tables))
                 epochs = [row["epoch"] for row in tables[0][:length]]
                 mean, deviation = mean_and_deviation([[row[column] for row in rows[:length]] for rows in tables], scale)
-                style = {"color": COLOURS[number % 8], "linestyle": LINES[number % 4], "marker": MARKERS[number % 8]}
+                style = curve_style(number)
                 axis.plot(epochs, mean, label=name, markevery=max(1, length // 25), **style)
                 if len(tables) > 1:
                     band = (mean - deviation, mean + deviation)
@@ -123,8 +121,7 @@ def _draw_lines(axis: Any, rows: Sequence[Mapping[str, Any]], names: Sequence[st
     values: list[tuple[float, int]] = []
     for number, name in enumerate(names):
         column = [scale * row[name] if row.get(name) is not None else math.nan for row in rows]
-        style = {"color": COLOURS[number], "linestyle": LINES[number % 4], "marker": MARKERS[number]}
-        axis.plot(epochs, column, label=_named(name), markevery=max(1, len(rows) // 25), **style)
+        axis.plot(epochs, column, label=_named(name), markevery=max(1, len(rows) // 25), **curve_style(number))
         values += zip(column, epochs, strict=True)
     _limit(axis, values)
 
