@@ -132,6 +132,7 @@ class _OnTensors(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous()  # e2cnn normalises maps in the channels-last format slowly
         y: Tensor = self.layer(steerable.GeometricTensor(x, self.layer.in_type)).tensor
         return y
 
