@@ -44,8 +44,8 @@ inline void exchange(V* rows, std::index_sequence<kLane...>) {
   if constexpr (2 * kStep < kCount) exchange<2 * kStep>(rows, std::make_index_sequence<kCount>());
 }
 
-// How far ahead of what is read or written the next comes to be: rows of planes lie too far from one another for the
-// processor to see what comes next.
+// How far ahead of what is read or written the next comes to be: what lies far from one another the processor does not
+// see coming.
 struct Ahead {
   Index read = 0, written = 0;  // elements; 0: not known
 };
@@ -228,10 +228,10 @@ void load_positions(T* to, Index pitch, const Activation<S>& a, const Tile& tile
       }
 }
 
-// Where the run of positions that lie `step` apart and starts with `begin` ends.
-inline Index run_end(const Index* offsets, Index begin, Index count, Index step) {
+// Where the run of positions that lie side by side and starts with `begin` ends.
+inline Index run_end(const Index* offsets, Index begin, Index count) {
   Index end = begin + 1;
-  while (end < count && offsets[end] == offsets[end - 1] + step) ++end;
+  while (end < count && offsets[end] == offsets[end - 1] + 1) ++end;
   return end;
 }
 
@@ -245,7 +245,7 @@ void store_rows(const T* rows, Index pitch, const Activation<S>& y, const Index*
     return;
   }
   for (Index begin = 0, end; begin < count; begin = end) {
-    end = run_end(offsets, begin, count, 1);
+    end = run_end(offsets, begin, count);
     S* run = base + offsets[begin];
     transpose<T>([&](Index c) { return run + c * y.channel_stride; }, rows + begin * pitch, pitch, end - begin, columns,
                  {0, end - begin});
@@ -262,7 +262,7 @@ void load_rows(T* rows, Index pitch, const Activation<S>& a, const Index* offset
     return;
   }
   for (Index begin = 0, end; begin < count; begin = end) {
-    end = run_end(offsets, begin, count, 1);
+    end = run_end(offsets, begin, count);
     transpose<T>([&](Index r) { return rows + (begin + r) * pitch; }, base + offsets[begin], a.channel_stride, columns,
                  end - begin);
   }

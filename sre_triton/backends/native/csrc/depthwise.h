@@ -173,39 +173,52 @@ void weigh_tap_rows(const std::vector<TapRow<S, T>>& rows, Index first, Index co
 
 // Three taps in each of at most three rows are few enough for their weights to stay in registers while a row goes by.
 // What is read at a position is the third tap of one output, the second of the next, and the first of the one after.
-template <int kRead, class S, class T, bool kPart>
+// That is little work, which waits for memory: what is written comes near ahead of time, too.
+template <int kRead, class S, class T, int kVectors, bool kPart>
 void weigh_three_taps(const std::vector<TapRow<S, T>>& rows, Index outputs, Index c, Index rest, Index step, Index in,
-                      Index pitch, const T* start, S* to, Index to_step, Index ahead) {
+                      Index pitch, const T* start, S* to, Index to_step, Ahead ahead) {
+  constexpr Index kL = kLanes<T>;
   const S* from[kRead];
-  Vector<T> weight[kRead][3];
+  Vector<T> weight[kRead][3][kVectors], none[kVectors], first[kVectors], second[kVectors], third[kVectors];
   for (int r = 0; r < kRead; ++r) {
     from[r] = rows[r].from + c;
 #pragma GCC unroll 3
-    for (int i = 0; i < 3; ++i) weight[r][i] = load(rows[r].weights + i * pitch + c);
+    for (int i = 0; i < 3; ++i)
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) weight[r][i][v] = load(rows[r].weights + i * pitch + c + v * kL);
   }
-  const Vector<T> none = load(start + c);
-  Vector<T> first = none, second = none, third;
+#pragma GCC unroll 2
+  for (int v = 0; v < kVectors; ++v) first[v] = second[v] = none[v] = load(start + c + v * kL);
   S* out = to + c - 2 * to_step;
   for (Index u = 0; u < outputs + 2; ++u, out += to_step) {
-    third = second, second = first, first = none;
-    __builtin_prefetch(from[kRead - 1] + ahead, 0, 2);
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      third[v] = second[v], second[v] = first[v], first[v] = none[v];
+      __builtin_prefetch(from[kRead - 1] + v * kL + ahead.read, 0, 2);
+      __builtin_prefetch(out + v * kL + ahead.written, 1, 2);
+    }
     const bool inside = static_cast<uint64_t>(rows[0].begin + u) < static_cast<uint64_t>(in);
 #pragma GCC unroll 3
     for (int r = 0; r < kRead; ++r) {
       if (inside) {
-        const Vector<T> x = load_as<T, kPart>(from[r], rest);
-        third += x * weight[r][2], second += x * weight[r][1], first += x * weight[r][0];
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) {
+          const Vector<T> x = load_as<T, kPart>(from[r] + v * kL, rest);
+          third[v] += x * weight[r][2][v], second[v] += x * weight[r][1][v], first[v] += x * weight[r][0][v];
+        }
       }
       from[r] += step;
     }
-    if (u >= 2) store_as<T, kPart>(out, third, rest);
+    if (u >= 2)
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) store_as<T, kPart>(out + v * kL, third[v], rest);
   }
 }
 
 // One row of outputs whose taps lie side by side in the rows that they read. `rows` are those of the first output.
 template <class S, class T>
 void weigh_rows(const std::vector<TapRow<S, T>>& rows, Index outputs, Index channels, Index step, Index in, Index pitch,
-                const T* start, S* to, Index to_step, Index ahead) {
+                const T* start, S* to, Index to_step, Ahead ahead) {
   constexpr Index kL = kLanes<T>;
   Index widest = 0;
   bool three = !rows.empty() && rows.size() <= 3;
@@ -214,16 +227,20 @@ void weigh_rows(const std::vector<TapRow<S, T>>& rows, Index outputs, Index chan
     three &= row.taps == 3 && row.begin == rows[0].begin;
   }
   if (three) {
-    auto weigh = [&](auto part, Index c) {
+    auto weigh = [&](auto vectors, auto part, Index c) {
+      constexpr int kVectors = decltype(vectors)::value;
       constexpr bool kPart = decltype(part)::value;
-      const auto all = rows.size() == 3   ? weigh_three_taps<3, S, T, kPart>
-                       : rows.size() == 2 ? weigh_three_taps<2, S, T, kPart>
-                                          : weigh_three_taps<1, S, T, kPart>;
+      const auto all = rows.size() == 3   ? weigh_three_taps<3, S, T, kVectors, kPart>
+                       : rows.size() == 2 ? weigh_three_taps<2, S, T, kVectors, kPart>
+                                          : weigh_three_taps<1, S, T, kVectors, kPart>;
       all(rows, outputs, c, channels - c, step, in, pitch, start, to, to_step, ahead);
     };
     Index c = 0;
-    for (; c + kL <= channels; c += kL) weigh(std::false_type(), c);
-    if (c < channels) weigh(std::true_type(), c);
+    using One = std::integral_constant<int, 1>;
+    if (kRows > 6)
+      for (; c + 2 * kL <= channels; c += 2 * kL) weigh(std::integral_constant<int, 2>(), std::false_type(), c);
+    for (; c + kL <= channels; c += kL) weigh(One(), std::false_type(), c);
+    if (c < channels) weigh(One(), std::true_type(), c);
     return;
   }
   const Index blocks = divide_up(outputs, kOutputs);
@@ -233,11 +250,12 @@ void weigh_rows(const std::vector<TapRow<S, T>>& rows, Index outputs, Index chan
     Index c = 0;
     if (kRows > 6 && widest <= kMostOfTwo)
       for (; c + 2 * kL <= channels; c += 2 * kL)
-        weigh_tap_rows<S, T, 2, false>(rows, first, count, c, 0, step, in, pitch, start, out, to_step, ahead);
+        weigh_tap_rows<S, T, 2, false>(rows, first, count, c, 0, step, in, pitch, start, out, to_step, ahead.read);
     for (; c + kL <= channels; c += kL)
-      weigh_tap_rows<S, T, 1, false>(rows, first, count, c, 0, step, in, pitch, start, out, to_step, ahead);
+      weigh_tap_rows<S, T, 1, false>(rows, first, count, c, 0, step, in, pitch, start, out, to_step, ahead.read);
     if (c < channels)
-      weigh_tap_rows<S, T, 1, true>(rows, first, count, c, channels - c, step, in, pitch, start, out, to_step, ahead);
+      weigh_tap_rows<S, T, 1, true>(rows, first, count, c, channels - c, step, in, pitch, start, out, to_step,
+                                    ahead.read);
     first += count;
   }
 }
@@ -284,7 +302,7 @@ void weigh_row(const Activation<S>& x, const Activation<S>& y, const TapWeights<
     for (const TapRow<S, T>& r : rows) fit &= r.taps % 2 == 1 && r.taps <= kMostTaps;
     if (fit)
       return weigh_rows<S, T>(rows, w.out[2], x.channels, x.stride[2], w.in[2], taps.pitch, taps.start(), row,
-                              y.stride[2], x.stride[1]);
+                              y.stride[2], {x.stride[1], y.stride[1]});
   }
   const Index gap = w.upsampling[2];
   auto run = [&, &in_row = in_row, &readings = readings](Index begin, Index count) {

@@ -45,16 +45,22 @@ std::vector<TapColumn> tap_columns(const TapWeights<T>& taps, const Window& w, s
 }
 
 // kVectors vectors, from number `vector` on, of kRowsAtOnce rows of outputs, of which `count` are wanted. Rows of the
-// input outside of it read nothing.
+// input outside of it read nothing. The same of the next plane comes near on the way.
 template <class T, int kVectors, int kRowsAtOnce>
 void weigh_rows_of_plane(const Activation<T>& x, const Window& w, const T* plane, const std::vector<TapColumn>& columns,
                          const T* weights, T start, Index slice, Index row, Index vector, T* to, Index to_pitch,
-                         Index count) {
+                         Index count, Ahead next) {
+  to += vector * kLanes<T>;
+  const T* const here = plane + slice * x.stride[0] + row * x.stride[1] + vector * kLanes<T>;
   Vector<T> sum[kRowsAtOnce][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRowsAtOnce; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = Vector<T>{} + start;
+    for (int v = 0; v < kVectors; ++v) {
+      __builtin_prefetch(here + next.read + r * x.stride[1] + v * kLanes<T>, 0, 2);
+      __builtin_prefetch(to + next.written + r * to_pitch + v * kLanes<T>, 1, 2);
+      sum[r][v] = Vector<T>{} + start;
+    }
   for (const TapColumn& column : columns) {
     const Index i = column.at[0] + slice, j = column.at[1] + row, pitch = x.stride[1];
     if (i < 0 || i >= w.in[0]) continue;
@@ -70,7 +76,6 @@ void weigh_rows_of_plane(const Activation<T>& x, const Window& w, const T* plane
     });
   }
   const Index rest = w.out[2] - (vector + kVectors - 1) * kLanes<T>;
-  to += vector * kLanes<T>;
 #pragma GCC unroll 16
   for (int r = 0; r < kRowsAtOnce; ++r)
     if (r < count) {
@@ -102,6 +107,9 @@ void weigh_planes_in_place(const Activation<T>& x, const Activation<T>& y, const
       for (Index t = 0; t < taps.count(); ++t) weights[t] = taps.of(order[t])[channel];
       const T* plane = x.data + image * x.image_stride + channel * x.channel_stride;
       T* const out = y.data + image * y.image_stride + channel * y.channel_stride;
+      const bool last = channel == x.channels - 1;  // of its image
+      const Ahead next{last ? x.image_stride - channel * x.channel_stride : x.channel_stride,
+                       last ? y.image_stride - channel * y.channel_stride : y.channel_stride};
       for (Index i = 0; i < w.out[0]; ++i)
         for (Index b = 0, j = 0; b < blocks; ++b) {
           const Index count = balanced(w.out[1], j, blocks - b);
@@ -110,7 +118,7 @@ void weigh_planes_in_place(const Activation<T>& x, const Activation<T>& y, const
             const auto block = v + 1 < vectors ? weigh_rows_of_plane<T, 2, kLow>
                                : high          ? weigh_rows_of_plane<T, 1, kHigh>
                                                : weigh_rows_of_plane<T, 1, kLow>;
-            block(x, w, plane, columns, weights.data(), taps.start()[channel], i, j, v, to, y.stride[1], count);
+            block(x, w, plane, columns, weights.data(), taps.start()[channel], i, j, v, to, y.stride[1], count, next);
           }
           j += count;
         }
