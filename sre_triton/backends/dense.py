@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sre_triton.backends import subpixel
 from sre_triton.backends.base import Call
 from sre_triton.backends.expansion import collapse, expand
 from sre_triton.backends.memory_format import contiguous, laid_out_like
@@ -35,6 +36,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec) -> T
 
 def transpose(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, output_padding: Sequence[int]) -> Tensor:
     kernel = expand(weight, spec.geometry)
+    size = spec.transposed_size(x.shape[2:], output_padding)
+    if subpixel.is_worthwhile(x, kernel.shape[1], spec, size):
+        return subpixel.transpose(x, kernel, bias, spec, size)
     convolve = _CONV_TRANSPOSE[spec.ndim - 1]
     y = convolve(x, kernel, bias, spec.stride, spec.padding, output_padding, spec.groups, spec.dilation)
     return laid_out_like(x, y)
@@ -47,7 +51,11 @@ def weight_grad(x: Tensor, grad_y: Tensor, spec: ConvSpec) -> Tensor:
 
 def backward(grad_y: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec) -> tuple[Tensor, Tensor]:
     kernel = expand(weight, spec.geometry)
-    if _reads_garbage(x, spec) or _is_slow(x, spec):
+    size = tuple(x.shape[2:])
+    if subpixel.is_worthwhile(grad_y, kernel.shape[1], spec, size):
+        grad_x = subpixel.transpose(grad_y, kernel, None, spec, size)
+        grad_kernel = _kernel_grad(grad_y, x, kernel, spec)
+    elif _reads_garbage(x, spec) or _is_slow(x, spec):
         grad_x, _ = _convolution_backward(grad_y, x, kernel, spec, spec.padding, (True, False))
         grad_kernel = _kernel_grad(grad_y, x, kernel, spec)
     else:
