@@ -6,7 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from bench.evidence import steerable_names
+from bench.evidence import canonical, steerable_names
 from bench.evidence.protocol import ANY_ANGLE, EVERY_THIRTY, FLIPPED, TWELVE, Evaluation, Network, Table
 from sre_triton.training.data.warp import AXES
 from sre_triton.training.options import TrainOptions
@@ -29,7 +29,8 @@ Added last, as rivals, when all of these had been tested: `gmr`: `gmr_resnet18`,
 63,629 parameters, and `gmr-antialias`, its taps weighed by the share of their pixel that a ring covers; `steerable`: a
 ResNet-18 of the same resolutions in the package e2cnn, of 2, 3, 6 and 12 regular fields of the 8 turns (16 to 96
 channels), 5x5 kernels, maxima over the turns, 63,174 parameters, and `steerable-augmented`, trained with turned and
-flipped images, too.
+flipped images, too; `plain-canonical`: the network of `plain` behind a layer that turns each image, in training and
+test, so that it grows brighter to the right (by the first moment of its grey values over a disc).
 
 **Training.** 32 images a step, {epochs} epochs of Adam in one cycle of the rate, balanced rings (no effect on the plain
 network), weight decay 1e-4. The epoch of the best accuracy on validation counts.
@@ -86,6 +87,11 @@ def _prepare(data: Path, work: Path) -> None:
         (work / "medmnist").symlink_to(files.resolve(), target_is_directory=True)
 
 
+def _register() -> None:
+    steerable_names.register()
+    canonical.register()
+
+
 def _networks(shorter: int) -> tuple[Network, ...]:
     """The networks of a table, a steerable one of so many epochs among them."""
     return (
@@ -94,6 +100,7 @@ def _networks(shorter: int) -> tuple[Network, ...]:
         Network("plain", {"model_type": "resnet18"}, _RATES),
         Network("plain-augmented", _TURNED, _RATES),
         Network("plain-averaged", _TURNED, _RATES, equivariant=True, is_averaged=True, trained_as="plain-augmented"),
+        Network("plain-canonical", {"model_type": "canonical_resnet18"}, _RATES),
         Network("ring-augmented", {**_RING, **_AUGMENTED}, _RATES, equivariant=True),
         Network("ring-invariants-augmented", {**_RING, "invariants": True, **_AUGMENTED}, _RATES, equivariant=True),
         Network("gmr", _GMR, _RATES, equivariant=True),
@@ -140,6 +147,7 @@ BREAST = Table(
         ("ring-augmented", "plain-augmented"),
         ("ring-invariants-augmented", "plain-augmented"),
         ("ring-invariants-augmented", "plain-averaged"),
+        ("ring-invariants", "plain-canonical"),
         ("ring", "gmr"),
         ("gmr", "gmr-antialias"),
         ("ring-invariants", "steerable"),
@@ -147,7 +155,7 @@ BREAST = Table(
         ("ring-invariants-augmented", "steerable-augmented"),
     ),
     prepare=_prepare,
-    register=steerable_names.register,
+    register=_register,
 )
 
 PNEUMONIA = dataclasses.replace(

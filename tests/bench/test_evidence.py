@@ -16,6 +16,7 @@ from torch import nn
 pytest.importorskip("lightning")
 from bench.evidence import running
 from bench.evidence.averaging import OverSymmetries
+from bench.evidence.canonical import Canonical, direction
 from bench.evidence.digit_networks import DigitNet
 from bench.evidence.objects import object_f1
 from bench.evidence.pages import Angles, write_page
@@ -24,6 +25,7 @@ from bench.evidence.registry import TABLES
 from bench.evidence.rotated_mnist import by_own_direction
 from bench.evidence.running import Runner, _told
 from sre_triton.models import registry
+from sre_triton.training.data import warp
 from sre_triton.training.options import SegmentOptions
 from sre_triton.training.tasks.networks import classifier, segmenter
 
@@ -248,6 +250,19 @@ def test_a_protocol_tells_the_parameters_of_every_network(name: str, monkeypatch
         segments = isinstance(options, SegmentOptions)
         built = segmenter(options, about[0]) if segments else classifier(options, *about)
         assert f"{sum(p.numel() for p in built.parameters()):,}" in table.protocol, network.name
+
+
+def test_images_are_laid_by_where_they_grow_brighter() -> None:
+    steps = torch.linspace(-1, 1, 32)
+    ramps = torch.stack([steps.expand(32, 32), -steps[:, None].expand(32, 32)])[:, None]  # to the right, and up
+    torch.testing.assert_close(direction(ramps), torch.tensor([0.0, 90.0]))
+    torch.testing.assert_close(direction(ramps + 5), torch.tensor([0.0, 90.0]), atol=1e-3, rtol=0)
+    bumps = torch.exp(-8 * ((steps - 0.2) ** 2 + (steps[:, None] + 0.3) ** 2)).expand(1, 3, 32, 32)
+    laid = Canonical(nn.Identity())
+    for angle in (30, 90, 200):
+        turned = warp.turn(bumps, angle, interpolation="bilinear")
+        assert (direction(turned) - direction(bumps) - angle).remainder(360).sub(180).abs().sub(180).abs() < 0.5
+        torch.testing.assert_close(*(warp.middle(laid(x), 20) for x in (turned, bumps)), atol=0.03, rtol=0)
 
 
 def test_digits_are_laid_by_their_own_direction() -> None:
