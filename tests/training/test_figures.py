@@ -252,6 +252,16 @@ def test_rotation_curves_are_percent_with_a_band_over_seeds(drawn: list[Figure],
     assert "means of 2 seeds" in caption.replace("\n", " ")
 
 
+def test_bands_of_many_curves_are_left_out(drawn: list[Figure], tmp_path: Path) -> None:
+    many = {f"a network with a name, {number}": [_curve(0.2), _curve(0.8)] for number in range(9)}
+    draw_angle_curves(tmp_path / "rotation.pdf", many, "dice", "vessels")
+    straight = drawn[0].axes[0]
+    assert not straight.collections
+    assert "bands" not in drawn[0].get_supxlabel()
+    low, high = straight.get_ylim()
+    assert high - low < 30  # of the lines alone
+
+
 def test_no_two_of_sixteen_curves_look_alike(drawn: list[Figure], tmp_path: Path) -> None:
     draw_angle_curves(tmp_path / "rotation.svg", {f"network {i}": [_curve(0.5 + i / 50)] for i in range(16)}, "dice")
     for figure in drawn:

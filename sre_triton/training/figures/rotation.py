@@ -22,6 +22,9 @@ from sre_triton.training.figures.style import (
 
 __all__ = ["Curve", "draw_angle_curves"]
 
+_MOST_BANDS = 8
+_ENTRY, _LETTER = 0.6, 0.05  # inches of a legend's entry without its name, and of a letter
+
 Curve = tuple[str, Sequence[float], Sequence[float]]
 """Of one run: axis of rotation, angles in degrees, scores between 0 and 1."""
 
@@ -31,7 +34,8 @@ def draw_angle_curves(
 ) -> tuple[Path, Path]:
     """Draws a score in percent against the angle of rotation, and the same around the circle beside it.
 
-    Of several seeds, lines are means, and bands reach one sample standard deviation to either side.
+    Of several seeds, lines are means, and bands reach one sample standard deviation to either side, where there are few
+    enough curves to tell them apart.
 
     Args:
         path: of the figure; its suffix is the format. The circle is ``STEM-polar`` beside it.
@@ -43,7 +47,8 @@ def draw_angle_curves(
         Both paths.
     """
     seeds = max(len(entries) for entries in curves.values()) // max(1, len(_axes(curves)))
-    caption = caption_line(caption, BAND.format(seeds) if seeds > 1 else "")
+    means = BAND.format(seeds) if len(curves) <= _MOST_BANDS else f"means of {seeds} seeds"
+    caption = caption_line(caption, means if seeds > 1 else "")
     polar = path.with_stem(f"{path.stem}-polar")
     _draw(path, curves, score, caption, is_polar=False)
     _draw(polar, curves, score, caption, is_polar=True)
@@ -57,8 +62,8 @@ def _axes(curves: Mapping[str, Sequence[Curve]]) -> list[str]:
 def _draw(path: Path, curves: Mapping[str, Sequence[Curve]], score: str, caption: str, *, is_polar: bool) -> None:
     axes_of_rotation = _axes(curves)
     low, high = _limits(curves)
-    width = SINGLE if len(axes_of_rotation) == 1 else DOUBLE
-    columns = 1 if max(map(len, curves)) > 20 and width == SINGLE else int(width)
+    width = SINGLE if len(axes_of_rotation) == 1 and (is_polar or len(curves) <= _MOST_BANDS) else DOUBLE
+    columns = max(1, int(width / (_ENTRY + _LETTER * max(map(len, curves)))))
     height = (min(3.0, width / len(axes_of_rotation) + 0.5) if is_polar else 2.1) + 0.14 * math.ceil(
         len(curves) / columns
     )
@@ -73,7 +78,7 @@ def _draw(path: Path, curves: Mapping[str, Sequence[Curve]], score: str, caption
             for number, (name, entries) in enumerate(curves.items()):
                 mine = [(angles, scores) for entry, angles, scores in entries if entry == axis]
                 if mine:
-                    _draw_curve(panel, mine, number, name, is_polar=is_polar)
+                    _draw_curve(panel, mine, number, name, has_band=len(curves) <= _MOST_BANDS, is_polar=is_polar)
             panel.set_ylim(low, high)
             if len(axes_of_rotation) > 1:
                 panel.set_title(f"about axis {axis}", pad=10 if is_polar else 4)
@@ -97,7 +102,13 @@ def _draw(path: Path, curves: Mapping[str, Sequence[Curve]], score: str, caption
 
 
 def _draw_curve(
-    panel: Any, runs: Sequence[tuple[Sequence[float], Sequence[float]]], number: int, name: str, *, is_polar: bool
+    panel: Any,
+    runs: Sequence[tuple[Sequence[float], Sequence[float]]],
+    number: int,
+    name: str,
+    *,
+    has_band: bool,
+    is_polar: bool,
 ) -> None:
     angles = np.asarray(runs[0][0], dtype=float)
     mean, deviation = mean_and_deviation([scores for _, scores in runs], 100)
@@ -108,7 +119,7 @@ def _draw_curve(
         angles = np.deg2rad(angles)
     style = curve_style(number)
     panel.plot(angles, mean, label=name, markevery=max(1, len(angles) // 36), **style)
-    if len(runs) > 1:
+    if has_band and len(runs) > 1:
         panel.fill_between(angles, mean - deviation, mean + deviation, color=style["color"], alpha=0.2, linewidth=0)
 
 
@@ -120,7 +131,7 @@ def _limits(curves: Mapping[str, Sequence[Curve]]) -> tuple[float, float]:
         for axis in _axes(curves)
         if (runs := [scores for entry, _, scores in entries if entry == axis])
         for mean, deviation in [mean_and_deviation(runs, 100)]
-        for edge in (mean - deviation, mean + deviation)
+        for edge in ((mean - deviation, mean + deviation) if len(curves) <= _MOST_BANDS else (mean,))
     ]
     values = np.concatenate(edges) if edges else np.zeros(0)
     values = values[np.isfinite(values)] if np.isfinite(values).any() else np.array([0.0, 100.0])
