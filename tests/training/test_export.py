@@ -187,6 +187,28 @@ def test_wrong_arguments_are_refused(
     assert capsys.readouterr().err == f"sre-triton export: {message}\n"
 
 
+def test_the_compiled_format_takes_sizes_in_the_steps_of_the_training(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+
+    def recorded(*arguments: Any) -> Program:
+        steps.append(arguments[-1])
+        raise ValueError("not recorded")
+
+    monkeypatch.setattr(command, "program_of", recorded)
+    for name in ("pt2", "aoti"):
+        with pytest.raises(ValueError, match="not recorded"):
+            sre_triton.export(run, format=name)
+    assert steps == [1, 4]  # its sides are 12
+
+
+def test_a_program_of_steps_says_so(run: Path) -> None:
+    program = program_of(whole_of(run), 3, 2, 12, 4)
+    assert program.step == 4
+    assert check(program.whole, whole_of(run), program.examples).agrees
+
+
 def test_the_python_entry_names_what_it_cannot_take(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--format must be one of onnx, torchscript, pt2, aoti, got 'tflite'"):
         sre_triton.export(run, format="tflite")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -46,9 +47,9 @@ def export(run: Path, options: ExportOptions) -> Exported:
     """Writes the network of a run in another format, with its preprocessing, and checks the file in its own runtime.
 
     The file takes float32 images (N, C, *space) in 0 to 1 and gives probabilities (N, classes), or (N, classes,
-    *space) of a segmentation; batch and image size are open. Scaling and normalisation are inside; what is not
-    (a classifier's middle square, the windows of a segmentation), the classes and the threshold stand as JSON in its
-    metadata, under the name ``sre_triton``.
+    *space) of a segmentation; batch and image size are open, the size in steps of up to 16 pixels with AOTInductor.
+    Scaling and normalisation are inside; what is not (a classifier's middle square, the windows of a segmentation), the
+    classes and the threshold stand as JSON in its metadata, under the name ``sre_triton``.
 
     Raises:
         FileNotFoundError: there is no checkpoint, or no folder to write to.
@@ -76,7 +77,7 @@ def export(run: Path, options: ExportOptions) -> Exported:
     device = torch.device(options.device)
     original = Whole(network.to(device), run_options, bool(about.get("multi_label", False))).eval()
     side = task_type(run_options).input_shape(run_options, about)[-1]
-    program = program_of(original, about["channels"], about["ndim"], side)
+    program = program_of(original, about["channels"], about["ndim"], side, math.gcd(side, form.step))
     metadata = json.dumps(_metadata(about, run_options, side, program), indent=2)
     # In a folder of its own: some writers want the file's ending, and put more files beside it.
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:

@@ -19,7 +19,7 @@ __all__ = ["Checked", "Program", "Whole", "check", "program_of"]
 
 Run = Callable[[Tensor], Tensor]
 
-_STEPS = (1, 16, 32)  # of image sizes, tried in turn: ordinary networks may want their strides to divide them
+_STEPS = (16, 32)  # of image sizes: ordinary networks may want their strides to divide them
 _SIDE = {2: 64, 3: 24}  # of the images that programs are recorded and checked with
 
 
@@ -53,7 +53,7 @@ class Program:
     step: int
 
 
-def program_of(original: Whole, channels: int, ndim: int, side: int) -> Program:
+def program_of(original: Whole, channels: int, ndim: int, side: int, least_step: int = 1) -> Program:
     """Folds a network and records it, for images of every size if it can be, else for multiples of 16 or 32.
 
     Args:
@@ -61,13 +61,14 @@ def program_of(original: Whole, channels: int, ndim: int, side: int) -> Program:
         channels: of the images.
         ndim: 2 or 3.
         side: of the images of the training.
+        least_step: what every side of an image must be a multiple of at least.
 
     Raises:
         ValueError: it cannot be folded or recorded.
     """
     network = fold(original.network, fuse_batchnorm=True, any_size=True)
     whole = Whole(network, original.options, original.several)
-    for step in _STEPS:
+    for step in dict.fromkeys((least_step, *_STEPS)):
         examples = _examples(channels, ndim, min(side, _SIDE[ndim]), step, next(original.parameters()).device)
         try:
             recorded = _recorded(whole, examples[0], step)
