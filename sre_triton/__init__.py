@@ -192,8 +192,9 @@ def export(run: str | Path, path: str | Path | None = None, *, format: str = "on
     """Writes the network of a training as a file that runs without this package; ``sre-triton export`` does the same.
 
     The network is folded and recorded with its preprocessing for every batch and image size (of "aoti" in steps of up
-    to 16 pixels); the file is checked in the format's own runtime at two sizes. It takes float32 images (N, C, *space) in 0 to 1 and gives probabilities.
-    Classes, threshold and all that one must know stand as JSON in its metadata, under the name ``sre_triton``.
+    to 16 pixels); the file is checked in the format's own runtime at two sizes. It takes float32 images (N, C, *space)
+    in 0 to 1 and gives probabilities. Classes, threshold and all that one must know stand as JSON in its metadata,
+    under the name ``sre_triton``.
 
     Args:
         run: a run folder, whose best checkpoint is taken, a checkpoint, or a pretrained network.
