@@ -246,9 +246,13 @@ void store_rows(const T* rows, Index pitch, const Activation<S>& y, const Index*
   }
   for (Index begin = 0, end; begin < count; begin = end) {
     end = run_end(offsets, begin, count);
-    S* run = base + offsets[begin];
-    transpose<T>([&](Index c) { return run + c * y.channel_stride; }, rows + begin * pitch, pitch, end - begin, columns,
-                 {0, end - begin});
+    // The whole run of a vector of channels before the next channels: planes whose size is a power of two meet in the
+    // same few lines of the cache.
+    for (Index c = 0; c < columns; c += kLanes<T>) {
+      S* run = base + offsets[begin] + c * y.channel_stride;
+      transpose<T>([&](Index i) { return run + i * y.channel_stride; }, rows + begin * pitch + c, pitch, end - begin,
+                   std::min<Index>(kLanes<T>, columns - c), {0, end - begin});
+    }
   }
 }
 

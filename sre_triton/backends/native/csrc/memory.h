@@ -66,16 +66,17 @@ class Scratch {
   size_t size_ = 0, used_ = 0;
 };
 
-// Asks for large pages under an output that is about to be written. Memory of this size is mapped anew for every tensor
-// (by the C library of GNU, which keeps smaller pieces), and page by page that takes as long as half of the arithmetic.
-// Most systems give large pages on request alone.
+// Asks for large pages under an output that is about to be written: most systems give them on request alone. Where
+// memory is mapped anew (by the C library of GNU for every tensor of 32 MB or more), page by page takes as long as half
+// of the arithmetic; and processors remember the places of few small pages, for which layers of little arithmetic then
+// wait.
 inline void want_large_pages(const at::Tensor& t) {
 #if defined(__linux__)
-  constexpr Index kPage = 2 << 20, kAlwaysFresh = 32 << 20;
+  constexpr Index kPage = 2 << 20;
+  if (static_cast<Index>(t.nbytes()) < 2 * kPage) return;
   const Index begin = round_up(reinterpret_cast<Index>(t.data_ptr()), kPage);
   const Index end = (reinterpret_cast<Index>(t.data_ptr()) + static_cast<Index>(t.nbytes())) / kPage * kPage;
-  if (static_cast<Index>(t.nbytes()) >= kAlwaysFresh)
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
 }
 
