@@ -134,7 +134,8 @@ inline __attribute__((always_inline)) void add_tap_row(Vector<T> (&sum)[kOutputs
       const uint32_t lanes = -static_cast<uint32_t>(inside) & ((kPart ? 1u << rest : 1u << kLanes<T>)-1);
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v)
-        x[v] = kByMask ? load_lanes_as<T>(from + v * kLanes<T>, lanes) : load_as<T, kPart>(from + v * kLanes<T>, rest);
+        x[v] = in_register(kByMask ? load_lanes_as<T>(from + v * kLanes<T>, lanes)
+                                   : load_as<T, kPart>(from + v * kLanes<T>, rest));
 #pragma GCC unroll 16
       for (int p = 0; p < kOutputs; ++p)
         if (0 <= u - p && u - p < kTaps)
@@ -203,7 +204,7 @@ void weigh_three_taps(const std::vector<TapRow<S, T>>& rows, Index outputs, Inde
       if (inside) {
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) {
-          const Vector<T> x = load_as<T, kPart>(from[r] + v * kL, rest);
+          const Vector<T> x = in_register(load_as<T, kPart>(from[r] + v * kL, rest));
           third[v] += x * weight[r][2][v], second[v] += x * weight[r][1][v], first[v] += x * weight[r][0][v];
         }
       }

@@ -149,12 +149,7 @@ inline __attribute__((always_inline)) void add_column(Vector<T> (&sum)[kRowsOfSu
                                                       const LoadRow& load_row) {
   Vector<T> weight[kHeight];
 #pragma GCC unroll 16
-  for (int i = 0; i < kHeight; ++i) {
-    weight[i] = Vector<T>{} + weights[i];
-#if defined(__AVX512F__)
-    asm("" : "+v"(weight[i]));  // or every product would read its weight again
-#endif
-  }
+  for (int i = 0; i < kHeight; ++i) weight[i] = in_register(Vector<T>{} + weights[i]);
 #pragma GCC unroll 32
   for (int u = 0; u < kRowsOfSums + kHeight - 1; ++u) {
     Vector<T> row[kVectors];

@@ -68,6 +68,15 @@ inline V rounded(V v) {
   return v;
 }
 
+// The same vector in a register, where there are many: the compiler would read memory again for every product.
+template <class V>
+inline V in_register(V v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
 inline Vector<float> square_root(Vector<float> v) {
 #if defined(__AVX512F__)
   return (Vector<float>)_mm512_sqrt_ps((__m512)v);
