@@ -218,5 +218,11 @@ ADRENAL = dataclasses.replace(
         Evaluation(f"about-{axis}", f"all test volumes at 12 angles about {axis}", EVERY_THIRTY, axis=axis, step=30.0)
         for axis in AXES
     ),
-    comparisons=(("ring", "plain"), ("ring", "plain-augmented"), ("ring-invariants", "ring")),
+    comparisons=(
+        ("ring", "plain"),
+        ("ring", "plain-augmented"),
+        ("ring-invariants", "ring"),
+        ("ring-invariants", "plain"),
+        ("ring-invariants", "plain-augmented"),
+    ),
 )
