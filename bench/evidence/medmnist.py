@@ -169,7 +169,8 @@ PNEUMONIA = dataclasses.replace(
         published=".854",
         epochs=3,
         time="",
-        shorter="one epoch, .96 of the time of the three of `ring-invariants`",
+        shorter="one epoch, .96 of the time of the three of `ring-invariants`.\n"
+        "`gmr-antialias` and `steerable-augmented` are still to be trained here",
     ),
     options=dataclasses.replace(_OPTIONS, med_mnist="pneumoniamnist", epochs=3),
     networks=_networks(shorter=1),
