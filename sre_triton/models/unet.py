@@ -11,7 +11,7 @@ Source of the shape: O. Ronneberger et al., "U-Net", MICCAI 2015; T. Falk et al.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
@@ -215,9 +215,9 @@ class UNet(nn.Module):
         super().__init__()
         if features is None:
             features = _FEATURES_WITH_INVARIANTS if invariants else _FEATURES
-        if not isinstance(features, Sequence) or len(features) < 2:
+        if not isinstance(features, Iterable) or len(features := tuple(features)) < 2:
             raise ValueError(f"features must be two positive ints or more, one per resolution, got {features!r}")
-        features = [positive(f, f"features[{i}]") for i, f in enumerate(features)]
+        features = tuple(positive(f, f"features[{i}]") for i, f in enumerate(features))
         in_channels, out_channels = positive(in_channels, "in_channels"), positive(out_channels, "out_channels")
         added = invariants_of(invariants)
         parts = Parts(self.conv, spatial_dims, pooling, antialias, norm_layer, added, device, dtype)

@@ -8,6 +8,7 @@ import pickle
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -153,6 +154,10 @@ def test_values_that_make_no_network(name: str, options: dict[str, Any], message
 def test_kinds_that_make_no_network(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         get_model(name, **options)
+
+
+def test_features_may_be_an_array() -> None:
+    assert models.SREUNet(features=np.array([2, 4]), sre_conv_size=3).depth == 1
 
 
 def test_dimensions_that_no_network_has() -> None:
