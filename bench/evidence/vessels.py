@@ -48,8 +48,8 @@ rings (no effect on the plain network), moving average of the weights (.99), gai
 bfloat16 autocast in training and testing. Each photograph has mean 0 and deviation 1 where it is not black.
 
 **Equal time.** A step takes longest for the plain network (see costs), so that equal steps are no less time for it.
-`ring-invariants-longer` has the 576 steps that fit its time (169 ms, the mean of its two measurements, over 147), at
-the rate that was chosen for the shorter training.
+`ring-invariants-longer` has the 576 steps that fit its time (169 ms over 147 on the processor of those trainings; the
+costs below are of a later one), at the rate that was chosen for the shorter training.
 In a later race of their steps alone, in processor time, `gmr-invariants` takes 1.04, `plain-twin` .86, `plain` 1.11 and
 `steerable` 6.5 times as long as `ring-invariants`. `steerable-shorter` has 80 steps, which take no less time than the
 504 of `ring-invariants`, and no moving average, which would still hold 45% of the first weights. It was first tested
