@@ -17,7 +17,7 @@ from bench.evidence.averaging import OverSymmetries
 from bench.evidence.objects import OBJECT_F1, each_scored_with_objects
 from bench.evidence.protocol import Evaluation, Network, Table, at_all, distinct_angles
 from bench.evidence.symmetry import symmetry_of
-from sre_triton.models.profile import count_work
+from sre_triton.models.profile import COUNTED, count_work
 from sre_triton.training.data.warp import Symmetry
 from sre_triton.training.evaluation.footprint import interleaved_ms, parameter_count, peak_training_memory
 from sre_triton.training.files import read_json, write_json
@@ -225,7 +225,8 @@ class Runner:
         for name, built in networks.items():
             work = count_work(built, torch.zeros(1, *shape))
             parameters = parameter_count(built)
-            known = not any(type(module).__module__.startswith("e2cnn") for module in built.modules())
+            counted = sum(parameter_count(module) for module in built.modules() if isinstance(module, COUNTED))
+            known = counted >= parameters // 2  # else most of the work is of layers that the count does not know
             costs[name] = {
                 "parameters": parameters,
                 "gmac": work.ringwise / 1e9 if known else None,

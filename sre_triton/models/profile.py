@@ -23,7 +23,11 @@ from sre_triton.observing import unchanged
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Arithmetic", "Profile", "count_work", "profile", "profiles", "show_profiles", "table", "to_json"]
+__all__ = ["COUNTED", "Arithmetic", "Profile", "count_work", "profile", "profiles", "show_profiles", "table", "to_json"]
+
+
+COUNTED = (RingConvNd, nn.modules.conv._ConvNd, nn.Linear, AddInvariantsNd)
+"""Layers whose arithmetic :func:`count_work` knows."""
 
 
 class Arithmetic(NamedTuple):
@@ -72,8 +76,7 @@ def count_work(network: nn.Module, x: Tensor) -> Arithmetic:
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         counts.append(_layer_work(layer, inputs[0], output))
 
-    kinds = (RingConvNd, nn.modules.conv._ConvNd, nn.Linear, AddInvariantsNd)
-    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, kinds)]
+    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, COUNTED)]
     try:
         with unchanged(network, x), torch.no_grad():
             network(x)

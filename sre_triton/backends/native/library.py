@@ -55,9 +55,9 @@ def build(*, verbose: bool = False) -> Path:
     library = _library()
     missing.cache_clear()
     if missing() is not None:
-        _check_writable(library.parent)
+        scratch = _scratch(library.parent)
         try:
-            with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            with scratch as folder:
                 os.replace(_compile(Path(folder), verbose), library)
         except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
             raise RuntimeError(f"the native kernel cannot be built: {error}") from error
@@ -101,14 +101,14 @@ def _is_switched_off() -> bool:
     return os.environ.get("SRE_TRITON_NATIVE") == "0"
 
 
-def _check_writable(folder: Path) -> None:
+def _scratch(cache: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder to compile in, on the disk of the cache."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        cache.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=cache)
     except OSError as error:
         raise RuntimeError(
-            f"the native kernel cannot be built: cannot write to {folder}: {error.strerror or error}; "
+            f"the native kernel cannot be built: cannot write to {cache}: {error.strerror or error}; "
             "the variable SRE_TRITON_CACHE_DIR names another folder"
         ) from error
 

@@ -47,12 +47,17 @@ def draw_angle_curves(
         Both paths.
     """
     seeds = max(len(entries) for entries in curves.values()) // max(1, len(_axes(curves)))
-    means = BAND.format(seeds) if len(curves) <= _MOST_BANDS else f"means of {seeds} seeds"
+    means = BAND.format(seeds) if _has_bands(curves) else f"means of {seeds} seeds"
     caption = caption_line(caption, means if seeds > 1 else "")
     polar = path.with_stem(f"{path.stem}-polar")
     _draw(path, curves, score, caption, is_polar=False)
     _draw(polar, curves, score, caption, is_polar=True)
     return path, polar
+
+
+def _has_bands(curves: Mapping[str, Sequence[Curve]]) -> bool:
+    """Whether there are few enough curves to tell bands around them apart."""
+    return len(curves) <= _MOST_BANDS
 
 
 def _axes(curves: Mapping[str, Sequence[Curve]]) -> list[str]:
@@ -62,7 +67,7 @@ def _axes(curves: Mapping[str, Sequence[Curve]]) -> list[str]:
 def _draw(path: Path, curves: Mapping[str, Sequence[Curve]], score: str, caption: str, *, is_polar: bool) -> None:
     axes_of_rotation = _axes(curves)
     low, high = _limits(curves)
-    width = SINGLE if len(axes_of_rotation) == 1 and (is_polar or len(curves) <= _MOST_BANDS) else DOUBLE
+    width = SINGLE if len(axes_of_rotation) == 1 and (is_polar or _has_bands(curves)) else DOUBLE
     columns = max(1, int(width / (_ENTRY + _LETTER * max(map(len, curves)))))
     height = (min(3.0, width / len(axes_of_rotation) + 0.5) if is_polar else 2.1) + 0.14 * math.ceil(
         len(curves) / columns
@@ -78,7 +83,7 @@ def _draw(path: Path, curves: Mapping[str, Sequence[Curve]], score: str, caption
             for number, (name, entries) in enumerate(curves.items()):
                 mine = [(angles, scores) for entry, angles, scores in entries if entry == axis]
                 if mine:
-                    _draw_curve(panel, mine, number, name, has_band=len(curves) <= _MOST_BANDS, is_polar=is_polar)
+                    _draw_curve(panel, mine, number, name, has_band=_has_bands(curves), is_polar=is_polar)
             panel.set_ylim(low, high)
             if len(axes_of_rotation) > 1:
                 panel.set_title(f"about axis {axis}", pad=10 if is_polar else 4)
@@ -131,7 +136,7 @@ def _limits(curves: Mapping[str, Sequence[Curve]]) -> tuple[float, float]:
         for axis in _axes(curves)
         if (runs := [scores for entry, _, scores in entries if entry == axis])
         for mean, deviation in [mean_and_deviation(runs, 100)]
-        for edge in ((mean - deviation, mean + deviation) if len(curves) <= _MOST_BANDS else (mean,))
+        for edge in ((mean - deviation, mean + deviation) if _has_bands(curves) else (mean,))
     ]
     values = np.concatenate(edges) if edges else np.zeros(0)
     values = values[np.isfinite(values)] if np.isfinite(values).any() else np.array([0.0, 100.0])
