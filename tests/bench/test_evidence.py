@@ -16,7 +16,7 @@ from torch import nn
 pytest.importorskip("lightning")
 from bench.evidence import running
 from bench.evidence.averaging import OverSymmetries
-from bench.evidence.canonical import Canonical, direction
+from bench.evidence.canonical import Canonical, CanonicalMap, direction
 from bench.evidence.digit_networks import DigitNet
 from bench.evidence.objects import object_f1
 from bench.evidence.pages import Angles, write_page
@@ -263,6 +263,24 @@ def test_images_are_laid_by_where_they_grow_brighter() -> None:
         turned = warp.turn(bumps, angle, interpolation="bilinear")
         assert (direction(turned) - direction(bumps) - angle).remainder(360).sub(180).abs().sub(180).abs() < 0.5
         torch.testing.assert_close(*(warp.middle(laid(x), 20) for x in (turned, bumps)), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("space", [(40, 40), (41, 30)])
+def test_a_map_of_laid_images_turns_with_them(space: tuple[int, int]) -> None:
+    rows, columns = (torch.linspace(-1, 1, length) for length in space)
+    spots = torch.exp(-4 * ((columns - 0.3) ** 2 + (rows[:, None] + 0.2) ** 2)).expand(1, 2, *space)
+    shapes: list[torch.Size] = []
+    conv = nn.Conv2d(2, 3, 5, padding=2)
+    conv.register_forward_pre_hook(lambda _, seen: shapes.append(seen[0].shape[2:]))
+    laid = CanonicalMap(conv)
+    y = laid(spots)
+    assert y.shape == (1, 3, *space)
+    assert min(shapes[0]) >= np.hypot(*space)
+    for quarters in (1, 2, 3):
+        turned = spots.rot90(quarters, (2, 3))
+        torch.testing.assert_close(laid(turned), y.rot90(quarters, (2, 3)), atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(conv(turned), conv(spots).rot90(quarters, (2, 3)), atol=0.05)
+    torch.testing.assert_close(CanonicalMap(nn.Identity())(spots), spots, atol=0.02, rtol=0)  # corners, too
 
 
 def test_digits_are_laid_by_their_own_direction() -> None:
