@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench.evidence import steerable_names
+from bench.evidence import rivals
 from bench.evidence.protocol import ANY_ANGLE, FLIPPED, TWELVE, Evaluation, Network, Table
 from bench.evidence.symmetry import fundus
 from sre_triton.training.files import replacing, write_csv
@@ -42,6 +42,10 @@ Added last, as rivals, when all of these had been tested: `gmr-invariants`: `gmr
 learned Gaussians, 262,644 parameters; `steerable`: the resolutions, pooling and up-sampling of the twin with
 convolutions of the package e2cnn between 8, 8, 16 and 28 regular fields of the 8 turns (64 to 224 channels), 5x5
 kernels, maxima over the turns, 262,680.
+After these, with no choice made: `plain-twin-canonical`: the network of `plain-twin` between layers that turn each
+image so that it grows brighter to the right (by the first moment of its grey values over a disc) and turn the logits
+back, both bilinear, in training and test. The turned image lies in a square that holds all of it (182 px for crops of
+128); what that has beyond the image is mirrored.
 
 **Training.** Crops of 128 px, 2 a step, 504 steps of Adam in one cycle of the rate, Dice and cross-entropy, balanced
 rings (no effect on the plain network), moving average of the weights (.99), gain .3 and offset .5 per channel,
@@ -196,6 +200,7 @@ TABLE = Table(
         Network("plain-augmented", {"model_type": "unet", **ANY_ANGLE, **FLIPPED}, _PLAIN_RATES),
         Network("plain-twin", {"model_type": "plain_unet"}, _PLAIN_RATES),
         Network("plain-twin-augmented", {"model_type": "plain_unet", **ANY_ANGLE, **FLIPPED}, _PLAIN_RATES),
+        Network("plain-twin-canonical", {"model_type": "canonical_plain_unet"}, _PLAIN_RATES),
         Network("gmr-invariants", {"model_type": "gmr_unet", "invariants": True}, (2e-2, 5e-2), equivariant=True),
         Network("steerable", _STEERABLE, (2e-3, 8e-3), equivariant=True),
         Network(
@@ -232,6 +237,8 @@ TABLE = Table(
         ("ring-invariants", "plain-augmented"),
         ("ring-invariants", "plain-twin"),
         ("ring-invariants", "plain-twin-augmented"),
+        ("ring-invariants", "plain-twin-canonical"),
+        ("plain-twin-canonical", "plain-twin"),
         ("ring-invariants-longer", "plain-augmented"),
         ("ring-invariants-gradient", "ring-invariants"),
         ("ring-invariants-gradient", "ring"),
@@ -242,7 +249,7 @@ TABLE = Table(
         ("ring-invariants", "steerable-shorter"),
     ),
     prepare=_prepare,
-    register=steerable_names.register,
+    register=rivals.register,
     references=_second_observer,
     photograph=fundus,
 )
