@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from sre_triton.training.data.warp import Symmetry
 from sre_triton.training.options import TurningOptions
 from sre_triton.training.tasks.segmentation_scores import answers
 from sre_triton.training.tasks.undefined import means_of_known
 
-__all__ = ["OBJECT_F1", "each_scored_with_objects", "object_f1"]
+__all__ = ["OBJECT_F1", "each_scored_with_objects", "found_objects", "object_f1"]
 
 OBJECT_F1 = "object_f1"
 _LEAST_IOU = 0.5
@@ -42,8 +43,13 @@ def each_scored_with_objects(
     """``task.each_scored`` of a task of two classes, and F1 of objects beside its scores."""
     table = []
     for logits, labels, field in task.answered(split, symmetry, turning):
-        found = answers(logits.softmax(dim=1)[0], task.description["threshold"])
         inside = field.bool() if task.photographs.has_fields else labels == labels
-        objects = object_f1(*((mask.bool() & inside).cpu().numpy() for mask in (found, labels)))
+        objects = found_objects(task, logits, labels, inside)
         table.append(task.scored(logits, labels, field) | {OBJECT_F1: objects})
     return means_of_known(table), table
+
+
+def found_objects(task: Any, logits: Tensor, labels: Tensor, inside: Tensor) -> float:
+    """:func:`object_f1` of what a task of two classes answered, of (1, 2, H, W), inside a region (H, W)."""
+    found = answers(logits.softmax(dim=1)[0], task.description["threshold"])
+    return object_f1(*((mask.bool() & inside).cpu().numpy() for mask in (found, labels)))

@@ -95,6 +95,8 @@ class Evaluation:
         axis: that volumes are turned about.
         step: degrees between two angles of the rotation test that ``angles`` stand for, over which means are taken.
         objects: of segmentation; whether F1 of connected components is measured, too; see :mod:`.objects`.
+        disc: of segmentation; pixels across the disc on which answers that are turned back are scored, see
+            :mod:`.turned_back`. None: answers as they are, against the turned mask.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Evaluation:
     axis: str = "x"
     step: float = 10.0
     objects: bool = False
+    disc: float | None = None
 
 
 @dataclass(frozen=True)

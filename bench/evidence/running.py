@@ -17,6 +17,7 @@ from bench.evidence.averaging import OverSymmetries
 from bench.evidence.objects import OBJECT_F1, each_scored_with_objects
 from bench.evidence.protocol import Evaluation, Network, Table, at_all, distinct_angles
 from bench.evidence.symmetry import symmetry_of
+from bench.evidence.turned_back import each_scored_turned_back
 from sre_triton.models.profile import COUNTED, count_work
 from sre_triton.training.data.warp import Symmetry
 from sre_triton.training.evaluation.footprint import interleaved_ms, parameter_count, peak_training_memory
@@ -167,9 +168,11 @@ class Runner:
             task.network = OverSymmetries(task.network)
         angles = distinct_angles(evaluation.angles, network.equivariant)
         rows, images = [], []
+        scored = each_scored_with_objects if evaluation.objects else type(task).each_scored
+        if evaluation.disc is not None:
+            scored = partial(each_scored_turned_back, diameter=evaluation.disc)
         with _precision(options):
             for angle in angles:
-                scored = each_scored_with_objects if evaluation.objects else type(task).each_scored
                 scores, each = scored(task, evaluation.split, Symmetry(angle, evaluation.axis), asked)
                 rows.append({"angle": angle, **_rounded(scores)})
                 images.append(each)

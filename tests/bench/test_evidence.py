@@ -24,6 +24,7 @@ from bench.evidence.protocol import EIGHT, EVERY_TEN, TWELVE, Evaluation, Networ
 from bench.evidence.registry import TABLES
 from bench.evidence.rotated_mnist import by_own_direction
 from bench.evidence.running import Runner, _told
+from bench.evidence.turned_back import TurnedBack, disc, each_scored_turned_back
 from sre_triton.models import registry
 from sre_triton.training.data import warp
 from sre_triton.training.options import SegmentOptions
@@ -54,7 +55,11 @@ TABLE = Table(
     ),
     seeds=(1,),
     rate_options={"crops_per_image": 1},
-    evaluations=(Evaluation("whole", "whole"), Evaluation("turned", "turned", EIGHT, {"test_crop": 16}, objects=True)),
+    evaluations=(
+        Evaluation("whole", "whole"),
+        Evaluation("turned", "turned", EIGHT, {"test_crop": 16}, objects=True),
+        Evaluation("back", "back", EIGHT, objects=True, disc=40),
+    ),
     score="dice",
     scores=("auc",),
     comparisons=(("ring", "plain"),),
@@ -84,6 +89,8 @@ def test_a_table_is_made_from_its_trainings_to_its_page_and_gone_on_with(
     assert turned["images"]["dice"]["first"] != turned["images"]["dice"]["mean"]
     plain, averaged = (json.loads((folder / f"{name}-seed1.json").read_text()) for name in ("plain", "averaged"))
     assert len(plain["evaluations"]["turned"]["rows"]) == 8
+    assert "object_f1" in plain["evaluations"]["back"]["rows"][0]
+    assert plain["evaluations"]["back"]["rows"] != plain["evaluations"]["turned"]["rows"]
     assert len(averaged["evaluations"]["turned"]["rows"]) == 5
     assert averaged["evaluations"] != plain["evaluations"]
     assert averaged["validation"] == plain["validation"]  # of the same training
@@ -187,6 +194,53 @@ def test_an_average_over_the_symmetries_turns_with_the_image(maps: bool) -> None
         torch.testing.assert_close(averaged(turn(x)), expected)
         assert not torch.allclose(network(turn(x)), turn(network(x)) if maps else network(x), atol=1e-3)
     torch.testing.assert_close(averaged(x).exp().sum(dim=1), torch.ones_like(averaged(x)[:, 0]))
+
+
+def test_what_turns_with_its_image_answers_alike_when_it_is_turned_back() -> None:
+    rows = torch.linspace(-1, 1, 65)
+    spots = torch.exp(-4 * ((rows - 0.2) ** 2 + (rows[:, None] + 0.3) ** 2)).expand(1, 2, 65, 65) * torch.tensor(
+        [[[[-2.0]], [[2.0]]]]
+    )
+    blind = nn.Conv2d(2, 2, 1)
+    seeing = nn.Conv2d(2, 2, 7, padding=3)
+    inside = disc((65, 65), 60)
+    assert abs(inside.sum() / (torch.pi * 30**2) - 1) < 0.01
+    for angle in (10.0, 90.0, 200.0):
+        differences = []
+        for network in (blind, seeing):
+            y = network(spots).softmax(dim=1)
+            back = TurnedBack(network, angle)(spots)
+            assert back.shape == y.shape
+            differences.append((back.exp() - y)[..., inside].abs().max())
+        assert differences[0] < 2e-3 < differences[1]
+
+
+class _Answers:
+    """A task that answers with its network what it is shown, and has one photograph."""
+
+    def __init__(self, network: nn.Module, mask: torch.Tensor) -> None:
+        self.network, self.mask, self.description = network, mask, {"threshold": 0.5}
+
+    def answered(self, *_: object) -> Any:
+        image = torch.stack([1 - self.mask, self.mask])[None].float()
+        yield self.network(20 * (image - 0.5)), self.mask, torch.ones_like(self.mask)
+
+    def scored(self, logits: torch.Tensor, labels: torch.Tensor, field: torch.Tensor) -> dict[str, float]:
+        found = logits[0].argmax(dim=0)
+        return {"dice": float(2 * (found * labels).sum() / (found + labels).sum()), "pixels": float(field.sum())}
+
+
+def test_answers_that_are_turned_back_are_scored_on_the_disc_alone() -> None:
+    mask = torch.zeros(64, 64)
+    mask[20:35, 30:42] = mask[2:9, 2:9] = 1  # one on the disc, one in a corner
+    task, options = _Answers(nn.Identity(), mask), SegmentOptions()
+    for angle in (0.0, 10.0, 50.0, 120.0):
+        scores, table = each_scored_turned_back(task, "test", warp.Symmetry(angle), options, 50)
+        assert scores["pixels"] == disc((64, 64), 50).sum()
+        assert scores["dice"] > 0.97
+        assert scores["object_f1"] == 1
+        assert table == [scores]
+    assert isinstance(task.network, nn.Identity)
 
 
 def test_results_name_no_place_of_the_machine(tmp_path: Path) -> None:
