@@ -336,7 +336,11 @@ def test_compiles_without_graph_breaks(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("name", RING_NETWORKS)
-def test_every_network_compiles_for_training(name: str, dynamic: bool) -> None:
+def test_every_network_compiles_for_training(name: str, dynamic: bool, request: pytest.FixtureRequest) -> None:
+    if dynamic and "r3d" in name:
+        # Inductor cannot compare strides that are cubes of a size. Strict, so that its mending is noticed.
+        fails = pytest.mark.xfail(strict=True, reason="PyTorch: nn.Conv3d behind nn.AvgPool3d fails as well")
+        request.applymarker(fails)
     torch._dynamo.reset()
     # In float64: normalisation over a batch of two makes float32 gradients of some networks wrong by a tenth.
     network = small(name, dtype=torch.float64).train()
@@ -346,8 +350,11 @@ def test_every_network_compiles_for_training(name: str, dynamic: bool) -> None:
     for n, y in ((network, network(x)), (other, compiled(x))):
         y.square().mean().backward()
         assert all(p.grad is not None for p in n.parameters())
+    largest = {key: p.grad.abs().max().item() for key, p in network.named_parameters()}
+    # Biases in front of a normalisation have no gradient but what is rounded of the largest ones.
+    rounding = 1e-14 * max(largest.values())
     for (key, a), b in zip(network.named_parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(b.grad, a.grad, rtol=0, atol=1e-8 * a.grad.abs().max().item(), msg=key)
+        torch.testing.assert_close(b.grad, a.grad, rtol=0, atol=1e-8 * largest[key] + rounding, msg=key)
 
 
 # Folding of normalisations ----------------------------------------------------------------------------
