@@ -44,8 +44,7 @@ fields (88 to 136 channels), 100,473.
 
 **Training.** Batches of 64, 8 epochs of Adam in one cycle of the rate, cross-entropy, balanced rings (no effect on
 the plain network), no other augmentation. Equal steps; a step of the ring networks takes longer (see costs), and one of
-`steerable`, which needs the package's extra `evidence`, longest. That of `steerable-100k` takes 3.4 times as long as
-that of `ring-invariants-100k`, measured in turns beside other work (the costs below are of a quiet machine).
+`steerable`, which needs the package's extra `evidence`, longest.
 
 **Rates.** 3e-3 and 1e-2 for every network, 2 epochs each with seed 0; the best accuracy on validation is taken.
 

@@ -45,8 +45,7 @@ kernels, maxima over the turns, 262,680.
 After these, with no choice made: `plain-twin-canonical`: the network of `plain-twin` between layers that turn each
 image so that it grows brighter to the right (by the first moment of its grey values over a disc) and turn the logits
 back, both bilinear, in training and test. The turned image lies in a square that holds all of it (182 px for crops of
-128); what that has beyond the image is mirrored. Its step takes 3.0 times as long as that of `plain-twin`, measured in
-turns beside other work (the costs below are of a quiet machine).
+128); what that has beyond the image is mirrored.
 
 **Training.** Crops of 128 px, 2 a step, 504 steps of Adam in one cycle of the rate, Dice and cross-entropy, balanced
 rings (no effect on the plain network), moving average of the weights (.99), gain .3 and offset .5 per channel,
