@@ -339,8 +339,9 @@ def test_compiles_without_graph_breaks(name: str) -> None:
 def test_every_network_compiles_for_training(name: str, dynamic: bool, request: pytest.FixtureRequest) -> None:
     if dynamic and "r3d" in name:
         # Inductor cannot compare strides that are cubes of a size. Strict, so that its mending is noticed.
-        fails = pytest.mark.xfail(strict=True, reason="PyTorch: nn.Conv3d behind nn.AvgPool3d fails as well")
-        request.applymarker(fails)
+        reason = "PyTorch: nn.Conv3d behind nn.AvgPool3d fails as well"
+        error = torch._inductor.exc.InductorError
+        request.applymarker(pytest.mark.xfail(strict=True, raises=error, reason=reason))
     torch._dynamo.reset()
     # In float64: normalisation over a batch of two makes float32 gradients of some networks wrong by a tenth.
     network = small(name, dtype=torch.float64).train()
